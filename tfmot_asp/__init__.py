@@ -1,0 +1,35 @@
+"""2:4 structured sparsity with channel permutation for TensorFlow and Keras models.
+
+Importing this package loads none of TensorFlow, tfmot, numba or CuPy: every public name is resolved on first use, so
+that Keras 3 users keep Keras 3 (importing tfmot switches ``tf.keras`` to Keras 2 for the whole process).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "search": "tfmot_asp.permutation.search",
+    "SearchResult": "tfmot_asp.permutation.search",
+}
+_SUBPACKAGES = ("export", "permutation")
+
+__all__ = [*sorted(_HOME), *_SUBPACKAGES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f"tfmot_asp.{name}")
+    else:
+        raise AttributeError(f"module 'tfmot_asp' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
