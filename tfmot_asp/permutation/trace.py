@@ -1,0 +1,436 @@
+"""Trace a model into one flat graph of ops with static shapes, each weight known by identity.
+
+The graph is read from a concrete function of the model in inference mode. Nested functions are entered, so that a rule
+never meets a call; shapes that the nested function leaves open are inferred again from the caller's; whatever can be
+computed from constants alone (shape arithmetic, masks, position tables) is computed here. Nothing in this module knows
+what an op does to the channels of a tensor: that is :mod:`tfmot_asp.permutation.rules`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context, execute
+from tensorflow.python.framework import function_def_to_graph
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 2
+"""The batch size of the traced function: not 1, so that the batch axis is never mistaken for one that broadcasts."""
+
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+_FOLD_LIMIT = 1 << 22  # elements; a table larger than this is data, not shape arithmetic
+_UNSET = object()
+
+
+@dataclasses.dataclass(eq=False)
+class Tensor:
+    """A tensor of the flat graph.
+
+    Attributes:
+      shape: static shape, or None where even inference leaves a dimension open.
+      dtype: TensorFlow dtype.
+      op: the op that makes it; None for a function input or a captured value.
+      index: which of the op's outputs it is.
+      variable: for a resource, position of the variable in :attr:`Graph.variables`.
+      value: the value, where it is a constant.
+    """
+
+    shape: tuple[int, ...] | None
+    dtype: tf.DType
+    op: Op | None = None
+    index: int = 0
+    variable: int | None = None
+    value: np.ndarray | None = None
+
+    @property
+    def is_resource(self) -> bool:
+        return self.dtype in (tf.resource, tf.variant)
+
+
+@dataclasses.dataclass(eq=False)
+class Op:
+    """An op of the flat graph: type, scoped name, inputs and outputs, and the attributes of the original."""
+
+    index: int
+    type: str
+    name: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    source: tf.Operation
+
+    def attr(self, name: str, default: Any = _UNSET) -> Any:
+        try:
+            return self.source.get_attr(name)
+        except ValueError:
+            if default is _UNSET:
+                raise
+            return default
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.name!r}"
+
+
+@dataclasses.dataclass(eq=False)
+class Graph:
+    """A flat graph: ops in execution order, inputs, outputs, and the variables that the ops read, by identity."""
+
+    ops: list[Op]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    variables: list[tf.Variable]
+
+    def variable_index(self, variable: Any) -> int | None:
+        """Position of `variable` in :attr:`variables`, or None if the function does not use it."""
+        key = variable_key(variable)
+        return next((i for i, v in enumerate(self.variables) if variable_key(v) == key), None)
+
+
+def tf_variable(variable: Any) -> Any:
+    """The `tf.Variable` below a Keras 3 variable; any other variable as it is."""
+    value = getattr(variable, "_value", None)
+    return value if isinstance(value, tf.Variable) else variable
+
+
+def variable_key(variable: Any) -> Any:
+    """A hashable key of the storage behind a variable: equal for all Python wrappers of one resource."""
+    return id(tf_variable(variable).handle)
+
+
+def trace(model: Any, input_shapes: Any = None) -> Graph:
+    """Traces `model` in inference mode at a fixed batch size.
+
+    Args:
+      model: a tf_keras or Keras 3 model, a layer, or any `tf.Module` with `__call__`.
+      input_shapes: shapes of the inputs, for models that do not know their own: one shape, or a list, tuple or dict of
+        them as the model is called. A leading None is the batch. `tf.TensorSpec`s are taken too.
+
+    Returns:
+      The flat graph. The model's state is not touched.
+
+    Raises:
+      TypeError: if `model` cannot be called.
+      ValueError: if a shape is unknown and not given, or the model is not built.
+    """
+    specs = input_specs(model, input_shapes)
+    return trace_function(concrete_function(model, specs))
+
+
+def concrete_function(model: Any, specs: tuple[tuple, dict]) -> Any:
+    """A concrete function of `model` in inference mode for `specs`, the (args, kwargs) of :func:`input_specs`."""
+    call = model if callable(model) else None
+    if call is None:
+        raise TypeError(f"expected a Keras model or a callable tf.Module, got {type(model).__name__}")
+    args, kwargs = specs
+    if _takes_training(model):
+        kwargs = dict(kwargs)
+
+        def run(*a: Any, **k: Any) -> Any:
+            return call(*a, **k, training=False)
+    else:
+
+        def run(*a: Any, **k: Any) -> Any:
+            return call(*a, **k)
+
+    return tf.function(run, autograph=False).get_concrete_function(*args, **kwargs)
+
+
+def _takes_training(model: Any) -> bool:
+    import inspect
+
+    if hasattr(model, "trainable_weights") and hasattr(model, "call"):
+        expects = getattr(model, "_expects_training_arg", None)
+        if expects is None:
+            expects = getattr(model, "_call_has_training_arg", None)
+        if expects is not None:
+            return bool(expects)
+    function = getattr(model, "call", None) or model.__call__
+    try:
+        return "training" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+# Input shapes
+
+
+def input_specs(model: Any, input_shapes: Any = None, batch_size: int = BATCH_SIZE) -> tuple[tuple, dict]:
+    """The `(args, kwargs)` of `tf.TensorSpec`s, fully static, that `model` is called with. See :func:`trace`."""
+    if input_shapes is not None:
+        known = _known_inputs(model)
+        return (_from_shapes(input_shapes, known[0][0] if known and known[0] else None, batch_size),), {}
+    known = _known_inputs(model)
+    if known is None:
+        raise ValueError(
+            f"{_describe(model)} does not know the shapes of its inputs: "
+            "call it once on a sample batch, or pass input_shapes=(None, ...)"
+        )
+    args, kwargs = known
+
+    def static(spec: Any) -> Any:
+        if not hasattr(spec, "shape"):
+            return spec
+        dims = _shape_list(spec.shape)
+        if dims is None or any(d is None for d in dims[1:]):
+            raise ValueError(
+                f"{_describe(model)} leaves the shape of input {_input_name(spec)!r} open ({spec.shape}): "
+                "pass input_shapes with a typical size, for example input_shapes=(None, 224, 224, 3)"
+            )
+        return tf.TensorSpec([batch_size if d is None else d for d in dims], _dtype(spec), name=_input_name(spec))
+
+    # Positions of the call's arguments are kept; None and Python values among them pass through.
+    return tuple(tf.nest.map_structure(static, args)), tf.nest.map_structure(static, kwargs)
+
+
+def _known_inputs(model: Any) -> tuple[tuple, dict] | None:
+    structure = None
+    if hasattr(model, "_nested_inputs") and getattr(model, "_is_graph_network", False):  # tf_keras functional
+        structure = model._nested_inputs
+    elif type(model).__module__.startswith("keras") or hasattr(model, "_inputs_struct"):  # Keras 3 functional
+        structure = getattr(model, "_inputs_struct", None)
+        if structure is None and getattr(model, "_functional", None) is not None:
+            structure = getattr(model._functional, "_inputs_struct", None)
+    if structure is None and getattr(model, "inputs", None):
+        inputs = list(model.inputs)
+        structure = inputs[0] if len(inputs) == 1 else inputs
+    if structure is not None:
+        return (tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, _dtype(t), name=_input_name(t)), structure),), {}
+    save_spec = getattr(model, "save_spec", None)  # tf_keras subclassed, once called
+    if callable(save_spec):
+        spec = save_spec(dynamic_batch=True)
+        if spec is not None:
+            args, kwargs = spec
+            return tuple(args), {k: v for k, v in dict(kwargs).items() if k != "training"}
+    shapes = getattr(model, "_build_shapes_dict", None)  # Keras 3 subclassed, once built
+    if shapes and all(_is_shape(s) for s in shapes.values()):
+        specs = [tf.TensorSpec([None, *list(s)[1:]], _compute_dtype(model)) for s in shapes.values()]
+        return tuple(specs), {}
+    return None
+
+
+def _from_shapes(shapes: Any, known: Any, batch_size: int) -> Any:
+    if isinstance(shapes, tf.TensorSpec):
+        return tf.TensorSpec(_static(shapes.shape, batch_size), shapes.dtype, name=shapes.name)
+    if isinstance(shapes, tf.TensorShape) or _is_shape(shapes):
+        leaves = tf.nest.flatten(known) if known is not None else []
+        dtype = leaves[0].dtype if len(leaves) == 1 else tf.float32
+        return tf.TensorSpec(_static(shapes, batch_size), dtype)
+    if isinstance(shapes, Mapping):
+        inner = known if isinstance(known, Mapping) else {}
+        return {k: _from_shapes(s, inner.get(k), batch_size) for k, s in shapes.items()}
+    if isinstance(shapes, Sequence) and not isinstance(shapes, str):
+        if len(shapes) == 1 and known is not None and hasattr(known, "shape"):
+            return _from_shapes(shapes[0], known, batch_size)
+        inner_list = list(known) if isinstance(known, (list, tuple)) else [None] * len(shapes)
+        if len(inner_list) != len(shapes):
+            raise ValueError(f"input_shapes names {len(shapes)} inputs, the model has {len(inner_list)}")
+        return [_from_shapes(s, k, batch_size) for s, k in zip(shapes, inner_list, strict=True)]
+    raise TypeError(
+        f"input_shapes must be a shape such as (None, 224, 224, 3), or a list or dict of shapes; got {shapes!r}"
+    )
+
+
+def _static(shape: Any, batch_size: int) -> list[int]:
+    dims = _shape_list(shape)
+    if dims is None or any(d is None for d in dims[1:]):
+        raise ValueError(f"input_shapes must be known except for the batch, got {shape}")
+    if any(d is not None and d < 1 for d in dims):
+        raise ValueError(f"input_shapes must be positive, got {shape}")
+    return [batch_size if d is None else d for d in dims]
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(d is None or isinstance(d, (int, np.integer)) for d in value)
+
+
+def _shape_list(shape: Any) -> list[int | None] | None:
+    if isinstance(shape, tf.TensorShape):
+        return None if shape.rank is None else shape.as_list()
+    return None if shape is None else [None if d is None else int(d) for d in shape]
+
+
+def _dtype(spec: Any) -> tf.DType:
+    return tf.as_dtype(spec.dtype)
+
+
+def _compute_dtype(model: Any) -> str:
+    return getattr(model, "compute_dtype", None) or "float32"
+
+
+def _input_name(spec: Any) -> str | None:
+    name = getattr(spec, "name", None)
+    return name.split(":")[0].split("/")[-1] if isinstance(name, str) else None
+
+
+def _describe(model: Any) -> str:
+    name = getattr(model, "name", None)
+    return f"{type(model).__name__} {name!r}" if name else type(model).__name__
+
+
+# The flat graph
+
+
+def trace_function(function: Any, input_shapes: Sequence[Any] | None = None) -> Graph:
+    """Flattens a concrete function.
+
+    Args:
+      function: a `ConcreteFunction`, also one restored from a SavedModel.
+      input_shapes: one static shape per input, where the function's own are open. Without it open shapes stay open
+        (`Tensor.shape` is None).
+    """
+    flattener = _Flattener(function)
+    return flattener.run(input_shapes)
+
+
+class _Flattener:
+    def __init__(self, function: Any):
+        self.function = function
+        self.ops: list[Op] = []
+        self.variables: list[tf.Variable] = []
+        self._by_handle = {id(v.handle): v for v in function.variables}
+        self._known: dict[int, int] = {}
+
+    def run(self, input_shapes: Sequence[Any] | None) -> Graph:
+        graph = self.function.graph
+        captured = list(self.function.captured_inputs)
+        arguments = list(graph.inputs)[: len(graph.inputs) - len(captured)]
+        internal = list(graph.inputs)[len(arguments) :]
+        inputs = []
+        for i, placeholder in enumerate(arguments):
+            shape = placeholder.shape if input_shapes is None else input_shapes[i]
+            inputs.append(Tensor(_full(shape), placeholder.dtype))
+        env: dict[int, Tensor] = {id(p): t for p, t in zip(arguments, inputs, strict=True)}
+        for external, placeholder in zip(captured, internal, strict=True):
+            env[id(placeholder)] = self._capture(external)
+        self._body(graph, env, "")
+        outputs = [env[id(t)] for t in graph.outputs]
+        return Graph(self.ops, inputs, outputs, self.variables)
+
+    def _capture(self, external: Any) -> Tensor:
+        if external.dtype not in (tf.resource, tf.variant):
+            value = external.numpy() if hasattr(external, "numpy") else None
+            return Tensor(_full(external.shape), external.dtype, value=value)
+        tensor = Tensor((), external.dtype)
+        variable = self._by_handle.get(id(external))
+        if variable is not None:
+            tensor.variable = self._known.setdefault(id(external), len(self.variables))
+            if tensor.variable == len(self.variables):
+                self.variables.append(variable)
+        return tensor
+
+    def _body(self, graph: Any, env: dict[int, Tensor], scope: str) -> None:
+        for op in graph.get_operations():
+            if op.outputs and all(id(t) in env for t in op.outputs):
+                continue  # arguments and captures
+            inputs = [env[id(t)] for t in op.inputs]
+            if op.type in _CALLS:
+                self._enter(graph, op, inputs, env, scope)
+                continue
+            new = Op(len(self.ops), op.type, scope + op.name, inputs, [], op)
+            values = _fold(op, inputs)
+            shapes = _output_shapes(op, inputs) if values is None else [np.shape(v) for v in values]
+            for i, (output, shape) in enumerate(zip(op.outputs, shapes, strict=True)):
+                value = None if values is None else values[i]
+                # A resource passes through Identity unchanged; what other ops do to one has no rule.
+                variable = inputs[0].variable if op.type == "Identity" and inputs[0].is_resource else None
+                tensor = Tensor(shape, output.dtype, new, i, variable, value)
+                new.outputs.append(tensor)
+                env[id(output)] = tensor
+            self.ops.append(new)
+
+    def _enter(self, graph: Any, op: Any, inputs: list[Tensor], env: dict[int, Tensor], scope: str) -> None:
+        body = _function_graph(graph, op.get_attr("f").name)
+        inner = {id(p): t for p, t in zip(body.inputs, inputs, strict=True)}
+        self._body(body, inner, f"{scope}{op.name}/")
+        for output, result in zip(op.outputs, body.outputs, strict=True):
+            env[id(output)] = inner[id(result)]
+
+
+def _function_graph(graph: Any, name: str) -> Any:
+    outer = graph
+    while outer is not None:
+        function = outer._get_function(name)
+        if function is not None:
+            body = getattr(function, "graph", None)
+            if body is not None:
+                return body
+            break
+        outer = getattr(outer, "outer_graph", None)
+    library = {f.signature.name: f for f in graph.as_graph_def(add_shapes=True).library.function}
+    return function_def_to_graph.function_def_to_graph(library[name])
+
+
+def _full(shape: Any) -> tuple[int, ...] | None:
+    dims = _shape_list(shape)
+    return None if dims is None or any(d is None for d in dims) else tuple(d for d in dims if d is not None)
+
+
+def _output_shapes(op: Any, inputs: list[Tensor]) -> list[tuple[int, ...] | None]:
+    shapes = [_full(t.shape) for t in op.outputs]
+    if all(s is not None for s in shapes) or any(t.is_resource for t in inputs):
+        return shapes
+    # The op sits in a function that was traced for any batch size: infer again, from the shapes of this call.
+    scratch = tf.Graph()
+    try:
+        with scratch.as_default():
+            copies = [
+                tf.constant(t.value, t.dtype) if t.value is not None else tf.compat.v1.placeholder(t.dtype, t.shape)
+                for t in inputs
+            ]
+            node = op.node_def
+            attrs = {k: v for k, v in node.attr.items() if not k.startswith("_")}
+            new = scratch.create_op(op.type, copies, [t.dtype for t in op.outputs], attrs=attrs, op_def=op.op_def)
+            return [_full(t.shape) for t in new.outputs]
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        logger.debug("no shape inferred for %s %s: %s", op.type, op.name, error)
+        return shapes
+
+
+def _fold(op: Any, inputs: list[Tensor]) -> list[np.ndarray] | None:
+    """Values of the op's outputs, where its inputs are constants (or, for `Shape` and its like, have static shapes)."""
+    if op.type == "Const":
+        return [tf.make_ndarray(op.get_attr("value"))] if op.outputs[0].dtype != tf.string else None
+    if len(op.outputs) == 0 or any(t.is_resource for t in inputs):
+        return None
+    if op.type in ("Shape", "Size", "Rank") and inputs[0].shape is not None:
+        dims = np.asarray(inputs[0].shape, np.int64)
+        dtype = op.outputs[0].dtype.as_numpy_dtype
+        return [{"Shape": dims, "Size": np.prod(dims), "Rank": np.asarray(len(dims))}[op.type].astype(dtype)]
+    if not inputs or any(t.value is None for t in inputs) or op.op_def.is_stateful:
+        return None
+    if any(t.value is not None and t.value.size > _FOLD_LIMIT for t in inputs):
+        return None
+    return _evaluate(op, [t.value for t in inputs])
+
+
+def _evaluate(op: Any, values: list[Any]) -> list[np.ndarray] | None:
+    """Runs the op eagerly on the CPU; None where that is not possible or the result is large."""
+    for output in op.outputs:
+        size = output.shape.num_elements()
+        if output.dtype in (tf.string, tf.resource, tf.variant) or (size is not None and size > _FOLD_LIMIT):
+            return None
+    attrs: list[Any] = []
+    for attribute in op.op_def.attr:
+        attrs += [attribute.name, _plain(op.get_attr(attribute.name))]
+    try:
+        with tf.init_scope(), tf.device("cpu"):
+            inputs = [tf.constant(v, t.dtype) for v, t in zip(values, op.inputs, strict=True)]
+            results = execute.execute(op.type, len(op.outputs), inputs, tuple(attrs), context.context())
+        return [r.numpy() for r in results]
+    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
+        logger.debug("not folded: %s %s: %s", op.type, op.name, error)
+        return None
+
+
+def _plain(attribute: Any) -> Any:
+    """An attribute as the eager runtime takes it: types as their enum."""
+    if isinstance(attribute, tf.DType):
+        return attribute.as_datatype_enum
+    if isinstance(attribute, list):
+        return [_plain(a) for a in attribute]
+    return attribute
