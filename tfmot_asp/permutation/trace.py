@@ -18,6 +18,8 @@ import tensorflow as tf
 from tensorflow.python.eager import context, execute
 from tensorflow.python.framework import function_def_to_graph
 
+from tfmot_asp.layouts import underlying_variable
+
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 2
@@ -39,6 +41,7 @@ class Tensor:
       index: which of the op's outputs it is.
       variable: for a resource, position of the variable in :attr:`Graph.variables`.
       value: the value, where it is a constant.
+      used: whether an op or an output of the graph reads it.
     """
 
     shape: tuple[int, ...] | None
@@ -47,6 +50,7 @@ class Tensor:
     index: int = 0
     variable: int | None = None
     value: np.ndarray | None = None
+    used: bool = True
 
     @property
     def is_resource(self) -> bool:
@@ -91,15 +95,9 @@ class Graph:
         return next((i for i, v in enumerate(self.variables) if variable_key(v) == key), None)
 
 
-def tf_variable(variable: Any) -> Any:
-    """The `tf.Variable` below a Keras 3 variable; any other variable as it is."""
-    value = getattr(variable, "_value", None)
-    return value if isinstance(value, tf.Variable) else variable
-
-
 def variable_key(variable: Any) -> Any:
     """A hashable key of the storage behind a variable: equal for all Python wrappers of one resource."""
-    return id(tf_variable(variable).handle)
+    return id(underlying_variable(variable).handle)
 
 
 def trace(model: Any, input_shapes: Any = None) -> Graph:
@@ -309,7 +307,7 @@ class _Flattener:
             env[id(placeholder)] = self._capture(external)
         self._body(graph, env, "")
         outputs = [env[id(t)] for t in graph.outputs]
-        return Graph(self.ops, inputs, outputs, self.variables)
+        return Graph(_live(self.ops, outputs), inputs, outputs, self.variables)
 
     def _capture(self, external: Any) -> Tensor:
         if external.dtype not in (tf.resource, tf.variant):
@@ -349,6 +347,23 @@ class _Flattener:
         self._body(body, inner, f"{scope}{op.name}/")
         for output, result in zip(op.outputs, body.outputs, strict=True):
             env[id(output)] = inner[id(result)]
+
+
+def _live(ops: list[Op], outputs: list[Tensor]) -> list[Op]:
+    """The ops that the outputs or the state of a variable depend on; constants are values, not ops."""
+    needed = {id(t) for t in outputs}
+    live = []
+    for op in reversed(ops):
+        writes = op.source.op_def.is_stateful and any(t.is_resource for t in op.inputs) and not op.outputs
+        if writes or any(id(t) in needed and t.value is None for t in op.outputs):
+            live.append(op)
+            needed.update(id(t) for t in op.inputs)
+    live.reverse()
+    for index, op in enumerate(live):
+        op.index = index
+        for tensor in op.outputs:
+            tensor.used = id(tensor) in needed
+    return live
 
 
 def _function_graph(graph: Any, name: str) -> Any:
@@ -400,7 +415,8 @@ def _fold(op: Any, inputs: list[Tensor]) -> list[np.ndarray] | None:
     if op.type in ("Shape", "Size", "Rank") and inputs[0].shape is not None:
         dims = np.asarray(inputs[0].shape, np.int64)
         dtype = op.outputs[0].dtype.as_numpy_dtype
-        return [{"Shape": dims, "Size": np.prod(dims), "Rank": np.asarray(len(dims))}[op.type].astype(dtype)]
+        value = {"Shape": dims, "Size": np.prod(dims), "Rank": len(dims)}[op.type]
+        return [np.asarray(value, dtype)]
     if not inputs or any(t.value is None for t in inputs) or op.op_def.is_stateful:
         return None
     if any(t.value is not None and t.value.size > _FOLD_LIMIT for t in inputs):

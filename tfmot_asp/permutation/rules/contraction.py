@@ -1,0 +1,179 @@
+"""GEMM-like ops: matrix products, einsum, convolutions. The summed axes of both sides are tied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfmot_asp.permutation.axes import Axes, Axis, Outputs
+from tfmot_asp.permutation.rules import register_rule
+from tfmot_asp.permutation.trace import Op
+
+
+@register_rule("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
+def matmul(op: Op, axes: Axes) -> Outputs:
+    """`(..., i, k) × (..., k, j) → (..., i, j)`, either side possibly transposed, batch axes broadcast."""
+    a, b = list(axes[op.inputs[0]]), list(axes[op.inputs[1]])
+    if op.attr("transpose_a", False) or op.attr("adj_x", False):
+        a[-2:] = a[:-3:-1]
+    if op.attr("transpose_b", False) or op.attr("adj_y", False):
+        b[-2:] = b[:-3:-1]
+    axes.tie(a[-1], b[-2])
+    rank = len(op.outputs[0].shape or ())
+    batch: list[Axis] = [None] * (rank - 2)
+    for side in (a[:-2], b[:-2]):
+        for i, axis in enumerate(side, start=rank - 2 - len(side)):
+            batch[i] = axes.tie(batch[i], axis)
+    return [[*batch, a[-2], b[-1]]]
+
+
+@register_rule("Einsum", "XlaEinsum")
+def einsum(op: Op, axes: Axes) -> Outputs:
+    """Axes with the same letter are tied; letters that the output lacks are summed."""
+    equation = op.attr("equation").decode().replace(" ", "")
+    left, _, right = equation.partition("->")
+    terms = list(zip(op.inputs, left.split(","), strict=True))
+    ellipsis = max(len(axes[t]) - len(term.replace("...", "")) for t, term in terms)
+    by_letter: dict[str, Axis] = {}
+    for tensor, term in terms:
+        letters = _letters(term, len(axes[tensor]), ellipsis)
+        if len(set(letters)) < len(letters):
+            return axes.pin_all(op, "takes a diagonal")
+        for letter, axis in zip(letters, axes[tensor], strict=True):
+            by_letter[letter] = axes.tie(by_letter.get(letter), axis)
+    out = _letters(right, len(op.outputs[0].shape or ()), ellipsis)
+    if len(set(out)) < len(out):
+        return axes.pin_all(op, "writes a diagonal")
+    return [[by_letter[letter] for letter in out]]
+
+
+def _letters(term: str, rank: int, ellipsis: int) -> list[str]:
+    """One name per axis of an einsum term; the axes of `...` are numbered from the last, as they broadcast."""
+    if "..." not in term:
+        return list(term)
+    before, after = term.split("...")
+    width = rank - len(before) - len(after)
+    return [*before, *(str(i) for i in range(ellipsis - width, ellipsis)), *after]
+
+
+@register_rule("Conv2D", "Conv3D", "Conv")
+def convolution(op: Op, axes: Axes) -> Outputs:
+    """Kernel `(*window, C / groups, K)`: its input axis is tied to the channels of each group alike.
+
+    Output channels may move within their group, which a tie to an axis of its own for each group says.
+    """
+    x, kernel = list(axes[op.inputs[0]]), axes[op.inputs[1]]
+    shape, window = op.inputs[0].shape or (), (op.inputs[1].shape or ())[:-2]
+    channel, spatial = _layout(op, len(x))
+    per_group = (op.inputs[1].shape or ())[-2]
+    groups = shape[channel] // per_group if per_group else 1
+    outputs = kernel[-1]
+    if groups == 1:
+        axes.tie(x[channel], kernel[-2])
+    elif per_group == 1:
+        outputs = _each_channel(axes, x[channel], outputs, op.inputs[1].shape or (), groups)
+    else:
+        _tie_groups(axes, x[channel], kernel[-2], groups)
+        outputs = _confine(axes, outputs, groups, (op.inputs[1].shape or ())[-1])
+    result = slide(op, axes, x, spatial, window, kernel[:-2])
+    result[channel] = outputs
+    return [result]
+
+
+def _each_channel(axes: Axes, channels: Axis, outputs: Axis, kernel_shape: Sequence[int], groups: int) -> Axis:
+    """A group per channel, which is a depthwise convolution: channel c makes the outputs c·M to c·M + M − 1."""
+    if outputs is None:
+        outputs = axes.fresh(kernel_shape[-1])
+    if channels is None:
+        channels = axes.fresh(groups)
+    multiplier = len(outputs) // len(channels)
+    axes.tie(outputs, np.repeat(channels, multiplier), np.tile(np.arange(multiplier), len(channels)))
+    return outputs
+
+
+def _tie_groups(axes: Axes, channels: Axis, kernel: Axis, groups: int) -> None:
+    """Position i of the kernel's input axis is channel i of every group."""
+    if channels is not None and kernel is not None:
+        axes.tie(channels, np.tile(kernel, groups), np.repeat(np.arange(groups), len(kernel)))
+    elif channels is not None:
+        # A kernel with equal weights sums each group: channels may move within theirs.
+        for part in np.split(channels, groups):
+            axes.tie(part, axes.fresh(len(part)))
+
+
+def _confine(axes: Axes, outputs: Axis, groups: int, size: int) -> np.ndarray:
+    """Output channels of a grouped convolution: free to move within a group, not across."""
+    if outputs is None:
+        outputs = axes.fresh(size)
+    for part in np.split(outputs, groups):
+        axes.tie(part, axes.fresh(len(part)))
+    return outputs
+
+
+@register_rule("DepthwiseConv2dNative")
+def depthwise_convolution(op: Op, axes: Axes) -> Outputs:
+    """Kernel `(h, w, C, M)`: channel c makes the outputs c·M to c·M + M − 1."""
+    x, kernel = list(axes[op.inputs[0]]), axes[op.inputs[1]]
+    channel, spatial = _layout(op, len(x))
+    *window, size, multiplier = op.inputs[1].shape or ()
+    outputs: Axis = axes.tie(kernel[-2], x[channel])
+    if multiplier > 1:
+        reason = "the channel multiplier of a depthwise convolution"
+        axes.pin(kernel[-1], reason, op)
+        run = axes.fresh(size * multiplier)
+        if outputs is not None:
+            axes.tie(run, np.repeat(outputs, multiplier), np.tile(np.arange(multiplier), size))
+        else:
+            axes.pin(run, reason, op)
+        outputs = run
+    result = slide(op, axes, x, spatial, window, kernel[:-2])
+    result[channel] = outputs
+    return [result]
+
+
+@register_rule("Conv2DBackpropInput", "Conv3DBackpropInputV2")
+def transposed_convolution(op: Op, axes: Axes) -> Outputs:
+    """Inputs (sizes, kernel, x); kernel `(*window, K, C)`: the output channels stand before the input channels."""
+    kernel, x = axes[op.inputs[1]], list(axes[op.inputs[2]])
+    channel, spatial = _layout(op, len(x))
+    kernel_shape, x_shape = op.inputs[1].shape or (), op.inputs[2].shape or ()
+    if kernel_shape[-1] != x_shape[channel] or (op.outputs[0].shape or ())[channel] != kernel_shape[-2]:
+        return axes.pin_all(op, "a grouped transposed convolution")
+    axes.tie(x[channel], kernel[-1])
+    for i in spatial:
+        axes.pin(x[i], "a spatial axis", op)
+    for axis in kernel[:-2]:
+        axes.pin(axis, "a spatial axis", op)
+    shape = op.outputs[0].shape or ()
+    result = [axes.pinned(n, "a spatial axis", op) if i in spatial else x[i] for i, n in enumerate(shape)]
+    result[channel] = kernel[-2]
+    return [result]
+
+
+def _layout(op: Op, rank: int) -> tuple[int, list[int]]:
+    """The channel axis and the spatial axes of an op's image tensor."""
+    if op.attr("data_format", b"NHWC").decode().startswith("NC") or op.attr("data_format", b"") == b"CHANNELS_FIRST":
+        return 1, list(range(2, rank))
+    return rank - 1, list(range(1, rank - 1))
+
+
+def slide(
+    op: Op, axes: Axes, x: list[Axis], spatial: Sequence[int], window: Sequence[int], kernel: Sequence[Axis] = ()
+) -> list[Axis]:
+    """The axes of a tensor over which a window has moved: spatial ones are pinned, unless the window is one pixel."""
+    result = list(x)
+    strides = op.attr("strides", None)
+    shape = op.outputs[0].shape or ()
+    for axis in kernel:
+        axes.pin(axis, "a spatial axis", op)
+    for i, size in zip(spatial, window, strict=True):
+        if size == 1 and (strides is None or strides[i] == 1) and shape[i] == len_of(op, i):
+            continue
+        axes.pin(x[i], "a spatial axis", op)
+        result[i] = axes.pinned(shape[i], "a spatial axis", op)
+    return result
+
+
+def len_of(op: Op, axis: int) -> int:
+    return (op.inputs[0].shape or ())[axis]

@@ -1,0 +1,159 @@
+"""Ops that work on each element alone, with broadcasting; softmax and reductions; batch normalization."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfmot_asp.permutation.axes import Axes, Axis, Outputs
+from tfmot_asp.permutation.rules import register_rule
+from tfmot_asp.permutation.trace import Op
+
+_UNARY = """
+    Abs Acos Acosh Asin Asinh Atan Atanh BesselI0e BesselI1e Bitcast Cast Ceil CheckNumerics Cos Cosh DebugIdentity
+    Digamma Elu EnsureShape Erf Erfc Erfinv Exp Expm1 FakeQuantWithMinMaxArgs Floor Identity Inv Invert IsFinite IsInf
+    IsNan LeakyRelu Lgamma Log Log1p LogSoftmax LogicalNot Ndtri Neg OnesLike PlaceholderWithDefault PreventGradient
+    QuantizeAndDequantizeV4 Reciprocal Relu Relu6 Rint Round Rsqrt Selu Sigmoid Sign Sin Sinh Snapshot Softmax Softplus
+    Softsign Sqrt Square StopGradient Tan Tanh ZerosLike
+"""
+# Softmax and LogSoftmax normalize over their last axis by a sum, in which order does not matter.
+
+_BROADCASTING = """
+    Add AddV2 ApproximateEqual Atan2 BitwiseAnd BitwiseOr BitwiseXor ClipByValue Complex Div DivNoNan Equal FloorDiv
+    FloorMod Greater GreaterEqual Igamma Igammac LeftShift Less LessEqual LogicalAnd LogicalOr Maximum Minimum Mod Mul
+    MulNoNan NextAfter NotEqual Polygamma Pow RealDiv RightShift SelectV2 SquaredDifference Sub TruncateDiv TruncateMod
+    Xdivy Xlog1py Xlogy Zeta
+"""
+
+_ACTIVATION_GRADIENTS = "EluGrad LeakyReluGrad Relu6Grad ReluGrad RsqrtGrad SigmoidGrad SqrtGrad TanhGrad"
+
+
+@register_rule(*_UNARY.split())
+def unary(op: Op, axes: Axes) -> Outputs:
+    """The output is indexed as the first input; further inputs are scalars."""
+    return [axes[op.inputs[0]]]
+
+
+@register_rule("IdentityN")
+def identity_n(op: Op, axes: Axes) -> Outputs:
+    """What custom-gradient functions end in."""
+    return [axes[t] if not t.is_resource else [] for t in op.inputs]
+
+
+@register_rule(*_BROADCASTING.split(), *_ACTIVATION_GRADIENTS.split())
+def broadcasting(op: Op, axes: Axes) -> Outputs:
+    """Axes of equal size are tied, aligned from the last; an axis of size 1 is uniform and ties to nothing."""
+    return [join(op, axes, len(op.outputs[0].shape or ()))] * len(op.outputs)
+
+
+def join(op: Op, axes: Axes, rank: int) -> list[Axis]:
+    """The axes of all inputs, broadcast to `rank` and tied."""
+    result: list[Axis] = [None] * rank
+    for tensor in op.inputs:
+        own = axes[tensor]
+        for i, axis in enumerate(own, start=rank - len(own)):
+            result[i] = axes.tie(result[i], axis)
+    return result
+
+
+@register_rule("AddN", "AccumulateNV2")
+def add_n(op: Op, axes: Axes) -> Outputs:
+    return [join(op, axes, len(op.outputs[0].shape or ()))]
+
+
+@register_rule("Select")
+def select(op: Op, axes: Axes) -> Outputs:
+    """The older select: its condition may be a vector, which then belongs to the first axis."""
+    condition, x, y = (axes[t] for t in op.inputs)
+    result = [axes.tie(a, b) for a, b in zip(x, y, strict=True)]
+    return [[axes.tie(r, condition[i]) if i < len(condition) else r for i, r in enumerate(result)]]
+
+
+@register_rule("BiasAdd")
+def bias_add(op: Op, axes: Axes) -> Outputs:
+    x, (bias,) = list(axes[op.inputs[0]]), axes[op.inputs[1]]
+    channel = 1 if op.attr("data_format", b"NHWC") == b"NCHW" else len(x) - 1
+    x[channel] = axes.tie(x[channel], bias)
+    return [x]
+
+
+@register_rule("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "QuantizeAndDequantizeV2")
+def fake_quant(op: Op, axes: Axes) -> Outputs:
+    """Ranges are scalars, or vectors over the last axis."""
+    x = list(axes[op.inputs[0]])
+    for limit in op.inputs[1:]:
+        if limit.shape:
+            x[-1] = axes.tie(x[-1], axes[limit][0])
+    return [x]
+
+
+@register_rule("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+def fused_batch_norm(op: Op, axes: Axes) -> Outputs:
+    """Scale, offset, mean and variance belong to the channel; other axes are normalized over or left alone.
+
+    Works alike in training mode (layer normalization is built on it), in which mean and variance are empty.
+    """
+    x = list(axes[op.inputs[0]])
+    channel = 1 if op.attr("data_format", b"NHWC") in (b"NCHW", b"NCDHW") else len(x) - 1
+    for tensor in op.inputs[1:]:
+        if tensor.shape and tensor.shape[0]:
+            x[channel] = axes.tie(x[channel], axes[tensor][0])
+    rest = [
+        [x[channel]] if t.shape == (op.inputs[0].shape or ())[channel : channel + 1] else [None] * len(t.shape or ())
+        for t in op.outputs[1:]
+    ]
+    return [x, *rest]
+
+
+@register_rule("L2Loss")
+def to_scalar(op: Op, axes: Axes) -> Outputs:
+    return [[]]
+
+
+@register_rule("Sum", "Mean", "Max", "Min", "Prod", "All", "Any", "EuclideanNorm")
+def reduce(op: Op, axes: Axes) -> Outputs:
+    """A reduction does not depend on the order along the axes that it drops."""
+    where = op.inputs[1].value
+    if where is None:
+        return axes.pin_all(op, "reduces axes that are known only when it runs")
+    x = axes[op.inputs[0]]
+    dropped = {int(i) % len(x) for i in np.ravel(where)} if x else set()
+    if op.attr("keep_dims", False):
+        return [[None if i in dropped else a for i, a in enumerate(x)]]
+    return [[a for i, a in enumerate(x) if i not in dropped]]
+
+
+@register_rule("Cumsum", "Cumprod", "CumulativeLogsumexp")
+def cumulative(op: Op, axes: Axes) -> Outputs:
+    """Runs along one axis, whose order matters."""
+    return ordered_along(op, axes, op.inputs[1].value, "accumulated in order along this axis")
+
+
+@register_rule("LRN")
+def local_response_normalization(op: Op, axes: Axes) -> Outputs:
+    """Each channel is normalized by its neighbours."""
+    return ordered_along(op, axes, np.asarray(-1), "normalized by neighbouring channels")
+
+
+def ordered_along(op: Op, axes: Axes, axis: np.ndarray | None, reason: str) -> Outputs:
+    """Pins one axis of the first input and hands all on; pins everything if the axis is not known."""
+    if axis is None:
+        return axes.pin_all(op, reason)
+    x = list(axes[op.inputs[0]])
+    for i in np.ravel(axis):
+        i = int(i) % len(x)
+        axes.pin(x[i], reason, op)
+        if x[i] is None:  # equal slices in, different slices out
+            x[i] = axes.pinned((op.inputs[0].shape or ())[i], reason, op)
+    return [x]
+
+
+@register_rule("ArgMax", "ArgMin")
+def arg_max(op: Op, axes: Axes) -> Outputs:
+    """The result is a position along the axis."""
+    where = op.inputs[1].value
+    if where is None:
+        return axes.pin_all(op, "the position along this axis is the result")
+    x = axes[op.inputs[0]]
+    dropped = int(where) % len(x)
+    axes.pin(x[dropped], "the position along this axis is the result", op)
+    return [[a for i, a in enumerate(x) if i != dropped]]

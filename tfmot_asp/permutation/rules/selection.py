@@ -1,0 +1,199 @@
+"""Ops that pick positions: slice, split, gather, reverse, top-k, one-hot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfmot_asp.permutation.axes import Axes, Axis, Outputs
+from tfmot_asp.permutation.rules import register_rule
+from tfmot_asp.permutation.trace import Op
+
+
+def pick(axes: Axes, axis: Axis, positions: np.ndarray) -> Axis:
+    """The axis with only `positions` of it, in their order. A new axis, tied to what it was picked from."""
+    if axis is None or (len(positions) == len(axis) and np.array_equal(positions, np.arange(len(axis)))):
+        return axis
+    picked = axes.fresh(len(positions))
+    # Equal positions are equal slices: only their number counts, so one label serves.
+    axes.tie(axis[positions], picked)
+    return picked
+
+
+@register_rule("Slice")
+def slice_(op: Op, axes: Axes) -> Outputs:
+    begin = op.inputs[1].value
+    if begin is None:
+        return axes.pin_all(op, "slices at a place that is known only when it runs")
+    shape = op.outputs[0].shape or ()
+    return [
+        [
+            pick(axes, axis, np.arange(int(start), int(start) + size))
+            for axis, start, size in zip(axes[op.inputs[0]], begin, shape, strict=True)
+        ]
+    ]
+
+
+@register_rule("StridedSlice")
+def strided_slice(op: Op, axes: Axes) -> Outputs:
+    """`x[1:3, ..., None, 0]`. The one position that an integer index picks is thereby distinguished."""
+    x, shape = axes[op.inputs[0]], op.inputs[0].shape or ()
+    if any(t.value is None for t in op.inputs[1:]):
+        return axes.pin_all(op, "slices at a place that is known only when it runs")
+    index = _index(op, len(shape))
+    result: list[Axis] = []
+    axis = 0
+    for item in index:
+        if item is None:
+            result.append(None)
+            continue
+        positions = np.arange(shape[axis])[item]
+        if np.ndim(positions):
+            result.append(pick(axes, x[axis], positions))
+        else:
+            pick(axes, x[axis], positions[None])
+        axis += 1
+    return [result]
+
+
+def _index(op: Op, rank: int) -> list[Any]:
+    """The Python index of a StridedSlice, one entry per input axis, None for a new axis."""
+    begin, end, strides = (np.ravel(np.asarray(t.value)) for t in op.inputs[1:4])
+    masks = {k: int(op.attr(f"{k}_mask")) for k in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
+
+    def has(mask: str, i: int) -> bool:
+        return bool(masks[mask] >> i & 1)
+
+    index: list[Any] = []
+    for i in range(len(begin)):
+        if has("ellipsis", i):
+            named = sum(not has("new_axis", j) and not has("ellipsis", j) for j in range(len(begin)))
+            index += [slice(None)] * (rank - named)
+        elif has("new_axis", i):
+            index.append(None)
+        elif has("shrink_axis", i):
+            index.append(int(begin[i]))
+        else:
+            start = None if has("begin", i) else int(begin[i])
+            stop = None if has("end", i) else int(end[i])
+            index.append(slice(start, stop, int(strides[i])))
+    used = sum(item is not None for item in index)
+    return index + [slice(None)] * (rank - used)
+
+
+@register_rule("Split", "SplitV")
+def split(op: Op, axes: Axes) -> Outputs:
+    tensor, where = (op.inputs[1], op.inputs[0]) if op.type == "Split" else (op.inputs[0], op.inputs[2])
+    if where.value is None:
+        return axes.pin_all(op, "splits along an axis that is known only when it runs")
+    x = list(axes[tensor])
+    axis = int(where.value) % len(x)
+    results: list[Sequence[Axis]] = []
+    start = 0
+    for output in op.outputs:
+        size = (output.shape or ())[axis]
+        piece = list(x)
+        piece[axis] = pick(axes, x[axis], np.arange(start, start + size))
+        results.append(piece)
+        start += size
+    return results
+
+
+@register_rule("GatherV2", "Gather", "ResourceGather")
+def gather(op: Op, axes: Axes) -> Outputs:
+    """Rows picked by constant indices are a pick; rows picked by data (an embedding) must stay where they are."""
+    source, indices = op.inputs[0], op.inputs[1]
+    if source.is_resource:
+        if source.variable is None:
+            return axes.pin_all(op, "reads a resource that is not a variable")
+        rank = len(axes.graph.variables[source.variable].shape)
+        x: list[Axis] = [axes.variable_axes[source.variable, i] for i in range(rank)]
+    else:
+        x = list(axes[source])
+    where = op.inputs[2].value if len(op.inputs) > 2 else np.asarray(0)
+    if where is None or not x:
+        return axes.pin_all(op, "gathers along an axis that is known only when it runs")
+    axis = int(where) % len(x)
+    batch = int(op.attr("batch_dims", 0))
+    if batch < 0:
+        batch += len(indices.shape or ())
+    if indices.value is not None and batch == 0 and np.ndim(indices.value) <= 1:
+        picked = pick(axes, x[axis], np.ravel(indices.value).astype(np.int64))
+        return [[*x[:axis], *([picked] if np.ndim(indices.value) else []), *x[axis + 1 :]]]
+    axes.pin(x[axis], "picked from by index", op)
+    own = axes[indices]
+    if indices.value is not None:  # which row goes where is written in the constant
+        own = tuple(None if n == 1 else axes.pinned(n, "picked from by index", op) for n in indices.shape or ())
+    leading = [axes.tie(a, b) for a, b in zip(x[:batch], own[:batch], strict=True)]
+    return [[*leading, *x[batch:axis], *own[batch:], *x[axis + 1 :]]]
+
+
+@register_rule("GatherNd", "ResourceGatherNd")
+def gather_nd(op: Op, axes: Axes) -> Outputs:
+    source, indices = op.inputs[0], op.inputs[1]
+    depth = (indices.shape or (0,))[-1]
+    if source.is_resource:
+        if source.variable is None:
+            return axes.pin_all(op, "reads a resource that is not a variable")
+        rank = len(axes.graph.variables[source.variable].shape)
+        x: list[Axis] = [axes.variable_axes[source.variable, i] for i in range(rank)]
+    else:
+        x = list(axes[source])
+    for axis in x[:depth]:
+        axes.pin(axis, "picked from by index", op)
+    *own, last = axes[indices]
+    axes.pin(last, "an index", op)
+    return [[*own, *x[depth:]]]
+
+
+@register_rule("ReverseV2")
+def reverse(op: Op, axes: Axes) -> Outputs:
+    where = op.inputs[1].value
+    if where is None:
+        return axes.pin_all(op, "reversed along an axis that is known only when it runs")
+    x = list(axes[op.inputs[0]])
+    for i in np.ravel(where):
+        axis = x[int(i)]
+        x[int(i)] = None if axis is None else pick(axes, axis, np.arange(len(axis))[::-1])
+    return [x]
+
+
+@register_rule("Roll")
+def roll(op: Op, axes: Axes) -> Outputs:
+    shifts, where = op.inputs[1].value, op.inputs[2].value
+    if shifts is None or where is None:
+        return axes.pin_all(op, "rolled by a number that is known only when it runs")
+    x = list(axes[op.inputs[0]])
+    for shift, i in zip(np.ravel(shifts), np.ravel(where), strict=True):
+        axis = x[int(i)]
+        x[int(i)] = None if axis is None else pick(axes, axis, np.roll(np.arange(len(axis)), int(shift)))
+    return [x]
+
+
+@register_rule("TopKV2", "TopK")
+def top_k(op: Op, axes: Axes) -> Outputs:
+    """Values are sorted, and the second output names positions."""
+    x = list(axes[op.inputs[0]])
+    axes.pin(x[-1], "sorted along this axis", op)
+    last = axes.pinned((op.outputs[0].shape or ())[-1], "sorted along this axis", op)
+    return [[*x[:-1], last]] * 2
+
+
+@register_rule("OneHot")
+def one_hot(op: Op, axes: Axes) -> Outputs:
+    x = list(axes[op.inputs[0]])
+    rank = len(x) + 1
+    axis = int(op.attr("axis")) % rank
+    x.insert(axis, axes.pinned((op.outputs[0].shape or ())[axis], "one position per class", op))
+    return [x]
+
+
+@register_rule("MatrixBandPart", "MatrixDiagPartV3", "MatrixDiagV3", "MatrixSetDiagV3")
+def matrix_part(op: Op, axes: Axes) -> Outputs:
+    """Works by the place in the last two axes of the matrix."""
+    result = axes.pin_all(op, "works by the place in a matrix")
+    if op.type == "MatrixBandPart":
+        return [[*axes[op.inputs[0]][:-2], *result[0][-2:]]]
+    return result
