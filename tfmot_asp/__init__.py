@@ -14,6 +14,13 @@ __version__ = "0.1.0"
 _HOME = {
     "search": "tfmot_asp.permutation.search",
     "SearchResult": "tfmot_asp.permutation.search",
+    "PruneForSparseTensorCores": "tfmot_asp.policy",
+    "PruneLowMagnitude": "tfmot_asp.wrapper",
+    "prune_low_magnitude": "tfmot_asp.prune",
+    "strip_pruning": "tfmot_asp.prune",
+    "prune_scope": "tfmot_asp.prune",
+    "UpdatePruningStep": "tfmot_asp.callbacks",
+    "PruningSummaries": "tfmot_asp.callbacks",
 }
 _SUBPACKAGES = ("export", "permutation")
 
