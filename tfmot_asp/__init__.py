@@ -21,6 +21,10 @@ _HOME = {
     "prune_scope": "tfmot_asp.prune",
     "UpdatePruningStep": "tfmot_asp.callbacks",
     "PruningSummaries": "tfmot_asp.callbacks",
+    "SparseTensorCoreRule": "tfmot_asp.eligibility",
+    "sparsity_report": "tfmot_asp.report",
+    "SparsityReport": "tfmot_asp.report",
+    "check_pruned_layers": "tfmot_asp.report",
 }
 _SUBPACKAGES = ("export", "permutation")
 

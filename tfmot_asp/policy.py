@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import PruneRegistry
+from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
 from tfmot_asp import layouts
 from tfmot_asp.eligibility import DEFAULT_KINDS, Skip, SparseTensorCoreRule
@@ -151,7 +152,5 @@ def _is_graph(model: Any) -> bool:
 
 def _tfmot_can_wrap(layer: Any) -> bool:
     return (
-        isinstance(layer, tfmot.sparsity.keras.PruneLowMagnitude)
-        or hasattr(layer, "get_prunable_weights")
-        or PruneRegistry.supports(layer)
+        isinstance(layer, PruneLowMagnitude) or hasattr(layer, "get_prunable_weights") or PruneRegistry.supports(layer)
     )

@@ -93,6 +93,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             super().build(input_shape)
             return
         keras.layers.Wrapper.build(self, input_shape)
+        _build_projections(self.layer)
         pruning_vars, reduction_axes = [], []
         for index, (weight, axes) in enumerate(_prunable_weights(self.layer)):
             suffix = f"_{index}" if index else ""  # checkpoints know variables by these names
@@ -163,17 +164,19 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     def finish_pruning(self) -> None:
         """Brings every kernel into the full pattern now, whatever the schedule says, and masks it.
 
-        Does nothing new after training to the end of a schedule; says so in the log where it has to prune.
+        Before any training this is one-shot pruning. After training to the end of the schedule it changes nothing;
+        after training that stopped short of it, the log says so.
         """
         if self.sparsity_m_by_n is None or not self.built:
             return
-        if self.pruning_obj.complete_masks():
+        steps = max(0, int(keras.backend.get_value(self.pruning_step)))
+        if self.pruning_obj.complete_masks() and steps:
             logger.warning(
                 "Layer %r had not reached its %s pattern after %d training steps; its masks were completed now. "
                 "Train longer, or shorten the schedule, for better accuracy.",
                 self.layer.name,
                 self.sparsity_m_by_n,
-                max(0, int(keras.backend.get_value(self.pruning_step))),
+                steps,
             )
         self.pruning_obj.weight_mask_op()
 
@@ -302,6 +305,28 @@ def _check_wrappable(layer: Any) -> None:
             "get_prunable_weights on it that lists the weights to prune, or leave it out."
         )
     layer.get_prunable_weights = lambda: [weight for weight, _ in _prunable_weights(layer)]
+
+
+def _build_projections(layer: Any) -> None:
+    """Builds the projections of an attention layer that was made from its config: Keras does so at the first call."""
+    if layouts.kind_of(layer) not in layouts.ATTENTION_KINDS or layouts.kernels_of(layer):
+        return
+    query = getattr(layer, "_query_shape", None)
+    if query is None:
+        raise ValueError(
+            f"Layer {layer.name!r} of type {type(layer).__name__} has not been called, so its projections do not exist "
+            "yet. Call it once (or build the model around it), then wrap it."
+        )
+    heads = (*query[:-1], layer._num_heads, layer._value_dim)
+    for projection, shape in (
+        (layer._query_dense, query),
+        (layer._key_dense, layer._key_shape),
+        (layer._value_dense, layer._value_shape),
+        (layer._output_dense, heads),
+    ):
+        # The name scopes that a call would open: variable names, and so checkpoints, stay the same.
+        with tf.name_scope(projection.name):
+            projection.build(tf.TensorShape(shape))
 
 
 def _prunable_weights(layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
