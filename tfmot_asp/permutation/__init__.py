@@ -1,0 +1,27 @@
+"""Channel permutation: reorder a model's channels, without changing what it computes, so that 2:4 keeps large weights.
+
+`trace` reads the model as one graph, `axes` and `rules` find which positions move together, `groups` which may be
+exchanged, `search` the best order, `apply` writes it. `plan` and `pipeline` put them in line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "PermutationError": "tfmot_asp.permutation.apply",
+    "PermutationReport": "tfmot_asp.permutation.report",
+    "permute": "tfmot_asp.permutation.pipeline",
+    "plan_model": "tfmot_asp.permutation.plan",
+    "register_rule": "tfmot_asp.permutation.rules",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, because `tfmot_asp.permutation.search` must work without TensorFlow.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)

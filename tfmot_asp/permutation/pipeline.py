@@ -1,0 +1,218 @@
+"""`permute`: plan, search, apply, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfmot_asp import masks
+from tfmot_asp.permutation.apply import apply, variable_moves
+from tfmot_asp.permutation.groups import Group, PlannedKernel
+from tfmot_asp.permutation.plan import ModelPlan, plan_model
+from tfmot_asp.permutation.report import GroupEntry, LayerEntry, PermutationReport
+from tfmot_asp.permutation.search import SearchResult, search
+
+logger = logging.getLogger(__name__)
+
+
+def permute(
+    model: Any,
+    *,
+    policy: Any = None,
+    input_shapes: Any = None,
+    sparsity_m_by_n: tuple[int, int] = (2, 4),
+    device: str = "auto",
+    effort: str = "balanced",
+    seed: int = 0,
+    verify: bool = True,
+    progress: bool | None = None,
+) -> PermutationReport:
+    """Reorders the channels of a model, in place, so that an m by n mask keeps more weight magnitude.
+
+    What the model computes does not change: whatever carries a channel (kernels that make it, biases, normalization,
+    kernels that consume it, optimizer slots) is reordered alike. Use it before pruning; the weights stay dense.
+
+    Args:
+      model: a tf_keras or Keras 3 (TensorFlow backend) model, or a `tf.Module` that holds Keras layers. Built.
+      policy: which layers will be pruned: a `PruningPolicy`, by default `PruneForSparseTensorCores()`.
+      input_shapes: for models that do not know their input shapes: a shape such as (None, 224, 224, 3), or a list or
+        dict of shapes as the model is called.
+      sparsity_m_by_n: m zeros in every n consecutive weights of the reduction axis.
+      device: "auto", "cpu" or "cuda", where the search runs. The result is the same.
+      effort: "fast", "balanced" or "thorough".
+      seed: of the search.
+      verify: run the model on a random input before and after, and put everything back if an output changed.
+      progress: show a progress bar; by default if stderr is a terminal.
+
+    Returns:
+      A :class:`PermutationReport`: per layer what was done and why not.
+
+    Raises:
+      TypeError: if `model` is not a model.
+      ValueError: if the model is not built, has unknown input shapes, NaN or infinite weights, no layer that the policy
+        prunes, or layers that are wrapped for pruning already.
+      PermutationError: if an output changed, which would be a defect of this library.
+      In every case, and if it is interrupted, the model is as it was.
+
+    Example:
+      >>> report = tfmot_asp.permute(model)
+      >>> print(report)
+    """
+    plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=sparsity_m_by_n)
+    orders, results = [], []
+    with _bar(plan, progress) as bar:
+        for group in plan.plan.groups:
+            bar.set_postfix_str(f"{group.name}, {group.size} channels")
+            matrix = search_matrix(plan, group)
+            result = search(matrix, m_by_n=plan.m_by_n, device=device, effort=effort, seed=seed)
+            order = np.arange(group.size)
+            order[group.columns] = group.columns[result.permutation]
+            if not _helps(plan, group, order):
+                order = np.arange(group.size)
+                result = dataclasses.replace(
+                    result,
+                    permutation=np.arange(len(group.columns)),
+                    retained_after=result.retained_before,
+                    efficacy=0.0,
+                )
+            orders.append(order)
+            results.append(result)
+            bar.update(matrix.size)
+    return finish(plan, model, orders, results, verify=verify)
+
+
+def finish(
+    plan: ModelPlan,
+    model: Any,
+    orders: Sequence[np.ndarray],
+    results: Sequence[SearchResult] | None = None,
+    *,
+    verify: bool = True,
+) -> PermutationReport:
+    """Applies the orders of a plan's groups and reports."""
+    before = [_retained(plan, kernel, plan.weight(kernel.variable)) for kernel in plan.plan.kernels]
+    change = apply(plan, orders, model, verify=verify)
+    after = [_retained(plan, kernel, plan.weight(kernel.variable)) for kernel in plan.plan.kernels]
+    report = PermutationReport(
+        layers=tuple(_layers(plan, before, after)),
+        groups=tuple(_group_entries(plan, orders, results)),
+        sparsity_m_by_n=plan.m_by_n,
+        max_change=change,
+        fingerprint=plan.fingerprint(),
+    )
+    logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
+    return report
+
+
+def search_matrix(plan: ModelPlan, group: Group) -> np.ndarray:
+    """The group's search matrix: a column per channel of `group.columns`, a row per weight row; float32 scores."""
+    kernels = plan.plan.kernels
+    rows = [math.prod(kernels[p.kernel].shape) // kernels[p.kernel].reduction_size for p in group.parts]
+    matrix = np.empty((sum(rows), len(group.columns)), np.float32)
+    start = 0
+    flat: np.ndarray | None = None
+    last = -1
+    for part, count in zip(group.parts, rows, strict=True):
+        if part.kernel != last:
+            flat, last = _scores(plan, kernels[part.kernel]), part.kernel
+        assert flat is not None
+        matrix[start : start + count] = flat[part.positions].T
+        start += count
+    return matrix
+
+
+def _scores(plan: ModelPlan, kernel: PlannedKernel) -> np.ndarray:
+    """The score of each weight, reduction axis first: shape (reduction size, everything else), float32."""
+    weight = np.abs(plan.weight(kernel.variable).astype(np.float32))
+    weight = np.moveaxis(weight, kernel.reduction_axes, range(len(kernel.reduction_axes)))
+    return weight.reshape(kernel.reduction_size, -1)
+
+
+def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
+    """Whether the order keeps more over all kernels it touches, also those whose stripes the search did not see."""
+    searched = {part.kernel for part in group.parts}
+    if searched == set(group.kernels) and len(group.columns) == group.size:
+        return True
+    orders = [order if g is group else np.arange(g.size) for g in plan.plan.groups]
+    moves = variable_moves(plan, orders)
+    before = after = 0.0
+    for index in group.kernels:
+        kernel = plan.plan.kernels[index]
+        weight = plan.weight(kernel.variable)
+        before += _retained(plan, kernel, weight)[0]
+        for axis, positions in moves.get(kernel.variable, ()):
+            weight = weight.take(positions, axis)
+        after += _retained(plan, kernel, weight)[0]
+    return after >= before
+
+
+def _retained(plan: ModelPlan, kernel: PlannedKernel, weight: np.ndarray) -> tuple[float, float]:
+    """Magnitude that the mask keeps, and in all."""
+    kept = masks.retained_magnitude(weight, kernel.reduction_axes, plan.m_by_n)
+    return kept, float(np.abs(weight.astype(np.float32)).sum(dtype=np.float64))
+
+
+def _layers(
+    plan: ModelPlan, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]
+) -> list[LayerEntry]:
+    entries = []
+    for i, kernel in enumerate(plan.plan.kernels):
+        movable, size = plan.plan.movable[i], kernel.reduction_size
+        status = "permuted" if movable == size else "partly permuted" if movable else "fixed"
+        entries.append(
+            LayerEntry(
+                kernel.name,
+                plan.kinds[i],
+                status,
+                plan.plan.reasons[i],
+                size,
+                movable,
+                before[i][0] / before[i][1] if before[i][1] else 1.0,
+                after[i][0] / after[i][1] if after[i][1] else 1.0,
+            )
+        )
+    entries += [LayerEntry(u.name, u.kind, "fixed", u.reason) for u in plan.unused]
+    entries += [LayerEntry(d.name, d.kind, "dense", d.reason) for d in plan.dense]
+    return entries
+
+
+def _group_entries(
+    plan: ModelPlan, orders: Sequence[np.ndarray], results: Sequence[SearchResult] | None
+) -> list[GroupEntry]:
+    entries = []
+    for i, (group, order) in enumerate(zip(plan.plan.groups, orders, strict=True)):
+        result = results[i] if results is not None else None
+        names = tuple(plan.plan.kernels[k].name for k in group.kernels)
+        entries.append(
+            GroupEntry(
+                group.name,
+                group.size,
+                names,
+                tuple(int(c) for c in order),
+                float(result.retained_before) if result else math.nan,
+                float(result.retained_after) if result else math.nan,
+                float(result.efficacy) if result else math.nan,
+            )
+        )
+    return entries
+
+
+def _bar(plan: ModelPlan, progress: bool | None) -> Any:
+    from tqdm.auto import tqdm
+
+    sizes = [
+        len(group.columns)
+        * sum(
+            math.prod(plan.plan.kernels[p.kernel].shape) // plan.plan.kernels[p.kernel].reduction_size
+            for p in group.parts
+        )
+        for group in plan.plan.groups
+    ]
+    show = sys.stderr.isatty() if progress is None else progress
+    return tqdm(total=sum(sizes), desc="permute", unit="weight", unit_scale=True, disable=not show)

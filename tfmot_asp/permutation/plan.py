@@ -1,0 +1,174 @@
+"""From a model to a permutation plan: pick the kernels, trace the model, group its channels. Changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from typing import Any
+
+import numpy as np
+
+from tfmot_asp import layouts
+from tfmot_asp.eligibility import SparseTensorCoreRule
+from tfmot_asp.masks import check_m_by_n
+from tfmot_asp.permutation.axes import analyse
+from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
+from tfmot_asp.permutation.trace import Graph, concrete_function, input_specs, trace_function
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseLayer:
+    """A layer with a kernel that the policy keeps dense, and its reason."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelPlan:
+    """A model with its plan.
+
+    Attributes:
+      function: the concrete function that was traced; running it is how the result is verified.
+      graph: its ops and variables.
+      plan: the groups.
+      kinds: for each planned kernel the kind of its layer ("Dense", "Conv2D", ...).
+      unused: kernels to be pruned that the traced function does not read.
+      dense: the other layers that have a kernel.
+      m_by_n: the sparsity pattern.
+    """
+
+    function: Any
+    graph: Graph
+    plan: PermutationPlan
+    kinds: tuple[str, ...]
+    unused: tuple[DenseLayer, ...]
+    dense: tuple[DenseLayer, ...]
+    m_by_n: tuple[int, int]
+
+    def weight(self, variable: int) -> np.ndarray:
+        """The current value of a variable."""
+        return read(self.graph.variables[variable])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must agree for a permutation found on one model to fit another: its variables and its groups."""
+        variables = [[str(v.dtype.name), *map(int, v.shape)] for v in self.graph.variables]
+        digest = hashlib.sha256()
+        for group in self.plan.groups:
+            for slot in group.slots:
+                digest.update(np.asarray([slot.variable, slot.axis, len(slot.positions)], np.int64).tobytes())
+                digest.update(slot.positions.astype(np.int64).tobytes())
+            digest.update(group.columns.astype(np.int64).tobytes())
+        return {
+            "variables": variables,
+            "kernels": [[k.name, *k.shape] for k in self.plan.kernels],
+            "groups": digest.hexdigest(),
+        }
+
+
+def read(variable: Any) -> np.ndarray:
+    """The value of a variable, also of a distributed one, in its own dtype."""
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(layouts.underlying_variable(variable)).numpy()
+
+
+def plan_model(
+    model: Any, *, policy: Any = None, input_shapes: Any = None, sparsity_m_by_n: tuple[int, int] = (2, 4)
+) -> ModelPlan:
+    """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises."""
+    m_by_n = check_m_by_n(sparsity_m_by_n)
+    chosen, dense = _kernels(model, policy)
+    if not chosen:
+        reasons = "; ".join(d.reason for d in dense[:5]) + ("; ..." if len(dense) > 5 else "")
+        raise ValueError(
+            f"{_title(model)} has no layer that the policy would prune, so there is nothing to permute for. "
+            + (f"The layers with kernels: {reasons}" if dense else "It has no Dense or convolution layer.")
+        )
+    function = concrete_function(model, input_specs(model, input_shapes))
+    graph = trace_function(function)
+    kernels, kinds, unused = [], [], []
+    seen: set[int] = set()
+    for name, kernel in chosen:
+        variable = graph.variable_index(kernel.variable)
+        if variable is None:
+            reason = f"the model's inference function does not use {name!r}"
+            unused.append(DenseLayer(name, kernel.layout.kind, reason))
+        elif variable not in seen:
+            seen.add(variable)
+            kernels.append(PlannedKernel(name, variable, kernel.shape, kernel.layout.reduction_axes))
+            kinds.append(kernel.layout.kind)
+    _check_finite(graph, kernels)
+    plan = plan_groups(analyse(graph), kernels, m_by_n[1])
+    return ModelPlan(function, graph, plan, tuple(kinds), tuple(unused), tuple(dense), m_by_n)
+
+
+def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]], list[DenseLayer]]:
+    """The kernels that the policy prunes, with names, and the layers it does not."""
+    import tensorflow as tf
+
+    if isinstance(model, (list, tuple, str, dict)) or not (
+        layouts.is_keras_layer(model) or isinstance(model, tf.Module)
+    ):
+        raise TypeError(
+            f"permute takes a Keras model or a tf.Module that holds Keras layers, got {type(model).__name__}; "
+            "a path is loaded first with tf_keras.models.load_model"
+        )
+    if getattr(model, "built", True) is False:
+        raise ValueError(
+            f"{_title(model)} is not built, so it has no weights yet: call it on a sample batch, "
+            "or build it with model.build(input_shape)"
+        )
+    _check_not_wrapped(model)
+    rule = policy if policy is not None else SparseTensorCoreRule()
+    chosen, dense = [], []
+    for name, layer in layouts.all_layers(model):
+        kernels = [k for k in layouts.kernels_of(layer) if k.layout.reduction_axes]
+        if not layouts.kernels_of(layer):
+            continue
+        reason = _why(rule, layer)
+        if reason is None and kernels:
+            for kernel in kernels:
+                part = "" if kernel.attribute in ("kernel", "_kernel") else f".{kernel.attribute}"
+                chosen.append((name + part, kernel))
+        else:
+            kind = layouts.kind_of(layer) or type(layer).__name__
+            dense.append(DenseLayer(name, kind, reason or f"{name!r} sums over no channels"))
+    return chosen, dense
+
+
+def _why(policy: Any, layer: Any) -> str | None:
+    if hasattr(policy, "why"):
+        return policy.why(layer)
+    if hasattr(policy, "allow_pruning"):
+        return None if policy.allow_pruning(layer) else f"{type(policy).__name__} does not allow {layer.name!r}"
+    raise TypeError(
+        f"policy must be a tfmot PruningPolicy, such as tfmot_asp.PruneForSparseTensorCores(), got {policy!r}"
+    )
+
+
+def _check_not_wrapped(model: Any) -> None:
+    for part in getattr(model, "submodules", ()):
+        if any(base.__name__ == "PruneLowMagnitude" for base in type(part).__mro__):
+            raise ValueError(
+                f"layer {part.name!r} is wrapped for pruning already: permuting now would move weights from under "
+                "its mask. Permute the model first, then wrap it; prune_low_magnitude(permute=True) does both"
+            )
+
+
+def _check_finite(graph: Graph, kernels: list[PlannedKernel]) -> None:
+    names = {k.variable: k.name for k in kernels}
+    for index, variable in enumerate(graph.variables):
+        if variable.dtype.is_floating and not np.isfinite(read(variable).astype(np.float32)).all():
+            raise ValueError(
+                f"the weights of {names.get(index, variable.name)!r} contain NaN or infinite values: "
+                "a mask chosen by magnitude would be meaningless. Restore a good checkpoint first"
+            )
+
+
+def _title(model: Any) -> str:
+    return f"{type(model).__name__} {getattr(model, 'name', '')!r}"

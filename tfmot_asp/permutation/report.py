@@ -1,0 +1,188 @@
+"""What a permutation did: per layer and per group, to read, to store, and to apply to an identical model elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+FORMAT = "tfmot_asp permutation 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerEntry:
+    """One layer with a kernel.
+
+    Attributes:
+      name: of the layer, with its path where names clash.
+      kind: "Dense", "Conv2D", ...
+      status: "permuted", "partly permuted" (some input channels must stay), "fixed" (prunable, but none of its input
+        channels can move) or "dense" (the policy does not prune it).
+      reason: why some or all input channels stay, or why the layer is not pruned; None if all move.
+      size: length of the reduction axis.
+      movable: how many of its positions could be reordered.
+      retained_before: share of the kernel's magnitude that the mask keeps in the given order, in [0, 1].
+      retained_after: the same in the new order.
+    """
+
+    name: str
+    kind: str
+    status: str
+    reason: str | None = None
+    size: int | None = None
+    movable: int | None = None
+    retained_before: float | None = None
+    retained_after: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupEntry:
+    """One permutation group.
+
+    Attributes:
+      name: of the first layer whose input channels it orders.
+      size: number of channels.
+      layers: names of all layers whose input channels it orders.
+      order: the new order: place i takes what channel `order[i]` had; a permutation of range(size).
+      retained_before: sum of absolute weights kept in the given order, over the rows that were searched.
+      retained_after: the same in the new order.
+      efficacy: how much of what could be regained was (Pool & Yu, NeurIPS 2021), percent.
+    """
+
+    name: str
+    size: int
+    layers: tuple[str, ...]
+    order: tuple[int, ...]
+    retained_before: float
+    retained_after: float
+    efficacy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutationReport:
+    """The result of :func:`tfmot_asp.permute`. `str()` is a table.
+
+    Attributes:
+      layers: every layer with a kernel, in model order.
+      groups: the permutation groups.
+      sparsity_m_by_n: the pattern that was searched for.
+      max_change: largest change of an output relative to its largest value, as measured; None if not verified.
+      fingerprint: what :meth:`apply_to` compares.
+    """
+
+    layers: tuple[LayerEntry, ...]
+    groups: tuple[GroupEntry, ...]
+    sparsity_m_by_n: tuple[int, int]
+    max_change: float | None
+    fingerprint: dict[str, Any] = dataclasses.field(repr=False)
+
+    @property
+    def prunable(self) -> int:
+        """Number of kernels that the policy prunes."""
+        return sum(layer.status != "dense" for layer in self.layers)
+
+    @property
+    def permuted(self) -> int:
+        """Number of those whose input channels were put into a searched order, wholly or partly."""
+        return sum(layer.status in ("permuted", "partly permuted") for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what :meth:`save` writes."""
+        return {"format": FORMAT, "permuted": self.permuted, "prunable": self.prunable, **dataclasses.asdict(self)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report, with the orders, as JSON."""
+        text = json.dumps(self.to_dict(), indent=1)
+        temporary = f"{os.fspath(path)}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PermutationReport:
+        """Reads a report written by :meth:`save`.
+
+        Raises:
+          ValueError: if the file is not such a report.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                data = json.load(file)
+            if data["format"] != FORMAT:
+                raise KeyError("format")
+            groups = tuple(
+                GroupEntry(**{**g, "layers": tuple(g["layers"]), "order": tuple(g["order"])}) for g in data["groups"]
+            )
+            for group in groups:
+                if sorted(group.order) != list(range(group.size)):
+                    raise ValueError(f"the order of group {group.name!r} is not a permutation")
+            m, n = data["sparsity_m_by_n"]
+            return cls(
+                layers=tuple(LayerEntry(**entry) for entry in data["layers"]),
+                groups=groups,
+                sparsity_m_by_n=(int(m), int(n)),
+                max_change=data["max_change"],
+                fingerprint=data["fingerprint"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)} is not a report saved by tfmot_asp {FORMAT!r}: {error}") from error
+
+    def apply_to(
+        self, model: Any, *, policy: Any = None, input_shapes: Any = None, verify: bool = True
+    ) -> PermutationReport:
+        """Reorders an identical model as this one was, without a search.
+
+        Args:
+          model: built alike and holding the same weights as the model that the report is of had before.
+          policy: as it was given to `permute`.
+          input_shapes: as for `permute`.
+          verify: run the model before and after, as `permute` does.
+
+        Returns:
+          The report of that model.
+
+        Raises:
+          ValueError: if the model differs; the error names the difference. The model is as it was.
+        """
+        from tfmot_asp.permutation.permute import finish
+        from tfmot_asp.permutation.plan import plan_model
+
+        plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=self.sparsity_m_by_n)
+        _check_same(self.fingerprint, plan.fingerprint())
+        return finish(plan, model, [np.asarray(g.order, np.int64) for g in self.groups], verify=verify)
+
+    def __str__(self) -> str:
+        width = max([len(layer.name) for layer in self.layers], default=5)
+        summary = f"{self.permuted} of {self.prunable} prunable kernels permuted, in {len(self.groups)} groups"
+        if self.max_change is not None:
+            summary += f"; largest change of an output {self.max_change:.1e} of its size"
+        lines = [
+            summary,
+            f"{'layer':<{width}}  {'kind':<12}  {'status':<15}  {'kept before':>11}  {'kept after':>10}  why",
+        ]
+        for layer in self.layers:
+            before, after = (
+                "" if share is None else f"{100 * share:.2f} %"
+                for share in (layer.retained_before, layer.retained_after)
+            )
+            lines.append(
+                f"{layer.name:<{width}}  {layer.kind:<12}  {layer.status:<15}  {before:>11}  {after:>10}  "
+                f"{layer.reason or ''}".rstrip()
+            )
+        return "\n".join(lines)
+
+
+def _check_same(stored: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raises with the first difference of two fingerprints."""
+    for what, singular in (("variables", "variable"), ("kernels", "kernel")):
+        ours, theirs = stored[what], found[what]
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+            if list(a) != list(b):
+                raise ValueError(f"the report does not fit this model: {singular} {i} is {b} here and was {a} there")
+        if len(ours) != len(theirs):
+            raise ValueError(f"the report does not fit this model: {len(theirs)} {what} here, {len(ours)} there")
+    if stored["groups"] != found["groups"]:
+        raise ValueError("the report does not fit this model: the same variables are connected in another way")
