@@ -1,0 +1,207 @@
+"""``search``: a matrix in, a channel order out."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfmot_asp.masks import DEFAULT_M_BY_N, check_m_by_n
+from tfmot_asp.permutation.search import cpu
+from tfmot_asp.permutation.search.effort import EFFORTS, make_plan, row_step
+from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
+from tfmot_asp.permutation.search.fixed_point import encode
+from tfmot_asp.permutation.search.result import SearchResult
+from tfmot_asp.permutation.search.scores import Scores
+
+DEVICES = ("auto", "cpu", "cuda")
+WIDEST_STRIPE = 16
+
+_logger = logging.getLogger(__name__)
+
+
+def search(
+    matrix: npt.ArrayLike,
+    *,
+    m_by_n: tuple[int, int] = DEFAULT_M_BY_N,
+    device: str = "auto",
+    effort: str = "balanced",
+    seed: int = 0,
+    progress: bool | Callable[[float], Any] | None = None,
+    time_limit: float | None = None,
+    row_weights: npt.ArrayLike | None = None,
+    column_weights: npt.ArrayLike | None = None,
+    threads: int | None = None,
+) -> SearchResult:
+    """Finds the channel order that keeps the most weight magnitude under an m by n mask.
+
+    The result is a function of matrix, weights, m_by_n, effort and seed alone: the same for any number of threads, on
+    any run and on every device, unless ``time_limit`` cuts the search short.
+
+    Args:
+        matrix: (rows, columns), any real dtype (also float16 and bfloat16), any strides: a column per channel, the mask
+            runs along the rows. What counts is the absolute value: another importance measure than magnitude is passed
+            as the matrix itself, or by weights. Not copied; beside it the search needs at most 4 bytes per element and
+            chain, and never more than 1 GiB per chain (a larger matrix is searched on evenly spaced rows).
+        m_by_n: m zeros in every n consecutive columns, n at most 16. If n does not divide the number of columns,
+            the last stripe counts as padded with zeros.
+        device: "auto" (a CUDA device if there is one, else the CPU), "cpu" or "cuda".
+        effort: "fast", "balanced" or "thorough": how much work, counted in operations, not in seconds.
+        seed: of all random numbers; any integer.
+        progress: a callable that is given the fraction done, from 0.0 to 1.0, in the caller's thread; or True for a
+            tqdm bar of its own; or False or None for neither.
+        time_limit: seconds after which the search returns what it has; this gives up reproducibility.
+        row_weights: (rows,), factors of the scores, finite and non-negative.
+        column_weights: (columns,), likewise: for activation-aware scores, the norm of each channel's activations.
+        threads: CPU threads, by default as many as this process may use. No effect on the result.
+
+    Returns:
+        A SearchResult; its order is never worse than the given one.
+
+    Raises:
+        ValueError: for a matrix that is empty, not two-dimensional or not finite, and for options that make no sense.
+        TypeError: for a matrix that is not of real numbers.
+        RuntimeError: for device="cuda" where there is none; it says why.
+
+    Example:
+        >>> import numpy as np
+        >>> from tfmot_asp import search
+        >>> kernel = np.random.default_rng(0).normal(size=(128, 64))
+        >>> result = search(kernel, effort="fast")
+        >>> new = kernel[:, result.permutation]
+        >>> result.retained_after > result.retained_before
+        True
+    """
+    started = time.perf_counter()
+    m, n = check_m_by_n(m_by_n, "m_by_n")
+    if n > WIDEST_STRIPE:
+        raise ValueError(f"m_by_n must have n at most {WIDEST_STRIPE}; got {m_by_n!r}")
+    _check_choice("device", device, DEVICES)
+    _check_choice("effort", effort, EFFORTS)
+    seed = _check_integer("seed", seed)
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"time_limit must be a positive number of seconds, or None; got {time_limit!r}")
+    threads = _usable_cpus() if threads is None else _check_integer("threads", threads)
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, or None; got {threads}")
+    scores = _check_scores(matrix, row_weights, column_weights)
+    if device == "cuda":
+        raise RuntimeError("device='cuda': the CUDA search is not part of this version yet; use device='cpu' or 'auto'")
+
+    sampled = scores.sampled(row_step(scores.rows, scores.columns))
+    codes = encode(scores, sampled)
+    plan = make_plan(scores.columns, sampled.rows, n, effort)
+    with _Progress(progress, started, time_limit) as tick:
+        orders, stopped = cpu.search_codes(codes.values, n, n - m, plan, seed, threads, tick)
+    del codes
+    values = evaluate(scores, orders, n, n - m)
+    best = max(range(len(orders)), key=lambda k: values[k].found)  # the first of equals
+    order, value = orders[best], values[best]
+    if not value.found > value.given:
+        order, value = np.arange(scores.columns), value._replace(found=value.given)
+    return SearchResult(
+        permutation=order.astype(np.intp),
+        retained_before=value.given,
+        retained_after=value.found,
+        efficacy=efficacy(value),
+        seconds=time.perf_counter() - started,
+        m_by_n=(m, n),
+        effort=effort,
+        seed=seed,
+        device="cpu",
+        finished=not stopped,
+    )
+
+
+class _Progress:
+    """Turns the ``progress`` argument and the time limit into the ``tick`` that a device calls."""
+
+    def __init__(
+        self, progress: bool | Callable[[float], Any] | None, started: float, time_limit: float | None
+    ) -> None:
+        self._report: Callable[[float], Any] | None = progress if callable(progress) else None
+        self._deadline = None if time_limit is None else started + time_limit
+        self._bar: Any = None
+        if progress is True:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                total=1.0, desc="search", bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+            )
+
+    def __enter__(self) -> Callable[[float], bool]:
+        return self._tick
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self._show(1.0)
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tick(self, fraction: float) -> bool:
+        self._show(fraction)
+        return self._deadline is not None and time.perf_counter() >= self._deadline
+
+    def _show(self, fraction: float) -> None:
+        if self._report is not None:
+            self._report(fraction)
+        if self._bar is not None:
+            self._bar.n = fraction
+            self._bar.refresh()
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def _check_integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer; got {value!r}") from None
+
+
+def _check_scores(matrix: Any, row_weights: Any, column_weights: Any) -> Scores:
+    array = np.asarray(matrix)
+    kind = f"an array of shape {array.shape} and dtype {array.dtype}"
+    if array.ndim != 2:
+        raise ValueError(
+            f"matrix must have two axes, (rows, columns) with a column per channel; got {kind}. Move a kernel's "
+            "reduction axis last and flatten the others, for example np.moveaxis(kernel, 2, -1).reshape(-1, channels)."
+        )
+    if array.size == 0:
+        raise ValueError(f"matrix is empty: got {kind}; it needs at least one row and one column")
+    if array.dtype.kind not in "fiu" and not _is_extended_float(array.dtype):
+        raise TypeError(f"matrix must be of real numbers, floats or integers; got {kind}")
+    return Scores(
+        array,
+        _check_weights("row_weights", row_weights, array.shape[0], "row"),
+        _check_weights("column_weights", column_weights, array.shape[1], "column"),
+    )
+
+
+def _is_extended_float(dtype: np.dtype[Any]) -> bool:
+    """Whether it is one of the ``ml_dtypes`` floats, such as bfloat16, which NumPy knows as opaque types."""
+    return dtype.kind == "V" and dtype.names is None and "float" in dtype.name
+
+
+def _check_weights(name: str, weights: Any, length: int, per: str) -> npt.NDArray[np.float64] | None:
+    if weights is None:
+        return None
+    array = np.asarray(weights, np.float64)
+    if array.shape != (length,):
+        raise ValueError(f"{name} must have one factor per {per}, shape ({length},); got shape {array.shape}")
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(f"{name} must be finite and non-negative; got values from {array.min()} to {array.max()}")
+    return array

@@ -1,0 +1,139 @@
+"""The search on CPU threads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfmot_asp.permutation.search.counter_random import gumbel_table, host_key
+from tfmot_asp.permutation.search.effort import Plan
+from tfmot_asp.permutation.search.moves import DONE, STOP, anneal_block, prepare, typical_gain
+from tfmot_asp.permutation.search.temperature import deal, temperatures
+
+POLL = 0.05
+"""Seconds between looks at progress, deadline and signals while threads compute."""
+
+_Order = npt.NDArray[np.int64]
+Tick = Callable[[float], bool]
+"""Called with the fraction done, about every POLL seconds, in the caller's thread; returns whether to stop."""
+
+
+def search_codes(
+    codes: npt.NDArray[np.uint16], n: int, keep: int, plan: Plan, seed: int, threads: int, tick: Tick
+) -> tuple[list[_Order], bool]:
+    """Anneals all chains.
+
+    Args:
+        codes: uint16 (columns, rows), see ``fixed_point``.
+        n, keep: stripe width and values kept of it.
+        plan: how much work.
+        seed: of all random numbers.
+        threads: CPU threads to use; no effect on the result.
+        tick: progress, and the wish to stop.
+
+    Returns:
+        One order per chain, int64 (columns,), and whether it was stopped before the plan was done.
+    """
+    columns = codes.shape[0]
+    start = _Chain(codes, np.arange(columns))
+    stripes = -(-columns // n)
+    with _pool(threads) as pool:
+        share = -(-stripes // threads)
+        run = _Run(pool, tick)
+        stopped = run.all(
+            [
+                (prepare, (*start.state, first, min(first + share, stripes), n, keep))
+                for first in range(0, stripes, share)
+            ],
+            0.0, 0.0, 1, []
+        )  # fmt: skip
+        chains = [start if c == plan.chains - 1 else start.copy() for c in range(plan.chains)]
+        unit = int(typical_gain(start.codes, start.thresholds, start.own, start.order, n))
+        table = gumbel_table()
+        for epoch in range(plan.epochs):
+            if stopped:
+                break
+            heat, pair_heat = temperatures(plan, unit, epoch)
+            jobs = []
+            controls = []
+            for c, chain in enumerate(chains):
+                for b, block in enumerate(deal(stripes, plan, seed, c, epoch)):
+                    control = np.zeros(2, np.int64)
+                    controls.append(control)
+                    key = host_key(seed, c, epoch, b)
+                    jobs.append(
+                        (
+                            anneal_block,
+                            (*chain.state, block, n, keep, plan.assignments, heat, plan.pair_rounds, pair_heat, table,
+                             key, control),
+                        )
+                    )  # fmt: skip
+            stopped = run.all(jobs, epoch / plan.epochs, 1 / plan.epochs, plan.rounds * len(jobs), controls)
+    return [chain.order for chain in chains], stopped
+
+
+class _Chain:
+    """One annealing's state; the codes are shared, everything that changes is its own."""
+
+    def __init__(self, codes: npt.NDArray[np.uint16], order: _Order) -> None:
+        self.codes = codes
+        self.thresholds = np.zeros_like(codes)
+        self.own = np.zeros(codes.shape[0], np.int64)
+        self.order = order
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        return self.codes, self.thresholds, self.own, self.order
+
+    def copy(self) -> _Chain:
+        other = _Chain(self.codes, self.order.copy())
+        other.thresholds[:] = self.thresholds
+        other.own[:] = self.own
+        return other
+
+
+@contextlib.contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="tfmot_asp_search")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Run:
+    """Runs jobs on the pool while the caller's thread stays free for signals, progress and the deadline."""
+
+    def __init__(self, pool: ThreadPoolExecutor, tick: Tick) -> None:
+        self.pool = pool
+        self.tick = tick
+
+    def all(
+        self, jobs: list[Any], before: float, share: float, steps: int, controls: list[npt.NDArray[np.int64]]
+    ) -> bool:
+        """Returns whether the tick asked to stop; whatever is raised meanwhile stops the jobs and is raised."""
+        futures: list[Future[Any]] = [self.pool.submit(function, *arguments) for function, arguments in jobs]
+        stop = False
+        pending: Any = futures
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=POLL)
+                for future in done:
+                    future.result()
+                fraction = sum(int(control[DONE]) for control in controls) / steps
+                if not stop and self.tick(before + share * min(1.0, fraction)):
+                    stop = True
+                    for control in controls:
+                        control[STOP] = 1
+        except BaseException:
+            for control in controls:
+                control[STOP] = 1
+            for future in futures:
+                future.cancel()
+            raise
+        return stop
