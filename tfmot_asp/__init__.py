@@ -12,6 +12,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "permute": "tfmot_asp.permutation.pipeline",
+    "PermutationReport": "tfmot_asp.permutation.report",
+    "PermutationError": "tfmot_asp.permutation.apply",
     "search": "tfmot_asp.permutation.search",
     "SearchResult": "tfmot_asp.permutation.search",
     "PruneForSparseTensorCores": "tfmot_asp.policy",
