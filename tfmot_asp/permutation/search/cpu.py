@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -15,6 +15,8 @@ from tfmot_asp.permutation.search.effort import Plan
 from tfmot_asp.permutation.search.moves import DONE, STOP, anneal_block, prepare, typical_gain
 from tfmot_asp.permutation.search.temperature import deal, temperatures
 
+SPAN = 64
+"""Stripes prepared in one job."""
 POLL = 0.05
 """Seconds between looks at progress, deadline and signals while threads compute."""
 
@@ -43,22 +45,16 @@ def search_codes(
     start = _Chain(codes, np.arange(columns))
     stripes = -(-columns // n)
     with _pool(threads) as pool:
-        share = -(-stripes // threads)
         run = _Run(pool, tick)
-        stopped = run.all(
-            [
-                (prepare, (*start.state, first, min(first + share, stripes), n, keep))
-                for first in range(0, stripes, share)
-            ],
-            0.0, 0.0, 1, []
-        )  # fmt: skip
+        spans = [(first, min(first + SPAN, stripes)) for first in range(0, stripes, SPAN)]
+        stopped = run.all([(prepare, (*start.state, *span, n, keep)) for span in spans])
         chains = [start if c == plan.chains - 1 else start.copy() for c in range(plan.chains)]
-        unit = int(typical_gain(start.codes, start.thresholds, start.own, start.order, n))
+        unit = int(typical_gain(start.codes, start.thresholds, start.order, n))
         table = gumbel_table()
         for epoch in range(plan.epochs):
             if stopped:
                 break
-            heat, pair_heat = temperatures(plan, unit, epoch)
+            heat = temperatures(plan, unit, epoch)
             jobs = []
             controls = []
             for c, chain in enumerate(chains):
@@ -66,14 +62,8 @@ def search_codes(
                     control = np.zeros(2, np.int64)
                     controls.append(control)
                     key = host_key(seed, c, epoch, b)
-                    jobs.append(
-                        (
-                            anneal_block,
-                            (*chain.state, block, n, keep, plan.assignments, heat, plan.pair_rounds, pair_heat, table,
-                             key, control),
-                        )
-                    )  # fmt: skip
-            stopped = run.all(jobs, epoch / plan.epochs, 1 / plan.epochs, plan.rounds * len(jobs), controls)
+                    jobs.append((anneal_block, (*chain.state, block, n, keep, heat, table, key, control)))
+            stopped = run.all(jobs, controls, epoch / plan.epochs, 1 / (plan.epochs * plan.rounds * len(jobs)))
     return [chain.order for chain in chains], stopped
 
 
@@ -83,17 +73,15 @@ class _Chain:
     def __init__(self, codes: npt.NDArray[np.uint16], order: _Order) -> None:
         self.codes = codes
         self.thresholds = np.zeros_like(codes)
-        self.own = np.zeros(codes.shape[0], np.int64)
         self.order = order
 
     @property
     def state(self) -> tuple[Any, ...]:
-        return self.codes, self.thresholds, self.own, self.order
+        return self.codes, self.thresholds, self.order
 
     def copy(self) -> _Chain:
         other = _Chain(self.codes, self.order.copy())
         other.thresholds[:] = self.thresholds
-        other.own[:] = self.own
         return other
 
 
@@ -114,26 +102,34 @@ class _Run:
         self.tick = tick
 
     def all(
-        self, jobs: list[Any], before: float, share: float, steps: int, controls: list[npt.NDArray[np.int64]]
+        self, jobs: list[Any], controls: Sequence[npt.NDArray[np.int64]] = (), before: float = 0.0, step: float = 0.0
     ) -> bool:
-        """Returns whether the tick asked to stop; whatever is raised meanwhile stops the jobs and is raised."""
-        futures: list[Future[Any]] = [self.pool.submit(function, *arguments) for function, arguments in jobs]
+        """Runs all jobs, (function, arguments) each.
+
+        Args:
+            controls: their control arrays (see ``anneal_block``).
+            before: progress so far. step: progress that one round counts.
+
+        Returns:
+            Whether the tick asked to stop. Whatever is raised meanwhile, by a job, by the tick or by a signal, stops
+            all jobs and is raised.
+        """
+        pending: set[Future[Any]] = {self.pool.submit(function, *arguments) for function, arguments in jobs}
         stop = False
-        pending: Any = futures
         try:
             while pending:
                 done, pending = wait(pending, timeout=POLL)
                 for future in done:
                     future.result()
-                fraction = sum(int(control[DONE]) for control in controls) / steps
-                if not stop and self.tick(before + share * min(1.0, fraction)):
+                rounds = sum(int(control[DONE]) for control in controls)
+                if not stop and self.tick(before + step * rounds):
                     stop = True
                     for control in controls:
                         control[STOP] = 1
         except BaseException:
             for control in controls:
                 control[STOP] = 1
-            for future in futures:
+            for future in pending:
                 future.cancel()
             raise
         return stop

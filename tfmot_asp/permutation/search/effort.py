@@ -14,17 +14,20 @@ LARGEST_CODES = 1 << 28
 
 
 class _Level(NamedTuple):
-    budget: float  # operations of one chain, for a matrix of 2**20 elements
+    budget: float  # operations of one chain, times the square root of the number of elements
     fewest: int  # rounds, whatever the budget
     most: int
-    chains: int
+    chains: int  # up to FEW stripes; half as many beyond, and one where a single chain occupies several threads
 
 
 _LEVELS = {
-    "fast": _Level(budget=8e9, fewest=16, most=150, chains=1),
-    "balanced": _Level(budget=40e9, fewest=40, most=1500, chains=2),
-    "thorough": _Level(budget=400e9, fewest=100, most=4000, chains=8),
+    "fast": _Level(budget=4.5e6, fewest=64, most=2_000, chains=2),
+    "balanced": _Level(budget=50e6, fewest=128, most=10_000, chains=4),
+    "thorough": _Level(budget=250e6, fewest=256, most=40_000, chains=8),
 }
+FEW = 32
+ONE_CHAIN = 1 << 24
+"""Elements from which on a single chain, split in blocks, is searched."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,12 @@ class Plan:
         epochs: times that the stripes are dealt out to blocks.
         blocks: blocks per epoch, annealed independently of each other.
         rounds: rounds per epoch.
-        assignments: assignment moves per round, 0 or 1.
-        pair_rounds: pair moves per round.
-        heat, pair_heat: initial temperature of each move, in units of ``typical_gain``.
     """
 
     chains: int
     epochs: int
     blocks: int
     rounds: int
-    assignments: int
-    pair_rounds: int
-    heat: float
-    pair_heat: float
 
 
 def row_step(rows: int, columns: int) -> int:
@@ -61,25 +57,13 @@ def make_plan(columns: int, rows: int, n: int, effort: str) -> Plan:
     level = _LEVELS[effort]
     stripes = -(-columns // n)
     blocks = -(-stripes // LARGEST_BLOCK)
+    if columns * rows >= ONE_CHAIN and stripes >= 2 * FEW:
+        blocks = max(2, blocks)
     size = -(-stripes // blocks)
-    pair_rounds = max(0, min(10, round(160 / stripes)))
-    # Operations, in (max, +) steps: an assignment costs some hundred of them per entry of its matrix.
-    assignment = blocks * (size * size * (rows + 400.0) + size * n * rows * 4.0)
-    pairs = pair_rounds * stripes / 2 * n * n * 2 * (rows + 100.0)
-    budget = level.budget * math.sqrt(max(1.0, columns * rows / 2**20))
-    total = int(min(level.most, max(level.fewest, budget / (assignment + pairs))))
-    epochs = 1
-    if blocks > 1:
-        epochs = -(-total // 4)
-        total = 4 * epochs
-    chains = max(1, min(level.chains, int(2 * budget / ((assignment + pairs) * total)))) if blocks == 1 else 1
-    return Plan(
-        chains=chains,
-        epochs=epochs,
-        blocks=blocks,
-        rounds=total // epochs,
-        assignments=1 if stripes > 1 else 0,
-        pair_rounds=pair_rounds if stripes > 1 else 0,
-        heat=0.14 if stripes <= 128 else 0.07,
-        pair_heat=0.2,
-    )
+    # (max, +) steps of a round, with what else it costs (noise, assignment, bookkeeping) in the same currency.
+    cost = blocks * (size * size * (rows + 400.0) + 50_000.0)
+    total = int(min(level.most, max(level.fewest, level.budget * math.sqrt(columns * rows) / cost)))
+    if blocks == 1:
+        chains = level.chains if stripes <= FEW else max(2, level.chains // 2)
+        return Plan(chains=chains, epochs=1, blocks=1, rounds=total)
+    return Plan(chains=1, epochs=-(-total // 2), blocks=blocks, rounds=2)

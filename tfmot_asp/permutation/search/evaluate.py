@@ -13,7 +13,7 @@ from tfmot_asp.permutation.search.scores import Scores
 
 
 class Value(NamedTuple):
-    """Retained magnitudes: of the given order, of the found one, and of each row's largest values, wherever they are."""
+    """Retained magnitudes: of the given order, the found one, and each row's largest values, wherever they are."""
 
     given: float
     found: float

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfmot_asp.permutation.search._jit import jit
-from tfmot_asp.permutation.search.simd import LANES, excess_1x1, excess_4x2
+from tfmot_asp.permutation.search.simd import LANES, excess_4x2
 
 BLOCK = 512
 """Rows of a stripe that are sorted at a time: the working set stays in the first-level cache."""
@@ -31,13 +31,12 @@ _COLUMNS = 96
 
 
 @jit
-def refresh_stripe(codes, thresholds, own, order, first, last, keep, top, moving):
-    """Recomputes thresholds and own excess of the columns order[first:last], one stripe.
+def refresh_stripe(codes, thresholds, order, first, last, keep, top, moving):
+    """Recomputes the thresholds of the columns order[first:last], one stripe.
 
     Args:
         codes: uint16 (columns, rows).
         thresholds: uint16 (columns, rows), b above for each column in its present stripe.
-        own: int64 (columns,), excess(b_p, x_p).
         order: int64 (columns,), column at each position.
         keep: N, values kept of each full stripe.
         top: uint16 (keep + 1, BLOCK), scratch. moving: uint16 (BLOCK,), scratch.
@@ -64,13 +63,6 @@ def refresh_stripe(codes, thresholds, own, order, first, last, keep, top, moving
                 above = top[keep - 1, r]
                 below = top[keep, r]
                 thresholds[column, start + r] = below if codes[column, start + r] >= above else above
-    total = np.zeros(1, np.int64)
-    for k in range(first, last):
-        total[0] = 0
-        for start in range(0, rows, _ROWS * LANES):
-            vectors = min(_ROWS, (rows - start) // LANES)
-            excess_1x1(thresholds, order, k, codes, order, k, start, vectors, total)
-        own[order[k]] = total[0]
 
 
 @jit

@@ -109,4 +109,3 @@ def _excess_tile(tile_b: int, tile_x: int) -> Callable[..., Any]:
 
 
 excess_4x2 = _excess_tile(4, 2)
-excess_1x1 = _excess_tile(1, 1)

@@ -9,25 +9,20 @@ from tfmot_asp.permutation.search.counter_random import host_draw, host_key
 from tfmot_asp.permutation.search.effort import Plan
 
 _Ints = npt.NDArray[np.int64]
-_ONE = 1 << 16
+HEAT = round(0.13 * 2**16)
+"""Initial temperature in units of ``typical_gain`` / 2**16; by measurement (docs/search.md), and flat around it."""
 
 
-def temperatures(plan: Plan, unit: int, epoch: int) -> tuple[_Ints, _Ints]:
-    """Temperatures of an epoch's rounds, for the assignment and the pair move, int64 (plan.rounds,) each.
+def temperatures(plan: Plan, unit: int, epoch: int) -> _Ints:
+    """Temperatures of an epoch's rounds, int64 (plan.rounds,).
 
     They fall linearly over the whole search and are zero in its last twentieth. ``unit`` is ``typical_gain``.
     """
     total = plan.epochs * plan.rounds
-    number = epoch * plan.rounds + np.arange(plan.rounds, dtype=np.int64)
     cold = max(1, total // 20)
-    remaining = np.maximum(0, total - cold - number)
-    span = max(1, total - cold)
-
-    def falling(heat: float) -> _Ints:
-        hottest = unit * round(heat * _ONE) >> 16
-        return np.array([hottest * int(left) // span for left in remaining], np.int64)
-
-    return falling(plan.heat), falling(plan.pair_heat)
+    hottest = unit * HEAT >> 16
+    number = range(epoch * plan.rounds, (epoch + 1) * plan.rounds)
+    return np.array([hottest * max(0, total - cold - k) // max(1, total - cold) for k in number], np.int64)
 
 
 def deal(stripes: int, plan: Plan, seed: int, chain: int, epoch: int) -> list[_Ints]:
