@@ -176,6 +176,10 @@ class Axes:
             result[ids] = reason
         return result
 
+    def pins(self) -> list[tuple[np.ndarray, Reason]]:
+        """All pins, in the order in which they were set: element ids and the reason."""
+        return [(ids, self.reasons[reason]) for ids, reason in self._pins]
+
     def axis_of(self) -> np.ndarray:
         """The number of the axis that each element was made for."""
         return np.repeat(np.arange(len(self._axis_sizes)), self._axis_sizes)

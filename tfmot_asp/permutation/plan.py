@@ -12,7 +12,7 @@ import numpy as np
 from tfmot_asp import layouts
 from tfmot_asp.eligibility import SparseTensorCoreRule
 from tfmot_asp.masks import check_m_by_n
-from tfmot_asp.permutation.axes import analyse
+from tfmot_asp.permutation.axes import Axes, analyse
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
 from tfmot_asp.permutation.trace import Graph, concrete_function, input_specs, trace_function
 
@@ -35,6 +35,7 @@ class ModelPlan:
     Attributes:
       function: the concrete function that was traced; running it is how the result is verified.
       graph: its ops and variables.
+      axes: which positions of them move together, and which are pinned.
       plan: the groups.
       kinds: for each planned kernel the kind of its layer ("Dense", "Conv2D", ...).
       unused: kernels to be pruned that the traced function does not read.
@@ -44,6 +45,7 @@ class ModelPlan:
 
     function: Any
     graph: Graph
+    axes: Axes
     plan: PermutationPlan
     kinds: tuple[str, ...]
     unused: tuple[DenseLayer, ...]
@@ -103,8 +105,9 @@ def plan_model(
             kernels.append(PlannedKernel(name, variable, kernel.shape, kernel.layout.reduction_axes))
             kinds.append(kernel.layout.kind)
     _check_finite(graph, kernels)
-    plan = plan_groups(analyse(graph), kernels, m_by_n[1])
-    return ModelPlan(function, graph, plan, tuple(kinds), tuple(unused), tuple(dense), m_by_n)
+    axes = analyse(graph)
+    plan = plan_groups(axes, kernels, m_by_n[1])
+    return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), m_by_n)
 
 
 def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]], list[DenseLayer]]:
