@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.masks import DEFAULT_M_BY_N, check_m_by_n
-from tfmot_asp.permutation.search import cpu
+from tfmot_asp.permutation.search import cpu, exact
 from tfmot_asp.permutation.search.effort import EFFORTS, make_plan, row_step
 from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
-from tfmot_asp.permutation.search.fixed_point import encode
+from tfmot_asp.permutation.search.fixed_point import encode, survey
+from tfmot_asp.permutation.search.progress import Progress
 from tfmot_asp.permutation.search.result import SearchResult
 from tfmot_asp.permutation.search.scores import Scores
 
@@ -94,12 +95,8 @@ def search(
     if device == "cuda":
         raise RuntimeError("device='cuda': the CUDA search is not part of this version yet; use device='cpu' or 'auto'")
 
-    sampled = scores.sampled(row_step(scores.rows, scores.columns))
-    codes = encode(scores, sampled)
-    plan = make_plan(scores.columns, sampled.rows, n, effort)
-    with _Progress(progress, started, time_limit) as tick:
-        orders, stopped = cpu.search_codes(codes.values, n, n - m, plan, seed, threads, tick)
-    del codes
+    with Progress(progress, started, time_limit) as tick:
+        orders, finished = _orders(scores, n, n - m, effort, seed, threads, tick)
     values = evaluate(scores, orders, n, n - m)
     best = max(range(len(orders)), key=lambda k: values[k].found)  # the first of equals
     order, value = orders[best], values[best]
@@ -115,45 +112,24 @@ def search(
         effort=effort,
         seed=seed,
         device="cpu",
-        finished=not stopped,
+        finished=finished,
     )
 
 
-class _Progress:
-    """Turns the ``progress`` argument and the time limit into the ``tick`` that a device calls."""
-
-    def __init__(
-        self, progress: bool | Callable[[float], Any] | None, started: float, time_limit: float | None
-    ) -> None:
-        self._report: Callable[[float], Any] | None = progress if callable(progress) else None
-        self._deadline = None if time_limit is None else started + time_limit
-        self._bar: Any = None
-        if progress is True:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(
-                total=1.0, desc="search", bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-            )
-
-    def __enter__(self) -> Callable[[float], bool]:
-        return self._tick
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self._show(1.0)
-        if self._bar is not None:
-            self._bar.close()
-
-    def _tick(self, fraction: float) -> bool:
-        self._show(fraction)
-        return self._deadline is not None and time.perf_counter() >= self._deadline
-
-    def _show(self, fraction: float) -> None:
-        if self._report is not None:
-            self._report(fraction)
-        if self._bar is not None:
-            self._bar.n = fraction
-            self._bar.refresh()
+def _orders(
+    scores: Scores, n: int, keep: int, effort: str, seed: int, threads: int, tick: cpu.Tick
+) -> tuple[list[npt.NDArray[np.int64]], bool]:
+    """Candidate orders, and whether the search could finish."""
+    cap = survey(scores)
+    if scores.columns <= n:
+        return [np.arange(scores.columns)], True
+    if exact.is_small(scores.rows, scores.columns, n, effort):
+        return [exact.solve(scores, n, keep)], True
+    sampled = scores.sampled(row_step(scores.rows, scores.columns))
+    plan = make_plan(scores.columns, sampled.rows, n, effort)
+    _logger.debug("%d columns, %d of %d rows: %s", scores.columns, sampled.rows, scores.rows, plan)
+    orders, stopped = cpu.search_codes(encode(sampled, cap), n, keep, plan, seed, threads, tick)
+    return orders, not stopped
 
 
 def _usable_cpus() -> int:

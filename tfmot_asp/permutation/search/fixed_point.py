@@ -8,8 +8,6 @@ a stripe keeps is hardly affected; and a found order is accepted by exact evalua
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -27,19 +25,6 @@ CLIPPED = 2.0**-10
 """Share of the total score that clipping may take away, unless FINEST demands more."""
 
 _EXPONENTS = 2048
-
-
-@dataclass(frozen=True, eq=False)
-class Codes:
-    """A matrix in fixed point.
-
-    Attributes:
-        values: uint16 (columns, rows padded to a multiple of LANES with zeros), a row per matrix column, contiguous.
-        cap: the score that became CODE_MAX; 0.0 for an all-zero matrix.
-    """
-
-    values: npt.NDArray[np.uint16]
-    cap: float
 
 
 @jit
@@ -94,12 +79,8 @@ def choose_cap(counts: npt.NDArray[np.int64], largest: float) -> float:
     return min(cap * unit, largest)
 
 
-def encode(scores: Scores, sampled: Scores) -> Codes:
-    """Turns scores into codes, a block of rows at a time.
-
-    Args:
-        scores: all of them, to choose the cap and to check that they are finite.
-        sampled: those to encode: the same matrix, some of its rows.
+def survey(scores: Scores) -> float:
+    """Reads all scores once, checks them, and returns the cap to encode them with.
 
     Raises:
         ValueError: if a score is NaN or infinite.
@@ -110,11 +91,22 @@ def encode(scores: Scores, sampled: Scores) -> Codes:
         bits = max(bits, np.uint64(_survey(block.reshape(-1).view(np.uint64), counts)))
     if counts[_EXPONENTS - 1]:
         scores.raise_not_finite()
-    cap = choose_cap(counts, float(bits.view(np.float64)))
-    rows = -(-sampled.rows // LANES) * LANES
-    codes = np.zeros((sampled.columns, rows), np.uint16)
+    return choose_cap(counts, float(bits.view(np.float64)))
+
+
+def encode(scores: Scores, cap: float) -> npt.NDArray[np.uint16]:
+    """Turns scores into codes, a block of rows at a time.
+
+    Args:
+        scores: those to encode, all or a sample.
+        cap: the score that becomes CODE_MAX, from ``survey``.
+
+    Returns:
+        uint16 (columns, rows padded with zeros to a multiple of LANES), C-contiguous: a row per matrix column.
+    """
+    codes = np.zeros((scores.columns, -(-scores.rows // LANES) * LANES), np.uint16)
     scale = CODE_MAX / cap if cap > 0.0 else 0.0
-    if 0.0 < scale < np.inf:
-        for first, block in sampled.blocks():
+    if 0.0 < scale < np.inf:  # a cap below 1e-305 is as good as zero
+        for first, block in scores.blocks():
             _encode(block, cap, scale, codes, first)
-    return Codes(codes, cap)
+    return codes

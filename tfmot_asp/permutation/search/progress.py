@@ -1,0 +1,47 @@
+"""From the caller's ``progress`` and ``time_limit`` to the ``tick`` that a running search calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Progress:
+    """A context manager whose value is the tick: it shows the fraction done, and says whether time is up.
+
+    Leaving it without an error shows 1.0 and closes the bar.
+    """
+
+    def __init__(
+        self, progress: bool | Callable[[float], Any] | None, started: float, time_limit: float | None
+    ) -> None:
+        self._report: Callable[[float], Any] | None = progress if callable(progress) else None
+        self._deadline = None if time_limit is None else started + time_limit
+        self._bar: Any = None
+        if progress is True:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                total=1.0, desc="search", bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+            )
+
+    def __enter__(self) -> Callable[[float], bool]:
+        return self._tick
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self._show(1.0)
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tick(self, fraction: float) -> bool:
+        self._show(fraction)
+        return self._deadline is not None and time.perf_counter() >= self._deadline
+
+    def _show(self, fraction: float) -> None:
+        if self._report is not None:
+            self._report(fraction)
+        if self._bar is not None:
+            self._bar.n = fraction
+            self._bar.refresh()
