@@ -1,0 +1,54 @@
+"""What importing the package loads, and that its public names are real."""
+
+import subprocess
+import sys
+
+import pytest
+
+import tfmot_asp
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_loads_nothing_heavy():
+    heavy = "{'tensorflow', 'tf_keras', 'keras', 'tensorflow_model_optimization', 'numba', 'cupy', 'scipy'}"
+    assert run(f"import sys, tfmot_asp; print({heavy} & set(sys.modules))") == "set()"
+
+
+def test_search_works_without_tensorflow():
+    # None in sys.modules makes an import fail as if the package were not installed.
+    code = """
+import sys
+for name in ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"):
+    sys.modules[name] = None
+import numpy as np
+from tfmot_asp import search
+result = search(np.random.default_rng(0).random((16, 32)), device="cpu", effort="fast")
+assert sorted(result.permutation) == list(range(32))
+print("ok")
+"""
+    assert run(code) == "ok"
+
+
+def test_permute_does_not_import_tfmot():
+    # Importing tfmot switches tf.keras to Keras 2 for the whole process.
+    code = """
+import sys, tfmot_asp
+tfmot_asp.permute, tfmot_asp.PermutationReport, tfmot_asp.sparsity_report
+print("tensorflow_model_optimization" in sys.modules)
+"""
+    assert run(code) == "False"
+
+
+@pytest.mark.parametrize("name", tfmot_asp.__all__)
+def test_every_public_name_resolves_and_is_documented(name):
+    assert (getattr(tfmot_asp, name).__doc__ or "").strip()
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(AttributeError, match=r"no attribute 'permutee'; it has .*permute"):
+        tfmot_asp.permutee  # noqa: B018
