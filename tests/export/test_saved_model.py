@@ -1,0 +1,169 @@
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from tf_keras import layers
+
+import tfmot_asp
+from tests.small_models import compiled, convnet, data, mlp
+from tfmot_asp.export import saved_model as module_function
+from tfmot_asp.export.verify import load_signature
+
+
+@pytest.fixture(scope="module")
+def trained():
+    pruned = compiled(tfmot_asp.prune_low_magnitude(convnet(), permute=False))
+    x, y = data(pruned)
+    pruned.fit(x, y, batch_size=8, verbose=0, callbacks=[tfmot_asp.UpdatePruningStep()])
+    return pruned, x
+
+
+def test_a_wrapped_model_is_written_stripped_and_reads_back_equal(trained, tmp_path):
+    pruned, x = trained
+    before = [weight.copy() for weight in pruned.get_weights()]
+    report = tfmot_asp.export.saved_model(pruned, tmp_path / "exported")
+    assert report.ok
+    assert {layer.name: layer.status for layer in report.layers} == {
+        "stem/kernel": "dense",
+        "conv/kernel": "sparse",
+        "fc/kernel": "sparse",
+        "head/kernel": "sparse",
+    }
+    assert report.path == str(tmp_path / "exported")
+    function = load_signature(tmp_path / "exported")
+    got = function(image=tf.constant(x))["head"].numpy()
+    expected = pruned.predict(x, verbose=0)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    ops = {op.type for op in function.graph.get_operations()}
+    assert not any(kind.startswith("Assign") for kind in ops), "a pruning wrapper was exported"
+    assert os.listdir(tmp_path) == ["exported"]
+    for old, new in zip(before, pruned.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    pruned.fit(x, np.zeros(len(x)), verbose=0)  # still wrapped, still trainable
+    assert pruned.get_layer("prune_low_magnitude_fc").layer.kernel.constraint is not None
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_the_signature_has_the_models_names_and_the_batch_size_asked_for(tmp_path, batch_size):
+    left, right = layers.Input((16,), name="left"), layers.Input((4, 8), name="right", dtype="float16")
+    y = layers.Concatenate()([layers.Dense(8, name="fc")(left), layers.Flatten()(right)])
+    model = tf_keras.Model({"l": left, "r": right}, [layers.Dense(8, name="a")(y), layers.Dense(4, name="b")(y)])
+    tfmot_asp.export.saved_model(model, tmp_path / "m", batch_size=batch_size)
+    function = load_signature(tmp_path / "m")
+    specs = function.structured_input_signature[1]
+    assert {name: (spec.shape.as_list(), spec.dtype) for name, spec in specs.items()} == {
+        "left": ([batch_size, 16], tf.float32),
+        "right": ([batch_size, 4, 8], tf.float16),
+    }
+    values = {"left": tf.random.normal((3, 16)), "right": tf.cast(tf.random.normal((3, 4, 8)), tf.float16)}
+    got = function(**values)
+    expected = model({"l": values["left"], "r": values["right"]})
+    np.testing.assert_allclose(got["a"], expected[0], atol=1e-5)
+    np.testing.assert_allclose(got["b"], expected[1], atol=1e-5)
+
+
+def test_batch_norm_is_exported_in_inference_mode(tmp_path):
+    model = tf_keras.Sequential(
+        [layers.Input((16,)), layers.Dense(8), layers.BatchNormalization(), layers.Dropout(0.5)]
+    )
+    model.layers[1].moving_mean.assign(tf.range(8.0))
+    tfmot_asp.export.saved_model(model, tmp_path / "m")
+    x = tf.random.normal((5, 16))
+    (got,) = load_signature(tmp_path / "m")(x).values()
+    np.testing.assert_allclose(got, model(x, training=False), atol=1e-5)
+
+
+def test_subclassed_and_keras_3_models(tmp_path):
+    class Net(tf_keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.fc = layers.Dense(8)
+
+        def call(self, x, training=False):
+            return {"out": self.fc(x)}
+
+    net = Net()
+    net(tf.zeros((1, 16)))
+    keras3 = pytest.importorskip("keras", minversion="3")
+    three = keras3.Sequential([keras3.layers.Input((16,), name="x"), keras3.layers.Dense(8)])
+    x = tf.random.normal((5, 16))
+    for model, options in ((net, {"input_shapes": (None, 16)}), (three, {})):
+        tfmot_asp.export.saved_model(model, tmp_path / "m", overwrite=True, **options)
+        (got,) = load_signature(tmp_path / "m")(x).values()
+        (expected,) = tf.nest.flatten(model(x))
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_an_existing_folder_is_only_replaced_when_asked_and_if_it_is_a_saved_model(tmp_path):
+    target = tmp_path / "m"
+    tfmot_asp.export.saved_model(mlp(), target)
+    with pytest.raises(FileExistsError, match="overwrite=True to replace a SavedModel"):
+        tfmot_asp.export.saved_model(mlp(), target)
+    second = mlp()
+    tfmot_asp.export.saved_model(second, target, overwrite=True)
+    x = tf.random.normal((2, 16))
+    np.testing.assert_allclose(load_signature(target)(x)["second"], second(x), atol=1e-6)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("1")
+    with pytest.raises(FileExistsError, match="is no SavedModel, so overwrite=True does not replace it"):
+        tfmot_asp.export.saved_model(second, precious, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["m", "precious"]
+
+
+@pytest.mark.parametrize("failing", ["tf.saved_model.save", "tfmot_asp.export.saved_model.verify"])
+def test_a_failure_leaves_the_old_model_and_no_half_of_the_new_one(tmp_path, monkeypatch, failing):
+    target = tmp_path / "m"
+    first = mlp()
+    tfmot_asp.export.saved_model(first, target)
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    if failing == "tf.saved_model.save":
+        monkeypatch.setattr(tf.saved_model, "save", fail)
+    else:
+        monkeypatch.setitem(module_function.__globals__, "verify", fail)
+    with pytest.raises(OSError, match="disk full"):
+        tfmot_asp.export.saved_model(mlp(), target, overwrite=True)
+    assert os.listdir(tmp_path) == ["m"]
+    x = tf.random.normal((2, 16))
+    np.testing.assert_allclose(load_signature(target)(x)["second"], first(x), atol=1e-6)
+
+
+def test_a_file_that_does_not_say_what_the_model_says_is_not_kept(tmp_path, monkeypatch):
+    model = mlp()
+    save = tf.saved_model.save
+
+    def save_something_else(holder, path, signatures):
+        model.get_layer("first").kernel.assign_add(tf.ones((16, 32)))
+        save(holder, path, signatures=signatures)
+        model.get_layer("first").kernel.assign_sub(tf.ones((16, 32)))
+
+    monkeypatch.setattr(tf.saved_model, "save", save_something_else)
+    with pytest.raises(RuntimeError, match=r"weight of .*MatMul.* \(first/kernel\) differs from the model's"):
+        tfmot_asp.export.saved_model(model, tmp_path / "m")
+    assert os.listdir(tmp_path) == []
+
+
+def test_unfinished_pruning_is_refused_and_finished_pruning_is_not(tmp_path):
+    pruned = tfmot_asp.prune_low_magnitude(mlp(), permute=False)
+    with pytest.raises(ValueError, match="Layer 'first' has not reached its \\(2, 4\\) pattern"):
+        tfmot_asp.export.saved_model(pruned, tmp_path / "m")
+    assert os.listdir(tmp_path) == []
+    assert tfmot_asp.export.saved_model(tfmot_asp.strip_pruning(pruned), tmp_path / "m").ok
+
+
+@pytest.mark.parametrize(
+    ("thing", "match"),
+    [
+        ("model", "takes a Keras model, got a str"),
+        (layers.Dense(3), "takes a Keras model, got a Dense"),
+        (tf_keras.Sequential([layers.Dense(3)], name="later"), "'later' is not built"),
+    ],
+)
+def test_what_is_no_built_model_is_refused(thing, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        tfmot_asp.export.saved_model(thing, tmp_path / "m")
