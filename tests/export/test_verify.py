@@ -12,6 +12,7 @@ import tfmot_asp
 from tests.small_models import convnet, mlp
 from tfmot_asp import masks
 from tfmot_asp.export.gemms import find_gemms
+from tfmot_asp.export.verify import load_signature
 from tfmot_asp.permutation.trace import trace, trace_function
 
 
@@ -105,8 +106,7 @@ def test_weights_are_found_in_every_position_and_through_every_disguise(tmp_path
         "batched": ("sparse", (1,)),
     }
     assert (frozen.status, frozen.shape) == ("sparse", (16, 8))
-    loaded = tf.saved_model.load(str(tmp_path / "m")).signatures["serving_default"]
-    for gemm in find_gemms(trace_function(loaded)):
+    for gemm in find_gemms(trace_function(load_signature(tmp_path / "m"))):
         if gemm.weight_name in ("folded", "half"):
             continue
         expected = module.expected.get(gemm.weight_name, module.expected["frozen"])
