@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.masks import DEFAULT_M_BY_N, check_m_by_n
-from tfmot_asp.permutation.search import cpu, exact
+from tfmot_asp.permutation.search import cpu, exact, loader
 from tfmot_asp.permutation.search.effort import EFFORTS, make_plan, row_step
 from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
 from tfmot_asp.permutation.search.fixed_point import encode, survey
@@ -23,6 +23,8 @@ from tfmot_asp.permutation.search.scores import Scores
 
 DEVICES = ("auto", "cpu", "cuda")
 WIDEST_STRIPE = 16
+WORTH_A_GPU = 1 << 17
+"""Elements below which ``device="auto"`` stays on the CPU; the result is the same."""
 
 _logger = logging.getLogger(__name__)
 
@@ -92,11 +94,12 @@ def search(
     if threads < 1:
         raise ValueError(f"threads must be at least 1, or None; got {threads}")
     scores = _check_scores(matrix, row_weights, column_weights)
-    if device == "cuda":
-        raise RuntimeError("device='cuda': the CUDA search is not part of this version yet; use device='cpu' or 'auto'")
+    where, why = choose_device(device, scores.rows, scores.columns)
+    if why:
+        _logger.info("searching on the CPU: %s", why)
 
     with Progress(progress, started, time_limit) as tick:
-        orders, finished = _orders(scores, n, n - m, effort, seed, threads, tick)
+        orders, finished = _orders(scores, n, n - m, effort, seed, where, threads, tick)
     values = evaluate(scores, orders, n, n - m)
     best = max(range(len(orders)), key=lambda k: values[k].found)  # the first of equals
     order, value = orders[best], values[best]
@@ -111,13 +114,13 @@ def search(
         m_by_n=(m, n),
         effort=effort,
         seed=seed,
-        device="cpu",
+        device=where,
         finished=finished,
     )
 
 
 def _orders(
-    scores: Scores, n: int, keep: int, effort: str, seed: int, threads: int, tick: cpu.Tick
+    scores: Scores, n: int, keep: int, effort: str, seed: int, device: str, threads: int, tick: cpu.Tick
 ) -> tuple[list[npt.NDArray[np.int64]], bool]:
     """Candidate orders, and whether the search could finish."""
     cap = survey(scores)
@@ -128,8 +131,35 @@ def _orders(
     sampled = scores.sampled(row_step(scores.rows, scores.columns))
     plan = make_plan(scores.columns, sampled.rows, n, effort)
     _logger.debug("%d columns, %d of %d rows: %s", scores.columns, sampled.rows, scores.rows, plan)
-    orders, stopped = cpu.search_codes(encode(sampled, cap), n, keep, plan, seed, threads, tick)
+    codes = encode(sampled, cap)
+    if device == "cuda":
+        from tfmot_asp.permutation.search import cuda
+
+        orders, stopped = cuda.search_codes(codes, n, keep, plan, seed, tick)
+    else:
+        orders, stopped = cpu.search_codes(codes, n, keep, plan, seed, threads, tick)
     return orders, not stopped
+
+
+def choose_device(device: str, rows: int, columns: int) -> tuple[str, str | None]:
+    """Resolves the ``device`` argument.
+
+    Returns:
+        "cpu" or "cuda", and for "auto" why it is not CUDA.
+
+    Raises:
+        RuntimeError: for "cuda" where that cannot be.
+    """
+    if device == "cpu":
+        return "cpu", None
+    if device == "auto" and rows * columns < WORTH_A_GPU:
+        return "cpu", f"{rows} x {columns} is too small to be faster on a GPU"
+    reason = loader.why_not()
+    if reason is None:
+        return "cuda", None
+    if device == "cuda":
+        raise RuntimeError(f"device='cuda' cannot be used: {reason}. device='auto' would use the CPU.")
+    return "cpu", reason
 
 
 def _usable_cpus() -> int:

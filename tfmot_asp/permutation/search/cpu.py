@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tfmot_asp.permutation.search.counter_random import gumbel_table, host_key
 from tfmot_asp.permutation.search.effort import Plan
 from tfmot_asp.permutation.search.moves import DONE, STOP, anneal_block, prepare, typical_gain
-from tfmot_asp.permutation.search.temperature import deal, temperatures
+from tfmot_asp.permutation.search.schedule import deal, sample_positions, temperatures
 
 SPAN = 64
 """Stripes prepared in one job."""
@@ -49,7 +49,7 @@ def search_codes(
         spans = [(first, min(first + SPAN, stripes)) for first in range(0, stripes, SPAN)]
         stopped = run.all([(prepare, (*start.state, *span, n, keep)) for span in spans])
         chains = [start if c == plan.chains - 1 else start.copy() for c in range(plan.chains)]
-        unit = int(typical_gain(start.codes, start.thresholds, start.order, n))
+        unit = int(typical_gain(start.codes, start.thresholds, sample_positions(columns, n)))
         table = gumbel_table()
         for epoch in range(plan.epochs):
             if stopped:

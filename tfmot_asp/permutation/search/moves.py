@@ -122,17 +122,16 @@ def prepare(codes, thresholds, order, first_stripe, last_stripe, n, keep):
 
 
 @jit
-def typical_gain(codes, thresholds, order, n):
-    """Mean absolute gain of a fixed sample of swaps, the unit of temperature.
+def typical_gain(codes, thresholds, sample):
+    """Mean absolute gain of the swaps between sampled columns, the unit of temperature; integer, rounded down.
 
-    The sample: first columns of up to 256 evenly spaced stripes, each with the first column of every other sampled one.
+    Args:
+        sample: int64, columns of different stripes, see ``schedule.sample_positions``.
     """
-    columns = len(order)
-    stripes = (columns + n - 1) // n
-    size = min(256, stripes)
+    size = len(sample)
     index = np.empty((size + 3) // 4 * 4, np.int64)
     for i in range(len(index)):
-        index[i] = order[min(i, size - 1) * stripes // size * n]
+        index[i] = sample[min(i, size - 1)]
     excess = np.empty((len(index), len(index)), np.int64)
     excess_product(codes, thresholds, index, index, excess)
     total = np.int64(0)

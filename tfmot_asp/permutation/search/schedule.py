@@ -8,8 +8,10 @@ import numpy.typing as npt
 from tfmot_asp.permutation.search.counter_random import host_draw, host_key
 from tfmot_asp.permutation.search.effort import Plan
 
+SAMPLE = 256
+
 _Ints = npt.NDArray[np.int64]
-HEAT = round(0.13 * 2**16)
+HEAT = round(0.11 * 2**16)
 """Initial temperature in units of ``typical_gain`` / 2**16; by measurement (docs/search.md), and flat around it."""
 
 
@@ -35,3 +37,10 @@ def deal(stripes: int, plan: Plan, seed: int, chain: int, epoch: int) -> list[_I
     random = host_draw(host_key(seed, chain, epoch), stripes)
     shuffled = np.argsort(random, kind="stable")
     return [np.sort(block) for block in np.array_split(shuffled, plan.blocks)]
+
+
+def sample_positions(columns: int, n: int) -> _Ints:
+    """First positions of up to 256 evenly spaced stripes, int64: the sample that ``typical_gain`` is taken of."""
+    stripes = -(-columns // n)
+    size = min(SAMPLE, stripes)
+    return np.arange(size) * stripes // size * n

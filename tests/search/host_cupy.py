@@ -1,0 +1,101 @@
+"""The few names of CuPy that the search uses, on NumPy, with kernels run on the host: for tests without a GPU.
+
+Kernels are the ones of ``cuda/search.cu``, compiled as C++ (``host_cuda.h``). What this cannot show: speed, and races
+between threads that only run at the same time on a device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tfmot_asp.permutation.search import loader
+
+COMPILER = shutil.which("g++") or shutil.which("c++")
+
+asarray = np.ascontiguousarray
+asnumpy = np.asarray
+arange, empty, zeros, tile = np.arange, np.empty, np.zeros, np.tile
+
+_FAILURES = {1: "deadlock: some threads wait at a barrier that others never reach", 2: "shared memory overrun"}
+
+
+@functools.cache
+def build(n: int, keep: int) -> ctypes.CDLL:
+    """Compiles the kernels for the host."""
+    here = Path(__file__).parent
+    library = Path(tempfile.mkdtemp(prefix="tfmot_asp_host_cuda_")) / "search.so"
+    assert COMPILER is not None
+    subprocess.run(
+        [COMPILER, "-std=c++14", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas",
+         "-fsanitize=undefined", "-fno-sanitize-recover=undefined", "-static-libubsan", f"-I{here}",
+         f"-I{loader.source_path().parent}", f"-DSTRIPE={n}", f"-DKEEP={keep}",
+         str(here / "host_launch.cpp"), "-o", str(library)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return ctypes.CDLL(str(library))
+
+
+class Kernel:
+    """Called like a ``cupy.RawKernel``."""
+
+    max_dynamic_shared_size_bytes = 48 << 10
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.library = library
+        self.name = name.encode()
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_mem: int = 0
+    ) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        words = []
+        for value in args:
+            if isinstance(value, np.ndarray):
+                assert value.flags.c_contiguous
+                words.append(value.ctypes.data)
+            else:
+                words.append(int(value) & (1 << 64) - 1)
+        sizes = (ctypes.c_int * 3)(*(*grid, 1, 1)[:3])
+        failed = self.library.host_kernel(
+            self.name, sizes, int(np.prod(block)), int(shared_mem), (ctypes.c_uint64 * len(words))(*words)
+        )
+        assert not failed, f"{self.name.decode()}: {_FAILURES.get(failed, failed)}"
+
+
+class Module:
+    """Called like a ``cupy.RawModule``."""
+
+    def __init__(self, n: int, keep: int) -> None:
+        self.library = build(n, keep)
+
+    def get_function(self, name: str) -> Kernel:
+        return Kernel(self.library, name)
+
+
+class _Event:
+    def __init__(self, disable_timing: bool = False) -> None:
+        pass
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class _Device:
+    id = 0
+    compute_capability = "90"
+    attributes = {"MultiProcessorCount": 3, "MaxSharedMemoryPerBlockOptin": 16 << 10}  # noqa: RUF012
+
+
+cuda = SimpleNamespace(Device=_Device, Event=_Event)

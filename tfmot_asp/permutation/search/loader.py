@@ -1,0 +1,59 @@
+"""Finds, checks and compiles the CUDA side: what is there is used, and what is missing is said."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import tfmot_asp
+
+SOURCE = "search.cu"
+OLDEST = 80
+"""Compute capability 8.0 (A100): the first with sparse Tensor Cores, and with warp-wide minima."""
+
+
+def source_path(name: str = SOURCE) -> Path:
+    """Path of a CUDA source: inside the package in an installed wheel, beside it in a source tree.
+
+    Raises:
+        FileNotFoundError: if it is in neither place.
+    """
+    package = Path(tfmot_asp.__file__).parent
+    for folder in (package / "cuda", package.parent / "cuda"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{name} is neither in {package / 'cuda'} nor in {package.parent / 'cuda'}: reinstall tfmot-asp"
+    )
+
+
+def options(n: int, keep: int) -> tuple[str, ...]:
+    """Compiler options for stripes of n of which ``keep`` values are kept."""
+    return ("--std=c++14", f"-DSTRIPE={n}", f"-DKEEP={keep}")
+
+
+def why_not() -> str | None:
+    """Says why the search cannot run on CUDA here, or None if it can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); install tfmot-asp[cuda12] or tfmot-asp[cuda13]"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy raises its own CUDARuntimeError, which cannot be named without CuPy
+        return f"CuPy finds no usable CUDA driver ({error})"
+    if count == 0:
+        return "there is no CUDA device"
+    capability = cupy.cuda.Device().compute_capability
+    if int(capability) < OLDEST:
+        return f"the CUDA device has compute capability {capability}, and {OLDEST} or newer is needed"
+    return None
+
+
+@functools.lru_cache(maxsize=32)
+def module(n: int, keep: int, device: int) -> Any:
+    """The compiled kernels for one pattern on one device (a ``cupy.RawModule``), compiled on first use."""
+    import cupy
+
+    return cupy.RawModule(code=source_path().read_text(encoding="utf-8"), options=options(n, keep))
