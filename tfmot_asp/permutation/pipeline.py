@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,9 @@ import numpy as np
 from tfmot_asp import masks
 from tfmot_asp.permutation.apply import apply, variable_moves
 from tfmot_asp.permutation.groups import Group, PlannedKernel
+from tfmot_asp.permutation.picture.outline import outline
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
+from tfmot_asp.permutation.plot import check_plot_path, plot
 from tfmot_asp.permutation.report import GroupEntry, LayerEntry, PermutationReport
 from tfmot_asp.permutation.search import SearchResult, search
 
@@ -32,6 +35,7 @@ def permute(
     seed: int = 0,
     verify: bool = True,
     progress: bool | None = None,
+    plot_to_file: str | os.PathLike[str] | None = None,
 ) -> PermutationReport:
     """Reorders the channels of a model, in place, so that an m by n mask keeps more weight magnitude.
 
@@ -49,6 +53,8 @@ def permute(
       seed: of the search.
       verify: run the model on a random input before and after, and put everything back if an output changed.
       progress: show a progress bar; by default if stderr is a terminal.
+      plot_to_file: where to draw what is permuted and what is not: a .png, .svg or .pdf file, for which Graphviz must
+        be installed, or .dot. Drawn before the search, from the plan; the report's `plot` draws the same later.
 
     Returns:
       A :class:`PermutationReport`: per layer what was done and why not.
@@ -56,7 +62,8 @@ def permute(
     Raises:
       TypeError: if `model` is not a model.
       ValueError: if the model is not built, has unknown input shapes, NaN or infinite weights, no layer that the policy
-        prunes, or layers that are wrapped for pruning already.
+        prunes, or layers that are wrapped for pruning already; or if `plot_to_file` has an unknown suffix.
+      FileNotFoundError, ImportError, RuntimeError: if the picture cannot be drawn, see `tfmot_asp.permutation.plot`.
       PermutationError: if an output changed, which would be a defect of this library.
       In every case, and if it is interrupted, the model is as it was.
 
@@ -64,7 +71,11 @@ def permute(
       >>> report = tfmot_asp.permute(model)
       >>> print(report)
     """
+    if plot_to_file is not None:
+        check_plot_path(plot_to_file)
     plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=sparsity_m_by_n)
+    if plot_to_file is not None:
+        plot(outline(plan, model), plot_to_file)
     orders, results = [], []
     with _bar(plan, progress) as bar:
         for group in plan.plan.groups:
@@ -105,6 +116,7 @@ def finish(
         sparsity_m_by_n=plan.m_by_n,
         max_change=change,
         fingerprint=plan.fingerprint(),
+        outline=outline(plan, model),
     )
     logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
     return report

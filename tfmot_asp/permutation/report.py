@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.permutation.picture.data import Outline
+
 FORMAT = "tfmot_asp permutation 1"
 
 
@@ -71,6 +73,7 @@ class PermutationReport:
       sparsity_m_by_n: the pattern that was searched for.
       max_change: largest change of an output relative to its largest value, as measured; None if not verified.
       fingerprint: what :meth:`apply_to` compares.
+      outline: what :meth:`plot` draws: the model's ops as plain data, about 150 bytes each; None if not known.
     """
 
     layers: tuple[LayerEntry, ...]
@@ -78,6 +81,7 @@ class PermutationReport:
     sparsity_m_by_n: tuple[int, int]
     max_change: float | None
     fingerprint: dict[str, Any] = dataclasses.field(repr=False)
+    outline: Outline | None = dataclasses.field(default=None, repr=False)
 
     @property
     def prunable(self) -> int:
@@ -91,7 +95,9 @@ class PermutationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what :meth:`save` writes."""
-        return {"format": FORMAT, "permuted": self.permuted, "prunable": self.prunable, **dataclasses.asdict(self)}
+        data = dataclasses.asdict(dataclasses.replace(self, outline=None))
+        data["outline"] = self.outline.to_dict() if self.outline is not None else None
+        return {"format": FORMAT, "permuted": self.permuted, "prunable": self.prunable, **data}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the report, with the orders, as JSON."""
@@ -126,9 +132,31 @@ class PermutationReport:
                 sparsity_m_by_n=(int(m), int(n)),
                 max_change=data["max_change"],
                 fingerprint=data["fingerprint"],
+                outline=Outline.from_dict(data["outline"]) if data.get("outline") else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a report saved by tfmot_asp {FORMAT!r}: {error}") from error
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws the model's ops: what was permuted, what carries the permutation, and what blocked the rest.
+
+        Needs no model: a report that was saved and loaded draws the same picture.
+
+        Args:
+          path: ends in .png, .svg or .pdf, for which Graphviz must be installed, or in .dot (its input).
+
+        Raises:
+          ValueError: if the suffix is another, or the report knows no ops.
+          FileNotFoundError, ImportError, RuntimeError: if the folder, pydot or Graphviz is missing.
+
+        Example:
+          >>> tfmot_asp.PermutationReport.load("resnet50.json").plot("resnet50.svg")
+        """
+        from tfmot_asp.permutation.plot import plot
+
+        if self.outline is None:
+            raise ValueError("this report carries no outline of its model to draw: make it anew with tfmot_asp.permute")
+        plot(self.outline, path)
 
     def apply_to(
         self, model: Any, *, policy: Any = None, input_shapes: Any = None, verify: bool = True
