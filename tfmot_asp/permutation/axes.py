@@ -18,6 +18,7 @@ Connected components of the edges are the axis classes. Which of them may be exc
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,10 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from tfmot_asp.permutation.rearrange import Rearrangement, find_rearrangements
 from tfmot_asp.permutation.trace import Graph, Op, Tensor
+
+logger = logging.getLogger(__name__)
 
 Axis = np.ndarray | None
 """One axis of a tensor: the element id of each position (int64), or None if the axis is uniform."""
@@ -125,6 +129,15 @@ class Axes:
         self._ties += 1
         return a
 
+    def pick(self, axis: Axis, positions: np.ndarray) -> Axis:
+        """The axis with only `positions` of it, in their order: a new axis, tied to what it was picked from."""
+        if axis is None or (len(positions) == len(axis) and np.array_equal(positions, np.arange(len(axis)))):
+            return axis
+        picked = self.fresh(len(positions))
+        # Equal positions are equal slices: only their number counts, so one label serves.
+        self.tie(axis[positions], picked)
+        return picked
+
     def pin(self, axis: Axis, reason: str, op: Op | None = None) -> None:
         """Forbids the elements of `axis` to move. `reason` is completed with the op that is given."""
         if axis is None or not len(axis):
@@ -176,6 +189,13 @@ class Axes:
             result[ids] = reason
         return result
 
+    def causes(self) -> np.ndarray:
+        """For each element the first reason for which its class is pinned; len(reasons) where it is not."""
+        component, pin = self.components(), self.pin_of()
+        first = np.full(component.max(initial=-1) + 1, len(self.reasons))
+        np.minimum.at(first, component[pin >= 0], pin[pin >= 0])
+        return first[component]
+
     def pins(self) -> list[tuple[np.ndarray, Reason]]:
         """All pins, in the order in which they were set: element ids and the reason."""
         return [(ids, self.reasons[reason]) for ids, reason in self._pins]
@@ -205,12 +225,8 @@ class Axes:
         pending = self.blocks
         self.blocks = []
         while pending:
-            components = self.components()
-            fixed = np.zeros(self.count, bool)
-            fixed[self.pin_of() >= 0] = True
-            pinned_class = np.zeros(components.max(initial=-1) + 1, bool)
-            pinned_class[components[fixed]] = True
-            is_pinned = pinned_class[components]
+            cause = self.causes()
+            is_pinned = cause < len(self.reasons)
             decided: list[tuple[Block, _Choice]] = []
             open_blocks: list[tuple[Block, _Choice]] = []
             for block in pending:
@@ -218,15 +234,27 @@ class Axes:
                 (decided if choice.forced else open_blocks).append((block, choice))
             # Nothing forced: let the first decide, then see what that forces.
             for block, choice in decided or open_blocks[:1]:
-                self._connect(block, choice.atoms)
+                self._connect(block, choice.atoms, cause)
             pending = [b for b, _ in (open_blocks if decided else open_blocks[1:])]
 
-    def _connect(self, block: Block, movable: frozenset[int]) -> None:
-        """Ties input to output axes through the movable atoms; what cannot follow one is pinned."""
-        for side in block.sides:
-            for axis, atoms in side:
-                if axis is not None and not movable.intersection(atoms):
-                    self.pin(axis, "split or merged with other axes", block.op)
+    def _connect(self, block: Block, movable: frozenset[int], cause: np.ndarray) -> None:
+        """Ties input to output axes through the movable atoms; what cannot follow one is pinned.
+
+        `cause` has the reason of each element that is pinned already, so that the axes it forces to stay name the same.
+        """
+        everything = [entry for side in block.sides for entry in side]
+        for axis, atoms in everything:
+            if axis is None or movable.intersection(atoms):
+                continue
+            causes = [
+                int(cause[other].min())
+                for other, others in everything
+                if other is not None and set(others) & set(atoms) and (cause[other] < len(self.reasons)).all()
+            ]
+            if causes:
+                self._pins.append((axis, min(causes)))
+            else:
+                self.pin(axis, "split or merged in a way that lets only another part of it move", block.op)
         for (a, a_atoms), (b, b_atoms) in _pairs(block, movable):
             (atom,) = movable.intersection(a_atoms)
             # One tie for every combination of the other atoms of the two axes, labelled by that combination.
@@ -280,36 +308,72 @@ def _flat(index: dict[int, np.ndarray], atoms: Sequence[int], sizes: Sequence[in
     return position
 
 
-def analyse(graph: Graph) -> Axes:
-    """Runs the rule of every op of `graph` and returns the tied and pinned elements."""
-    from tfmot_asp.permutation.rules import rule_for
+def analyse(graph: Graph, *, pin_ends: bool = True) -> Axes:
+    """Runs the rule of every op of `graph` and returns the tied and pinned elements.
 
+    Args:
+      graph: the traced model.
+      pin_ends: pin the positions of inputs and outputs, as a model demands. Without, ops can be studied alone.
+    """
     axes = Axes(graph)
     for i, tensor in enumerate(graph.inputs):
-        axes[tensor] = [axes.pinned(n, f"input {i} of the model") for n in tensor.shape or ()]
+        name = f" {tensor.name!r}" if tensor.name else ""
+        reason = f"fed by input {i}{name} of the model"
+        axes[tensor] = [
+            None if n == 1 else axes.pinned(n, reason) if pin_ends else axes.fresh(n) for n in tensor.shape or ()
+        ]
+    rearrangements = find_rearrangements(graph)
+    bridged = {inner.index for r in rearrangements.values() for inner in r.inner}
     for op in graph.ops:
-        known = all(t.shape is not None or t.is_resource or not t.used for t in (*op.inputs, *op.outputs))
-        rule = rule_for(op.type) if known else None
         outputs: Outputs
-        if rule is None:
-            reason = "no permutation rule for this op" if known else "a shape that is not static"
-            outputs = axes.pin_all(op, reason)
+        if op.index in bridged:
+            outputs = [[axes.fresh(n) for n in t.shape or ()] for t in op.outputs]
+        elif op.index in rearrangements:
+            outputs = [_rearranged(axes, rearrangements[op.index])]
         else:
-            outputs = rule(op, axes)
+            outputs = _ruled(op, axes)
         for tensor, result in zip(op.outputs, outputs, strict=True):
             if tensor.shape is not None and not tensor.is_resource:
-                axes[tensor] = _checked(op, tensor, result)
-    for i, tensor in enumerate(graph.outputs):
+                axes[tensor] = [None if n == 1 else a for a, n in zip(result, tensor.shape, strict=True)]
+    for i, tensor in enumerate(graph.outputs if pin_ends else ()):
         if tensor.shape is not None and tensor.value is None:
             for ids in axes[tensor]:
-                axes.pin(ids, f"output {i} of the model")
+                axes.pin(ids, f"returned as output {i} of the model")
     axes.resolve()
     return axes
 
 
-def _checked(op: Op, tensor: Tensor, result: Sequence[Axis]) -> list[Axis]:
-    shape = tensor.shape or ()
-    if len(result) != len(shape) or any(a is not None and len(a) != n for a, n in zip(result, shape, strict=True)):
+def _ruled(op: Op, axes: Axes) -> Outputs:
+    """The axes of the op's outputs by its rule. Where there is none, or it fails, everything stays in place."""
+    from tfmot_asp.permutation.rules import rule_for
+
+    if not all(t.shape is not None or t.is_resource or not t.used for t in (*op.inputs, *op.outputs)):
+        return axes.pin_all(op, "a shape that is not known before the model runs")
+    rule = rule_for(op.type)
+    if rule is None:
+        return axes.pin_all(op, "an op that tfmot_asp has no permutation rule for")
+    try:
+        outputs = rule(op, axes)
+        _check(op, outputs)
+    except Exception as error:  # a rule may be the user's, and one odd op must not stop a whole model
+        logger.warning("the permutation rule of %s failed, so what it touches stays in place: %r", op, error)
+        return axes.pin_all(op, f"the permutation rule of this op failed: {error}")
+    return outputs
+
+
+def _check(op: Op, outputs: Outputs) -> None:
+    if len(outputs) != len(op.outputs):
+        raise ValueError(f"it returned axes for {len(outputs)} outputs of {len(op.outputs)}")
+    for tensor, result in zip(op.outputs, outputs, strict=True):
+        if tensor.shape is None or tensor.is_resource:
+            continue
         found = tuple("*" if a is None else len(a) for a in result)
-        raise RuntimeError(f"the permutation rule of {op} returned axes {found} for a tensor of shape {shape}")
-    return [None if n == 1 else a for a, n in zip(result, shape, strict=True)]
+        if len(found) != len(tensor.shape) or any(
+            a not in ("*", n) for a, n in zip(found, tensor.shape, strict=True) if n != 1
+        ):
+            raise ValueError(f"it returned axes {found} for a tensor of shape {tensor.shape}")
+
+
+def _rearranged(axes: Axes, rearrangement: Rearrangement) -> list[Axis]:
+    source = axes[rearrangement.source]
+    return [None if item is None else axes.pick(source[item[0]], item[1]) for item in rearrangement.axes]

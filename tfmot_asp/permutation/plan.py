@@ -14,7 +14,14 @@ from tfmot_asp.eligibility import SparseTensorCoreRule
 from tfmot_asp.masks import check_m_by_n
 from tfmot_asp.permutation.axes import Axes, analyse
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
-from tfmot_asp.permutation.trace import Graph, concrete_function, input_specs, trace_function
+from tfmot_asp.permutation.trace import (
+    Graph,
+    add_training,
+    concrete_function,
+    input_specs,
+    trace_function,
+    variables_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +98,7 @@ def plan_model(
             f"{_title(model)} has no layer that the policy would prune, so there is nothing to permute for. "
             + (f"The layers with kernels: {reasons}" if dense else "It has no Dense or convolution layer.")
         )
-    function = concrete_function(model, input_specs(model, input_shapes))
-    graph = trace_function(function)
+    function, graph = _traced(model, input_shapes)
     kernels, kinds, unused = [], [], []
     seen: set[int] = set()
     for name, kernel in chosen:
@@ -108,6 +114,26 @@ def plan_model(
     axes = analyse(graph)
     plan = plan_groups(axes, kernels, m_by_n[1])
     return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), m_by_n)
+
+
+def _traced(model: Any, input_shapes: Any) -> tuple[Any, Graph]:
+    """The inference function and its graph; with the training step, where only that reads some of the variables."""
+    specs, variables = input_specs(model, input_shapes), variables_of(model)
+    function = concrete_function(model, specs)
+    graph = trace_function(function, variables=variables)
+    unread = [
+        v
+        for v in variables
+        if v.dtype.is_floating and v.shape.num_elements() not in (None, 1) and graph.variable_index(v) is None
+    ]
+    if unread:
+        # Batch renormalization, spectral normalization, ...: state that inference does not read has to move along.
+        try:
+            graph = add_training(graph, concrete_function(model, specs, training=True), variables)
+        except (TypeError, ValueError) as error:
+            names = ", ".join(sorted(v.name for v in unread)[:3])
+            logger.warning("inference does not read %s, and the training step could not be traced: %s", names, error)
+    return function, graph
 
 
 def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]], list[DenseLayer]]:

@@ -8,9 +8,11 @@ what an op does to the channels of a tensor: that is :mod:`tfmot_asp.permutation
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ BATCH_SIZE = 2
 """The batch size of the traced function: not 1, so that the batch axis is never mistaken for one that broadcasts."""
 
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+_BRANCHES = frozenset({"If", "StatelessIf"})
 _FOLD_LIMIT = 1 << 22  # elements; a table larger than this is data, not shape arithmetic
 _UNSET = object()
 
@@ -42,6 +45,7 @@ class Tensor:
       variable: for a resource, position of the variable in :attr:`Graph.variables`.
       value: the value, where it is a constant.
       used: whether an op or an output of the graph reads it.
+      name: of a function input, as the caller spelled it.
     """
 
     shape: tuple[int, ...] | None
@@ -51,6 +55,7 @@ class Tensor:
     variable: int | None = None
     value: np.ndarray | None = None
     used: bool = True
+    name: str = ""
 
     @property
     def is_resource(self) -> bool:
@@ -59,7 +64,10 @@ class Tensor:
 
 @dataclasses.dataclass(eq=False)
 class Op:
-    """An op of the flat graph: type, scoped name, inputs and outputs, and the attributes of the original."""
+    """An op of the flat graph: type, scoped name, inputs and outputs, and the attributes of the original.
+
+    `training` marks ops that only a training step runs: they are traced for the variables that inference leaves out.
+    """
 
     index: int
     type: str
@@ -67,6 +75,7 @@ class Op:
     inputs: list[Tensor]
     outputs: list[Tensor]
     source: tf.Operation
+    training: bool = False
 
     def attr(self, name: str, default: Any = _UNSET) -> Any:
         try:
@@ -97,7 +106,11 @@ class Graph:
 
 def variable_key(variable: Any) -> Any:
     """A hashable key of the storage behind a variable: equal for all Python wrappers of one resource."""
-    return id(underlying_variable(variable).handle)
+    return _handle_key(underlying_variable(variable).handle)
+
+
+def _handle_key(handle: Any) -> Any:
+    return id(handle)
 
 
 def trace(model: Any, input_shapes: Any = None) -> Graph:
@@ -113,34 +126,76 @@ def trace(model: Any, input_shapes: Any = None) -> Graph:
 
     Raises:
       TypeError: if `model` cannot be called.
-      ValueError: if a shape is unknown and not given, or the model is not built.
+      ValueError: if a shape is unknown and not given, the model is not built, or it cannot be traced.
     """
     specs = input_specs(model, input_shapes)
-    return trace_function(concrete_function(model, specs))
+    return trace_function(concrete_function(model, specs), variables=variables_of(model))
 
 
-def concrete_function(model: Any, specs: tuple[tuple, dict]) -> Any:
-    """A concrete function of `model` in inference mode for `specs`, the (args, kwargs) of :func:`input_specs`."""
-    call = model if callable(model) else None
-    if call is None:
+def concrete_function(model: Any, specs: tuple[tuple, dict], training: bool = False) -> Any:
+    """A concrete function of `model` for `specs`, the (args, kwargs) of :func:`input_specs`.
+
+    It returns the model's outputs and, since a permutation must leave them alone as well, the losses that layers add.
+    """
+    if not callable(model):
         raise TypeError(f"expected a Keras model or a callable tf.Module, got {type(model).__name__}")
     args, kwargs = specs
-    if _takes_training(model):
-        kwargs = dict(kwargs)
+    mode = {"training": training} if _takes_training(model) else {}
 
-        def run(*a: Any, **k: Any) -> Any:
-            return call(*a, **k, training=False)
-    else:
+    def run(*a: Any, **k: Any) -> Any:
+        return model(*a, **k, **mode), list(getattr(model, "losses", ()))
 
-        def run(*a: Any, **k: Any) -> Any:
-            return call(*a, **k)
+    with _losses_kept(model):
+        try:
+            # Plain tracing first: it is faster, and enough for all that Keras ships.
+            return tf.function(run, autograph=False).get_concrete_function(*args, **kwargs)
+        except Exception as plain:
+            try:
+                return tf.function(run, autograph=True).get_concrete_function(*args, **kwargs)
+            except Exception:
+                raise ValueError(
+                    f"{_describe(model)} could not be traced as one graph on inputs {_shapes_text(args, kwargs)}: "
+                    f"{type(plain).__name__}: {plain}. If it needs other inputs, pass input_shapes=... as it is called"
+                ) from plain
 
-    return tf.function(run, autograph=False).get_concrete_function(*args, **kwargs)
+
+@contextlib.contextmanager
+def _losses_kept(model: Any) -> Iterator[None]:
+    """Puts back the lists in which Keras layers collect the losses of their last call."""
+    layers = list(getattr(model, "submodules", ())) if isinstance(model, tf.Module) else []
+    layers += [model, *(model._flatten_layers() if hasattr(model, "_flatten_layers") else ())]
+    kept = [
+        (layer, name, list(getattr(layer, name)))
+        for layer in layers
+        for name in ("_losses", "_eager_losses")
+        if isinstance(getattr(layer, name, None), list)
+    ]
+    try:
+        yield
+    finally:
+        for layer, name, losses in kept:
+            getattr(layer, name)[:] = losses
+
+
+def _shapes_text(args: tuple, kwargs: dict) -> str:
+    def text(spec: Any) -> Any:
+        return tuple(spec.shape) if hasattr(spec, "shape") else spec
+
+    shapes = [tf.nest.map_structure(text, a) for a in args]
+    return ", ".join([str(s) for s in shapes] + [f"{k}={tf.nest.map_structure(text, v)}" for k, v in kwargs.items()])
+
+
+def variables_of(model: Any) -> list[tf.Variable]:
+    """All variables of a model, unwrapped, each once."""
+    found: dict[Any, tf.Variable] = {}
+    for variable in (*getattr(model, "variables", ()), *getattr(model, "weights", ())):
+        variable = underlying_variable(variable)
+        if hasattr(variable, "handle"):
+            found.setdefault(variable_key(variable), variable)
+    return list(found.values())
 
 
 def _takes_training(model: Any) -> bool:
-    import inspect
-
     if hasattr(model, "trainable_weights") and hasattr(model, "call"):
         expects = getattr(model, "_expects_training_arg", None)
         if expects is None:
@@ -273,25 +328,36 @@ def _describe(model: Any) -> str:
 # The flat graph
 
 
-def trace_function(function: Any, input_shapes: Sequence[Any] | None = None) -> Graph:
+def trace_function(
+    function: Any, input_shapes: Sequence[Any] | None = None, *, variables: Sequence[tf.Variable] = ()
+) -> Graph:
     """Flattens a concrete function.
 
     Args:
       function: a `ConcreteFunction`, also one restored from a SavedModel.
       input_shapes: one static shape per input, where the function's own are open. Without it open shapes stay open
         (`Tensor.shape` is None).
+      variables: what else it may read than the variables that it knows of itself.
     """
-    flattener = _Flattener(function)
-    return flattener.run(input_shapes)
+    return _Flattener(function, variables).run(input_shapes)
+
+
+def add_training(graph: Graph, function: Any, variables: Sequence[tf.Variable] = ()) -> Graph:
+    """The graph with the ops of a training step added, on inputs of their own; the outputs of both are outputs."""
+    step = _Flattener(function, variables, known=graph.variables).run(None)
+    for op in step.ops:
+        op.training = True
+        op.index += len(graph.ops)
+    return Graph(graph.ops + step.ops, graph.inputs + step.inputs, graph.outputs + step.outputs, step.variables)
 
 
 class _Flattener:
-    def __init__(self, function: Any):
+    def __init__(self, function: Any, variables: Sequence[tf.Variable] = (), known: Sequence[tf.Variable] = ()):
         self.function = function
         self.ops: list[Op] = []
-        self.variables: list[tf.Variable] = []
-        self._by_handle = {id(v.handle): v for v in function.variables}
-        self._known: dict[int, int] = {}
+        self.variables: list[tf.Variable] = list(known)
+        self._by_handle = {variable_key(v): v for v in (*variables, *function.variables)}
+        self._known: dict[int, int] = {variable_key(v): i for i, v in enumerate(known)}
 
     def run(self, input_shapes: Sequence[Any] | None) -> Graph:
         graph = self.function.graph
@@ -301,7 +367,7 @@ class _Flattener:
         inputs = []
         for i, placeholder in enumerate(arguments):
             shape = placeholder.shape if input_shapes is None else input_shapes[i]
-            inputs.append(Tensor(_full(shape), placeholder.dtype))
+            inputs.append(Tensor(_full(shape), placeholder.dtype, name=_argument_name(placeholder)))
         env: dict[int, Tensor] = {id(p): t for p, t in zip(arguments, inputs, strict=True)}
         for external, placeholder in zip(captured, internal, strict=True):
             env[id(placeholder)] = self._capture(external)
@@ -314,9 +380,9 @@ class _Flattener:
             value = external.numpy() if hasattr(external, "numpy") else None
             return Tensor(_full(external.shape), external.dtype, value=value)
         tensor = Tensor((), external.dtype)
-        variable = self._by_handle.get(id(external))
+        variable = self._by_handle.get(_handle_key(external))
         if variable is not None:
-            tensor.variable = self._known.setdefault(id(external), len(self.variables))
+            tensor.variable = self._known.setdefault(_handle_key(external), len(self.variables))
             if tensor.variable == len(self.variables):
                 self.variables.append(variable)
         return tensor
@@ -327,26 +393,52 @@ class _Flattener:
                 continue  # arguments and captures
             inputs = [env[id(t)] for t in op.inputs]
             if op.type in _CALLS:
-                self._enter(graph, op, inputs, env, scope)
+                self._enter(graph, op, op.get_attr("f").name, inputs, env, scope)
+                continue
+            if op.type in _BRANCHES and inputs[0].value is not None and np.ndim(inputs[0].value) == 0:
+                branch = "then_branch" if inputs[0].value else "else_branch"
+                self._enter(graph, op, op.get_attr(branch).name, inputs[1:], env, scope)
                 continue
             new = Op(len(self.ops), op.type, scope + op.name, inputs, [], op)
-            values = _fold(op, inputs)
-            shapes = _output_shapes(op, inputs) if values is None else [np.shape(v) for v in values]
+            values = self._fold_variable(op, inputs) or _fold(op, inputs)
+            shapes = self._shapes(op, inputs) if values is None else [np.shape(v) for v in values]
             for i, (output, shape) in enumerate(zip(op.outputs, shapes, strict=True)):
                 value = None if values is None else values[i]
-                # A resource passes through Identity unchanged; what other ops do to one has no rule.
-                variable = inputs[0].variable if op.type == "Identity" and inputs[0].is_resource else None
+                # A resource passes through these unchanged; what other ops do to one pins it.
+                passed = op.type in ("Identity", "IdentityN") and inputs[i].is_resource
+                variable = inputs[i].variable if passed else None
                 tensor = Tensor(shape, output.dtype, new, i, variable, value)
                 new.outputs.append(tensor)
                 env[id(output)] = tensor
             self.ops.append(new)
 
-    def _enter(self, graph: Any, op: Any, inputs: list[Tensor], env: dict[int, Tensor], scope: str) -> None:
-        body = _function_graph(graph, op.get_attr("f").name)
+    def _fold_variable(self, op: Any, inputs: list[Tensor]) -> list[np.ndarray] | None:
+        if op.type == "VariableShape" and inputs[0].variable is not None:
+            shape = self.variables[inputs[0].variable].shape
+            return [np.asarray(shape.as_list(), op.outputs[0].dtype.as_numpy_dtype)]
+        return None
+
+    def _shapes(self, op: Any, inputs: list[Tensor]) -> list[tuple[int, ...] | None]:
+        if op.type == "ResourceGather" and inputs[0].variable is not None and inputs[1].shape is not None:
+            batch = int(op.get_attr("batch_dims"))
+            return [(*inputs[1].shape, *self.variables[inputs[0].variable].shape.as_list()[1 + batch :])]
+        return _output_shapes(op, inputs)
+
+    def _enter(
+        self, graph: Any, op: Any, function: str, inputs: list[Tensor], env: dict[int, Tensor], scope: str
+    ) -> None:
+        body = _function_graph(graph, function)
         inner = {id(p): t for p, t in zip(body.inputs, inputs, strict=True)}
         self._body(body, inner, f"{scope}{op.name}/")
         for output, result in zip(op.outputs, body.outputs, strict=True):
             env[id(output)] = inner[id(result)]
+
+
+def _argument_name(placeholder: Any) -> str:
+    try:
+        return placeholder.op.get_attr("_user_specified_name").decode()
+    except ValueError:
+        return ""
 
 
 def _live(ops: list[Op], outputs: list[Tensor]) -> list[Op]:

@@ -66,7 +66,7 @@ def op_types() -> frozenset[str]:
 
 
 # Each module registers its rules when it is imported.
-from tfmot_asp.permutation.rules import contraction, elementwise, reshaping, selection, spatial  # noqa: E402
+from tfmot_asp.permutation.rules import contraction, elementwise, opaque, reshaping, selection, spatial  # noqa: E402
 
 __all__ = [
     "Axes",
@@ -76,6 +76,7 @@ __all__ = [
     "contraction",
     "elementwise",
     "op_types",
+    "opaque",
     "register_rule",
     "reshaping",
     "rule_for",

@@ -28,7 +28,7 @@ def matmul(op: Op, axes: Axes) -> Outputs:
     return [[*batch, a[-2], b[-1]]]
 
 
-@register_rule("Einsum", "XlaEinsum")
+@register_rule("Einsum")
 def einsum(op: Op, axes: Axes) -> Outputs:
     """Axes with the same letter are tied; letters that the output lacks are summed."""
     equation = op.attr("equation").decode().replace(" ", "")

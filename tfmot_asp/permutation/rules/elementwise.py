@@ -9,17 +9,17 @@ from tfmot_asp.permutation.rules import register_rule
 from tfmot_asp.permutation.trace import Op
 
 _UNARY = """
-    Abs Acos Acosh Asin Asinh Atan Atanh BesselI0e BesselI1e Bitcast Cast Ceil CheckNumerics Cos Cosh DebugIdentity
-    Digamma Elu EnsureShape Erf Erfc Erfinv Exp Expm1 FakeQuantWithMinMaxArgs Floor Identity Inv Invert IsFinite IsInf
-    IsNan LeakyRelu Lgamma Log Log1p LogSoftmax LogicalNot Ndtri Neg OnesLike PlaceholderWithDefault PreventGradient
-    QuantizeAndDequantizeV4 Reciprocal Relu Relu6 Rint Round Rsqrt Selu Sigmoid Sign Sin Sinh Snapshot Softmax Softplus
+    Abs Acos Acosh Angle Asin Asinh Atan Atanh BesselI0e BesselI1e Cast Ceil CheckNumerics ComplexAbs Conj Cos Cosh
+    Digamma Elu EnsureShape Erf Erfc Erfinv Exp Expm1 FakeQuantWithMinMaxArgs Floor Identity Imag Inv Invert IsFinite
+    IsInf IsNan LeakyRelu Lgamma Log Log1p LogSoftmax LogicalNot Ndtri Neg OnesLike PlaceholderWithDefault
+    PreventGradient Real Reciprocal Relu Relu6 Rint Round Rsqrt Selu Sigmoid Sign Sin Sinh Snapshot Softmax Softplus
     Softsign Sqrt Square StopGradient Tan Tanh ZerosLike
 """
 # Softmax and LogSoftmax normalize over their last axis by a sum, in which order does not matter.
 
 _BROADCASTING = """
-    Add AddV2 ApproximateEqual Atan2 BitwiseAnd BitwiseOr BitwiseXor ClipByValue Complex Div DivNoNan Equal FloorDiv
-    FloorMod Greater GreaterEqual Igamma Igammac LeftShift Less LessEqual LogicalAnd LogicalOr Maximum Minimum Mod Mul
+    Add AddV2 ApproximateEqual Atan2 Betainc BitwiseAnd BitwiseOr BitwiseXor ClipByValue Complex Div DivNoNan Equal
+    FloorDiv FloorMod Greater GreaterEqual Igamma Igammac LeftShift Less LessEqual LogicalAnd LogicalOr Maximum Minimum Mod Mul
     MulNoNan NextAfter NotEqual Polygamma Pow RealDiv RightShift SelectV2 SquaredDifference Sub TruncateDiv TruncateMod
     Xdivy Xlog1py Xlogy Zeta
 """
@@ -68,7 +68,18 @@ def select(op: Op, axes: Axes) -> Outputs:
     return [[axes.tie(r, condition[i]) if i < len(condition) else r for i, r in enumerate(result)]]
 
 
-@register_rule("BiasAdd")
+@register_rule("Bitcast")
+def bitcast(op: Op, axes: Axes) -> Outputs:
+    """To a type of another size, a last axis of the parts of each number comes or goes."""
+    x, rank = list(axes[op.inputs[0]]), len(op.outputs[0].shape or ())
+    if rank > len(x):
+        return [[*x, axes.pinned((op.outputs[0].shape or ())[-1], "the parts of a number", op)]]
+    if rank < len(x):
+        axes.pin(x.pop(), "the parts of a number", op)
+    return [x]
+
+
+@register_rule("BiasAdd", "BiasAddV1")
 def bias_add(op: Op, axes: Axes) -> Outputs:
     x, (bias,) = list(axes[op.inputs[0]]), axes[op.inputs[1]]
     channel = 1 if op.attr("data_format", b"NHWC") == b"NCHW" else len(x) - 1
@@ -76,13 +87,20 @@ def bias_add(op: Op, axes: Axes) -> Outputs:
     return [x]
 
 
-@register_rule("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "QuantizeAndDequantizeV2")
+@register_rule(
+    "FakeQuantWithMinMaxVars",
+    "FakeQuantWithMinMaxVarsPerChannel",
+    "QuantizeAndDequantizeV2",
+    "QuantizeAndDequantizeV3",
+    "QuantizeAndDequantizeV4",
+)
 def fake_quant(op: Op, axes: Axes) -> Outputs:
-    """Ranges are scalars, or vectors over the last axis."""
+    """Ranges are scalars, or vectors over one axis: the last, or the one that `axis` names."""
     x = list(axes[op.inputs[0]])
-    for limit in op.inputs[1:]:
+    axis = int(op.attr("axis", -1))
+    for limit in op.inputs[1:3]:
         if limit.shape:
-            x[-1] = axes.tie(x[-1], axes[limit][0])
+            x[axis] = axes.tie(x[axis], axes[limit][0])
     return [x]
 
 

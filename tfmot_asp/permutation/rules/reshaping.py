@@ -111,19 +111,20 @@ def transpose(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("BroadcastTo")
 def broadcast_to(op: Op, axes: Axes) -> Outputs:
+    """An axis of size 1 is uniform already, and stays so at any size."""
     x = axes[op.inputs[0]]
     return [[None] * (len(op.outputs[0].shape or ()) - len(x)) + list(x)]
 
 
-@register_rule("ConcatV2")
+@register_rule("ConcatV2", "Concat")
 def concat(op: Op, axes: Axes) -> Outputs:
     """The joined axis is a new one, each piece of which is tied to its input; other axes are tied across the inputs."""
-    where = op.inputs[-1].value
-    if where is None:
+    where, *tensors = op.inputs if op.type == "Concat" else (op.inputs[-1], *op.inputs[:-1])
+    if where.value is None:
         return axes.pin_all(op, "joins along an axis that is known only when it runs")
     shape = op.outputs[0].shape or ()
-    axis = int(where) % len(shape)
-    pieces = [t for t in op.inputs[:-1] if (t.shape or ())[axis]]
+    axis = int(where.value) % len(shape)
+    pieces = [t for t in tensors if (t.shape or ())[axis]]
     result: list[Axis] = [None] * len(shape)
     for tensor in pieces:
         for i, own in enumerate(axes[tensor]):

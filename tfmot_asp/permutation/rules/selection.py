@@ -9,17 +9,7 @@ import numpy as np
 
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rules import register_rule
-from tfmot_asp.permutation.trace import Op
-
-
-def pick(axes: Axes, axis: Axis, positions: np.ndarray) -> Axis:
-    """The axis with only `positions` of it, in their order. A new axis, tied to what it was picked from."""
-    if axis is None or (len(positions) == len(axis) and np.array_equal(positions, np.arange(len(axis)))):
-        return axis
-    picked = axes.fresh(len(positions))
-    # Equal positions are equal slices: only their number counts, so one label serves.
-    axes.tie(axis[positions], picked)
-    return picked
+from tfmot_asp.permutation.trace import Op, Tensor
 
 
 @register_rule("Slice")
@@ -30,7 +20,7 @@ def slice_(op: Op, axes: Axes) -> Outputs:
     shape = op.outputs[0].shape or ()
     return [
         [
-            pick(axes, axis, np.arange(int(start), int(start) + size))
+            axes.pick(axis, np.arange(int(start), int(start) + size))
             for axis, start, size in zip(axes[op.inputs[0]], begin, shape, strict=True)
         ]
     ]
@@ -51,9 +41,9 @@ def strided_slice(op: Op, axes: Axes) -> Outputs:
             continue
         positions = np.arange(shape[axis])[item]
         if np.ndim(positions):
-            result.append(pick(axes, x[axis], positions))
+            result.append(axes.pick(x[axis], positions))
         else:
-            pick(axes, x[axis], positions[None])
+            axes.pick(x[axis], positions[None])
         axis += 1
     return [result]
 
@@ -95,7 +85,7 @@ def split(op: Op, axes: Axes) -> Outputs:
     for output in op.outputs:
         size = (output.shape or ())[axis]
         piece = list(x)
-        piece[axis] = pick(axes, x[axis], np.arange(start, start + size))
+        piece[axis] = axes.pick(x[axis], np.arange(start, start + size))
         results.append(piece)
         start += size
     return results
@@ -120,7 +110,7 @@ def gather(op: Op, axes: Axes) -> Outputs:
     if batch < 0:
         batch += len(indices.shape or ())
     if indices.value is not None and batch == 0 and np.ndim(indices.value) <= 1:
-        picked = pick(axes, x[axis], np.ravel(indices.value).astype(np.int64))
+        picked = axes.pick(x[axis], np.ravel(indices.value).astype(np.int64))
         return [[*x[:axis], *([picked] if np.ndim(indices.value) else []), *x[axis + 1 :]]]
     axes.pin(x[axis], "picked from by index", op)
     own = axes[indices]
@@ -156,7 +146,7 @@ def reverse(op: Op, axes: Axes) -> Outputs:
     x = list(axes[op.inputs[0]])
     for i in np.ravel(where):
         axis = x[int(i)]
-        x[int(i)] = None if axis is None else pick(axes, axis, np.arange(len(axis))[::-1])
+        x[int(i)] = None if axis is None else axes.pick(axis, np.arange(len(axis))[::-1])
     return [x]
 
 
@@ -168,11 +158,11 @@ def roll(op: Op, axes: Axes) -> Outputs:
     x = list(axes[op.inputs[0]])
     for shift, i in zip(np.ravel(shifts), np.ravel(where), strict=True):
         axis = x[int(i)]
-        x[int(i)] = None if axis is None else pick(axes, axis, np.roll(np.arange(len(axis)), int(shift)))
+        x[int(i)] = None if axis is None else axes.pick(axis, np.roll(np.arange(len(axis)), int(shift)))
     return [x]
 
 
-@register_rule("TopKV2", "TopK")
+@register_rule("TopKV2")
 def top_k(op: Op, axes: Axes) -> Outputs:
     """Values are sorted, and the second output names positions."""
     x = list(axes[op.inputs[0]])
@@ -190,10 +180,45 @@ def one_hot(op: Op, axes: Axes) -> Outputs:
     return [x]
 
 
-@register_rule("MatrixBandPart", "MatrixDiagPartV3", "MatrixDiagV3", "MatrixSetDiagV3")
-def matrix_part(op: Op, axes: Axes) -> Outputs:
-    """Works by the place in the last two axes of the matrix."""
-    result = axes.pin_all(op, "works by the place in a matrix")
-    if op.type == "MatrixBandPart":
-        return [[*axes[op.inputs[0]][:-2], *result[0][-2:]]]
-    return result
+@register_rule("ReverseSequence")
+def reverse_sequence(op: Op, axes: Axes) -> Outputs:
+    """Each batch entry is reversed up to its own length."""
+    x = list(axes[op.inputs[0]])
+    axes.pin(x[int(op.attr("seq_dim"))], "reversed up to a length that is known only when it runs", op)
+    batch = int(op.attr("batch_dim"))
+    x[batch] = axes.tie(x[batch], axes[op.inputs[1]][0])
+    return [x]
+
+
+@register_rule("MatrixBandPart")
+def matrix_band_part(op: Op, axes: Axes) -> Outputs:
+    """Clears what is far from the diagonal: the place in the last two axes matters."""
+    return [in_matrix(op, axes, op.inputs[0], 2)]
+
+
+@register_rule("MatrixDiagV3", "MatrixDiagPartV3")
+def matrix_diagonal(op: Op, axes: Axes) -> Outputs:
+    """From the last axis to a matrix, or back; with several diagonals, which the general form allows, nothing moves."""
+    if op.inputs[1].value is None or np.ravel(op.inputs[1].value).any() or np.size(op.inputs[1].value) > 1:
+        return axes.pin_all(op, "works by the place in a matrix")
+    return [in_matrix(op, axes, op.inputs[0], 1 if op.type == "MatrixDiagV3" else 2)]
+
+
+@register_rule("MatrixSetDiagV3")
+def matrix_set_diagonal(op: Op, axes: Axes) -> Outputs:
+    if op.inputs[2].value is None or np.ravel(op.inputs[2].value).any() or np.size(op.inputs[2].value) > 1:
+        return axes.pin_all(op, "works by the place in a matrix")
+    matrix = in_matrix(op, axes, op.inputs[0], 2)
+    *leading, diagonal = axes[op.inputs[1]]
+    axes.pin(diagonal, "works by the place in a matrix", op)
+    return [[*(axes.tie(a, b) for a, b in zip(matrix[:-2], leading, strict=True)), *matrix[-2:]]]
+
+
+def in_matrix(op: Op, axes: Axes, tensor: Tensor, last: int) -> list[Axis]:
+    """Pins the `last` axes of `tensor`, and returns its leading axes with pinned ones for the rest of the output."""
+    reason = "works by the place in a matrix"
+    x, shape = list(axes[tensor]), op.outputs[0].shape or ()
+    for axis in x[-last:]:
+        axes.pin(axis, reason, op)
+    leading = x[:-last]
+    return [*leading, *(axes.pinned(n, reason, op) for n in shape[len(leading) :])]

@@ -12,11 +12,9 @@ from tfmot_asp.permutation.rules.contraction import len_of
 from tfmot_asp.permutation.trace import Op
 
 
-@register_rule("MaxPool", "MaxPoolV2", "AvgPool", "MaxPool3D", "AvgPool3D", "MaxPoolWithArgmax", "FractionalMaxPool")
+@register_rule("MaxPool", "MaxPoolV2", "AvgPool", "MaxPool3D", "AvgPool3D")
 def pool(op: Op, axes: Axes) -> Outputs:
     """The window is given as the axes are, so that pooling over channels is seen too."""
-    if len(op.outputs) > 1:
-        return axes.pin_all(op, "pooling that returns positions")
     x = list(axes[op.inputs[0]])
     window, strides = _ints(op, "ksize", 1), _ints(op, "strides", 2)
     if window is None or strides is None:
@@ -43,14 +41,21 @@ def _ints(op: Op, name: str, position: int) -> Sequence[int] | None:
     "ResizeNearestNeighbor",
     "ScaleAndTranslate",
     "AdjustContrastv2",
-    "ImageProjectiveTransformV2",
-    "ImageProjectiveTransformV3",
 )
 def resize(op: Op, axes: Axes) -> Outputs:
     x, shape = axes[op.inputs[0]], op.outputs[0].shape or ()
     for axis in x[-3:-1]:
         axes.pin(axis, "a spatial axis", op)
     return [[*x[:-3], *(axes.pinned(n, "a spatial axis", op) for n in shape[-3:-1]), x[-1]]]
+
+
+@register_rule("ImageProjectiveTransformV2", "ImageProjectiveTransformV3")
+def projective_transform(op: Op, axes: Axes) -> Outputs:
+    """One transformation for all images, or one for each: its eight numbers differ in their roles."""
+    images, transforms = axes[op.inputs[0]], axes[op.inputs[1]]
+    axes.pin(transforms[1], "the coefficients of a transformation", op)
+    (result,) = resize(op, axes)
+    return [[axes.tie(images[0], transforms[0]), *result[1:]]]
 
 
 @register_rule("CropAndResize")

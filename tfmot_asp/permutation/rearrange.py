@@ -1,0 +1,142 @@
+"""Chains of reshapes and transposes that only reorder the channels of an axis, seen as the one reordering they are.
+
+A channel shuffle splits an axis, transposes the parts and merges them again. Op by op the parts are axes of their own,
+of which one at most could move; as a whole it is a fixed reordering, through which every channel can move by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+
+import numpy as np
+
+from tfmot_asp.permutation.trace import Graph, Op, Tensor
+
+_RESHAPES = frozenset({"Reshape", "Squeeze", "ExpandDims"})
+# Ops that work on each element alone, so it does not matter whether they come before or after a rearrangement.
+_POINTWISE = frozenset(
+    ("Abs", "Cast", "Elu", "Erf", "Exp", "Identity", "LeakyRelu", "Neg", "Relu", "Relu6", "Rsqrt", "Selu", "Sigmoid")
+    + ("Softplus", "Sqrt", "Square", "StopGradient", "Tanh")
+)
+_LONGEST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Rearrangement:
+    """What a chain of ops does to the axes of its source.
+
+    Attributes:
+      source: the tensor that the chain starts from.
+      axes: for each axis of the result the source axis and, for each position, the position there; None for size 1.
+      inner: the ops of the chain before its last, which nothing else reads.
+    """
+
+    source: Tensor
+    axes: tuple[tuple[int, np.ndarray] | None, ...]
+    inner: tuple[Op, ...]
+
+
+def find_rearrangements(graph: Graph) -> dict[int, Rearrangement]:
+    """The rearrangements of a graph, by the index of their last op. Chains do not overlap."""
+    readers = Counter(id(t) for op in graph.ops for t in op.inputs)
+    readers.update(id(t) for t in graph.outputs)
+    found: dict[int, Rearrangement] = {}
+    taken: set[int] = set()
+    for op in graph.ops:
+        if op.type not in _RESHAPES:
+            continue
+        rearrangement = _ending_in(op, readers, taken)
+        if rearrangement is not None:
+            found[op.index] = rearrangement
+            taken.update([op.index, *(inner.index for inner in rearrangement.inner)])
+    return found
+
+
+def _ending_in(last: Op, readers: Counter[int], taken: set[int]) -> Rearrangement | None:
+    """The shortest chain up to `last` that splits axes and yet maps whole axes to whole axes."""
+    chain = [last]
+    split = False
+    while len(chain) < _LONGEST:
+        source = chain[0].inputs[0]
+        if any(t.value is None for t in chain[0].inputs[1:]) or source.shape is None or 0 in source.shape:
+            return None
+        split = split or chain[0].type in _RESHAPES
+        if split and len(chain) > 1 and chain[0].type in _RESHAPES:
+            axes = _composed(source.shape, chain)
+            if axes is not None:
+                return Rearrangement(source, axes, tuple(chain[:-1]))
+        before = source.op
+        if before is None or before.index in taken or readers[id(source)] != 1 or len(before.outputs) != 1:
+            return None
+        if before.type not in _RESHAPES and before.type not in _POINTWISE and before.type != "Transpose":
+            return None
+        chain.insert(0, before)
+    return None
+
+
+class _Atom:
+    """A part of an axis that is not split so far."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.parts: list[_Atom] = []
+
+    def leaves(self) -> list[_Atom]:
+        return [leaf for part in self.parts for leaf in part.leaves()] if self.parts else [self]
+
+
+def _composed(shape: tuple[int, ...], chain: list[Op]) -> tuple[tuple[int, np.ndarray] | None, ...] | None:
+    """The axes of the chain's result in terms of `shape`, if each is a whole axis of it; else None."""
+    origin = [_Atom(n) for n in shape]
+    axes: list[list[_Atom]] = [[atom] for atom in origin]
+    for op in chain:
+        if op.type == "Transpose":
+            order = op.inputs[1].value
+            assert order is not None
+            axes = [axes[int(i)] for i in order]
+        elif op.type in _RESHAPES:
+            if op.outputs[0].shape is None:
+                return None
+            regrouped = _regroup([a for axis in axes for atom in axis for a in atom.leaves()], op.outputs[0].shape)
+            if regrouped is None:
+                return None
+            axes = regrouped
+    result: list[tuple[int, np.ndarray] | None] = []
+    sources = [[leaf for leaf in atom.leaves() if leaf.size > 1] for atom in origin]
+    for axis in axes:
+        leaves = [leaf for atom in axis for leaf in atom.leaves() if leaf.size > 1]
+        if not leaves:
+            result.append(None)
+            continue
+        index = next((i for i, s in enumerate(sources) if len(s) == len(leaves) and set(s) == set(leaves)), None)
+        if index is None:
+            return None
+        sizes = [leaf.size for leaf in sources[index]]
+        grid = np.arange(math.prod(sizes)).reshape(sizes)
+        result.append((index, grid.transpose([sources[index].index(leaf) for leaf in leaves]).ravel()))
+    return tuple(result)
+
+
+def _regroup(atoms: list[_Atom], shape: tuple[int, ...]) -> list[list[_Atom]] | None:
+    """Distributes atoms, in order, over axes of `shape`, splitting where need be; None where they do not divide."""
+    queue = list(reversed(atoms))
+    axes = []
+    for size in shape:
+        axis: list[_Atom] = []
+        open_ = size
+        while open_ > 1:
+            atom = queue.pop()
+            if atom.size > open_:
+                if atom.size % open_:
+                    return None
+                atom.parts = [_Atom(open_), _Atom(atom.size // open_)]
+                queue.append(atom.parts[1])
+                atom = atom.parts[0]
+            elif open_ % atom.size:
+                return None
+            axis.append(atom)
+            open_ //= atom.size
+        axes.append(axis)
+    return axes
