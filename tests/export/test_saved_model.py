@@ -96,6 +96,16 @@ def test_subclassed_and_keras_3_models(tmp_path):
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+def test_lookup_tables_are_exported_too(tmp_path):
+    word = layers.Input((), dtype="string", name="word")
+    table = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")
+    model = tf_keras.Model(word, layers.Dense(8)(table(word)))
+    tfmot_asp.export.saved_model(model, tmp_path / "m")
+    words = tf.constant(["b", "a", "?"])
+    (got,) = load_signature(tmp_path / "m")(words).values()
+    np.testing.assert_allclose(got, model(words), atol=1e-6)
+
+
 def test_an_existing_folder_is_only_replaced_when_asked_and_if_it_is_a_saved_model(tmp_path):
     target = tmp_path / "m"
     tfmot_asp.export.saved_model(mlp(), target)

@@ -58,18 +58,28 @@ def test_every_format_brings_back_weights_masks_steps_and_pattern(trained, tmp_p
 
 
 def test_attention_is_loaded_with_its_four_masks(tmp_path):
-    x = layers.Input((6, 16))
-    model = tf_keras.Model(x, layers.GlobalAveragePooling1D()(layers.MultiHeadAttention(2, 8)(x, value=x)))
-    policy = tfmot_asp.PruneForSparseTensorCores(kinds="EinsumDense")
-    pruned = compiled(tfmot_asp.prune_low_magnitude(model, pruning_policy=policy, permute=False))
+    def make():
+        x = layers.Input((6, 16))
+        attended = layers.MultiHeadAttention(2, 8, name="attention")(x, value=x)
+        model = tf_keras.Model(x, layers.GlobalAveragePooling1D()(attended))
+        policy = tfmot_asp.PruneForSparseTensorCores(kinds="EinsumDense")
+        return compiled(tfmot_asp.prune_low_magnitude(model, pruning_policy=policy, permute=False))
+
+    pruned = make()
     images, labels = data(pruned)
     pruned.fit(images, labels, verbose=0)
     pruned.save(tmp_path / "attention.keras")
     with tfmot_asp.prune_scope():
         loaded = tf_keras.models.load_model(tmp_path / "attention.keras")
-    np.testing.assert_array_equal(loaded.predict(images, verbose=0), pruned.predict(images, verbose=0))
-    assert len(loaded.layers[1].pruning_vars) == 4
-    assert is_sparse(loaded)
+    restored = make()
+    tf.train.Checkpoint(model=restored).restore(tf.train.Checkpoint(model=pruned).save(tmp_path / "ckpt"))
+    for other in (loaded, restored):
+        np.testing.assert_array_equal(other.predict(images, verbose=0), pruned.predict(images, verbose=0))
+        assert is_sparse(other)
+        before, after = (model.get_layer("prune_low_magnitude_attention").pruning_vars for model in (pruned, other))
+        assert len(after) == 4
+        for old, new in zip(before, after, strict=True):
+            np.testing.assert_array_equal(new[1].numpy(), old[1].numpy())
 
 
 def test_a_run_resumed_from_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path):

@@ -65,6 +65,8 @@ def saved_model(
     function = serving_function(plain, batch_size, input_shapes)
     holder = tf.Module()
     holder.serve, holder.weights = function, list(function.variables)
+    # Lookup tables of preprocessing layers: saved only if something that is saved refers to them.
+    holder.tables = [part for part in tf.train.TrackableView(plain).descendants() if hasattr(part, "resource_handle")]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

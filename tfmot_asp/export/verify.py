@@ -123,7 +123,8 @@ class VerificationReport:
 def verify(path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N) -> VerificationReport:
     """Opens a written model and checks the weight of each matrix product in it.
 
-    Products and their weights are found in the graph, not by name: see ``tfmot_asp.export.gemms``.
+    Products and their weights are found in the graph, not by name: see ``tfmot_asp.export.gemms``. Products inside
+    control flow (the loops of recurrent layers) are not listed: no policy of this package prunes them.
 
     Args:
         path: a SavedModel folder (its ``serving_default`` signature is read), or a ``.keras`` or ``.h5`` file of
