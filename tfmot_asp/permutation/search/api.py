@@ -17,7 +17,7 @@ from tfmot_asp.permutation.search import cpu, exact, loader
 from tfmot_asp.permutation.search.effort import EFFORTS, make_plan, row_step
 from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
 from tfmot_asp.permutation.search.fixed_point import encode, survey
-from tfmot_asp.permutation.search.progress import Progress
+from tfmot_asp.permutation.search.progress import Progress, within
 from tfmot_asp.permutation.search.result import SearchResult
 from tfmot_asp.permutation.search.scores import Scores
 
@@ -90,6 +90,8 @@ def search(
     seed = _check_integer("seed", seed)
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit must be a positive number of seconds, or None; got {time_limit!r}")
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress must be a callable, True, False or None; got {progress!r}")
     threads = _usable_cpus() if threads is None else _check_integer("threads", threads)
     if threads < 1:
         raise ValueError(f"threads must be at least 1, or None; got {threads}")
@@ -123,21 +125,29 @@ def _orders(
     scores: Scores, n: int, keep: int, effort: str, seed: int, device: str, threads: int, tick: cpu.Tick
 ) -> tuple[list[npt.NDArray[np.int64]], bool]:
     """Candidate orders, and whether the search could finish."""
-    cap = survey(scores)
-    if scores.columns <= n:
+    caps = survey(scores)
+    if scores.columns <= n or not caps:
         return [np.arange(scores.columns)], True
     if exact.is_small(scores.rows, scores.columns, n, effort):
         return [exact.solve(scores, n, keep)], True
     sampled = scores.sampled(row_step(scores.rows, scores.columns))
     plan = make_plan(scores.columns, sampled.rows, n, effort)
-    _logger.debug("%d columns, %d of %d rows: %s", scores.columns, sampled.rows, scores.rows, plan)
-    codes = encode(sampled, cap)
-    if device == "cuda":
-        from tfmot_asp.permutation.search import cuda
+    _logger.debug("%d columns, %d of %d rows, caps %s: %s", scores.columns, sampled.rows, scores.rows, caps, plan)
+    orders = []
+    stopped = False
+    for number, cap in enumerate(caps):
+        if stopped:
+            break
+        codes = encode(sampled, cap)
+        part = within(tick, number / len(caps), 1 / len(caps))
+        if device == "cuda":
+            from tfmot_asp.permutation.search import cuda
 
-        orders, stopped = cuda.search_codes(codes, n, keep, plan, seed, tick)
-    else:
-        orders, stopped = cpu.search_codes(codes, n, keep, plan, seed, threads, tick)
+            found, stopped = cuda.search_codes(codes, n, keep, plan, seed, part)
+        else:
+            found, stopped = cpu.search_codes(codes, n, keep, plan, seed, threads, part)
+        orders += found
+        del codes
     return orders, not stopped
 
 

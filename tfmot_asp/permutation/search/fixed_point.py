@@ -1,9 +1,10 @@
 """Scores as 12-bit codes: integers, so that sums do not depend on their order, nor on the device.
 
-The code of a score s is round(min(s, cap) * (4095 / cap)). The cap is the largest score, unless a few outliers are so
-large that everything else would vanish below one code: then it is a power of two that leaves the mean score at least
-``FINEST`` codes, and clips no more than that takes. A clipped score is still far above its neighbours, so which values
-a stripe keeps is hardly affected; and a found order is accepted by exact evaluation only (``evaluate``).
+The code of a score s is round(min(s, cap) * (4095 / cap)). Usually the cap is the largest score. Where a few outliers
+are so large that everything else would vanish below one code, it is a smaller power of two that leaves a typical score
+COMFORTABLE codes, if that clips next to nothing, and FINEST in any case. If even that clips a noticeable share of the
+total, no one scale suits: the matrix is searched twice, with the clipping cap and with the largest score, and exact
+evaluation decides between the orders found (``evaluate``).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from tfmot_asp.permutation.search.simd import LANES
 CODE_BITS = 12
 CODE_MAX = (1 << CODE_BITS) - 1
 COMFORTABLE = 64
-"""Codes per mean score above which nothing is clipped."""
+"""Codes of a typical score from which on nothing is clipped."""
 FINEST = 8
-"""Codes per mean score below which no cap may push it."""
+"""Codes of a typical score below which no cap may push it."""
 CLIPPED = 2.0**-10
-"""Share of the total score that clipping may take away, unless FINEST demands more."""
+"""Share of the total score that one cap alone may clip."""
 
 _EXPONENTS = 2048
 
@@ -48,39 +49,44 @@ def _encode(block, cap, scale, codes, first_row):
                     codes[c, first_row + r] = np.uint16(np.int32(min(block[r, c], cap) * scale + 0.5))
 
 
-def choose_cap(counts: npt.NDArray[np.int64], largest: float) -> float:
-    """Picks the score that becomes the largest code.
+def choose_caps(counts: npt.NDArray[np.int64], largest: float) -> tuple[float, ...]:
+    """Picks the score that becomes the largest code; two of them where no one scale suits; none if all scores are zero.
 
     Args:
         counts: int64 (2048,), how many scores have each biased binary exponent (float64's, 0 for zeros and subnormals).
         largest: the largest score.
     """
-    total = int(counts.sum())
-    if largest == 0.0 or total == 0:
-        return 0.0
-    # A score with biased exponent e lies in 2**(e - 1023) * [1, 2): 1.5 stands for all of them. In units of the largest
-    # exponent's power of two, so that nothing overflows.
     top = int(np.flatnonzero(counts)[-1])
-    level = [1.5 * 2.0 ** max(e - top, -1000) for e in range(top + 1)]
-    mass = sum(float(counts[e]) * level[e] for e in range(top + 1))
-    mean = mass / total
-    unit = 2.0 ** (max(top, 1) - 1023)
-    if mean * unit * CODE_MAX >= COMFORTABLE * largest:
-        return largest
+    if top == 0:
+        return ()
+    # A score with biased exponent e lies in 2**(e - 1023) * [1, 2): 1.5 stands for all of them. In units of the largest
+    # exponent's power of two, so that nothing overflows. Zeros are not typical of anything.
+    levels = [(float(counts[e]), 1.5 * 2.0 ** max(e - top, -1000)) for e in range(1, top + 1) if counts[e]]
+    number = sum(count for count, _ in levels)
+    mass = sum(count * level for count, level in levels)
+    unit = 2.0 ** (top - 1023)
 
-    def clipped(cap: float) -> float:
-        return sum(float(counts[e]) * (level[e] - cap) for e in range(top + 1) if level[e] > cap)
+    def kept(cap: float) -> float:
+        return sum(count * min(level, cap) for count, level in levels)
+
+    def typical_codes(cap: float) -> float:
+        return kept(cap) / number * CODE_MAX / cap
 
     cap = 2.0
-    while mean * CODE_MAX < COMFORTABLE * cap:
+    while typical_codes(cap) < COMFORTABLE:
         cap /= 2.0
-    while clipped(cap) > CLIPPED * mass and mean * CODE_MAX >= 2.0 * FINEST * cap:
+    if cap * unit >= largest:
+        return (largest,)
+    while mass - kept(cap) > CLIPPED * mass and typical_codes(2.0 * cap) >= FINEST:
         cap *= 2.0
-    return min(cap * unit, largest)
+    cap = min(cap, 2.0)
+    if cap * unit >= largest:
+        return (largest,)
+    return (cap * unit,) if mass - kept(cap) <= CLIPPED * mass else (cap * unit, largest)
 
 
-def survey(scores: Scores) -> float:
-    """Reads all scores once, checks them, and returns the cap to encode them with.
+def survey(scores: Scores) -> tuple[float, ...]:
+    """Reads all scores once, checks them, and returns the caps to encode them with, see ``choose_caps``.
 
     Raises:
         ValueError: if a score is NaN or infinite.
@@ -91,7 +97,7 @@ def survey(scores: Scores) -> float:
         bits = max(bits, np.uint64(_survey(block.reshape(-1).view(np.uint64), counts)))
     if counts[_EXPONENTS - 1]:
         scores.raise_not_finite()
-    return choose_cap(counts, float(bits.view(np.float64)))
+    return choose_caps(counts, float(bits.view(np.float64)))
 
 
 def encode(scores: Scores, cap: float) -> npt.NDArray[np.uint16]:

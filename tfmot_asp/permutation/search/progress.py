@@ -45,3 +45,8 @@ class Progress:
         if self._bar is not None:
             self._bar.n = fraction
             self._bar.refresh()
+
+
+def within(tick: Callable[[float], bool], start: float, share: float) -> Callable[[float], bool]:
+    """The tick of a part of the work: its fractions fill ``share`` of the whole, from ``start`` on."""
+    return lambda fraction: tick(start + share * fraction)

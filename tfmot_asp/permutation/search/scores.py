@@ -38,19 +38,20 @@ class Scores:
     def columns(self) -> int:
         return int(self.matrix.shape[1])
 
-    def blocks(self, order: npt.NDArray[np.int64] | None = None) -> Iterator[tuple[int, _Floats]]:
-        """Yields (first row, float64 C-contiguous block), with columns rearranged by ``order`` if given."""
+    def blocks(self) -> Iterator[tuple[int, _Floats]]:
+        """Yields (first row, float64 C-contiguous block), each block a fresh array."""
         height = max(1, BLOCK_ELEMENTS // max(1, self.columns))
         matrix = self.matrix[:: self.row_step]
         weights = None if self.row_weights is None else self.row_weights[:: self.row_step]
         for first in range(0, self.rows, height):
             block = matrix[first : first + height].astype(np.float64, order="C")
-            np.abs(block, out=block)
-            if weights is not None:
-                block *= weights[first : first + height, None]
-            if self.column_weights is not None:
-                block *= self.column_weights
-            yield first, block if order is None else block[:, order]
+            with np.errstate(over="ignore"):  # an infinite score is an error that names its place
+                np.abs(block, out=block)
+                if weights is not None:
+                    block *= weights[first : first + height, None]
+                if self.column_weights is not None:
+                    block *= self.column_weights
+            yield first, block
 
     def sampled(self, row_step: int) -> Scores:
         """The same scores on every row_step-th row."""
