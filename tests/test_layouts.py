@@ -198,7 +198,7 @@ def test_all_layers_of_a_single_layer_and_of_a_module():
 
 def test_deep_nesting_does_not_hit_the_recursion_limit():
     top = innermost = tf_keras.layers.Layer(name="root")
-    for depth in range(1500):
+    for depth in range(1100):
         innermost.child = tf_keras.layers.Layer(name=f"layer_{depth}")
         innermost = innermost.child
     assert [layer for _, layer in layouts.all_layers(top)] == [innermost]
