@@ -73,8 +73,9 @@ def plot(outline: Outline, path: str | os.PathLike[str]) -> None:
       As :func:`check_plot_path`, and RuntimeError if Graphviz fails.
     """
     suffix = check_plot_path(path)
-    text = to_dot(outline).to_string()
-    data = text.encode() if suffix in TEXT else _render(text, suffix[1:], os.fspath(path))
+    drawing = Drawing(outline, fold(outline.ops))
+    text = _assemble(drawing).to_string()
+    data = text.encode() if suffix in TEXT else _render(text, suffix[1:], drawing.resolution(), os.fspath(path))
     temporary = f"{os.fspath(path)}.tmp"
     with open(temporary, "wb") as file:
         file.write(data)
@@ -82,9 +83,11 @@ def plot(outline: Outline, path: str | os.PathLike[str]) -> None:
     logger.info("drew %d ops to %s", len(outline.ops), os.fspath(path))
 
 
-def _render(text: str, kind: str, name: str) -> bytes:
-    # Not by pydot, which prints the whole picture to the console if dot fails.
-    result = subprocess.run(["dot", f"-T{kind}"], input=text.encode(), capture_output=True, check=False)
+def _render(text: str, kind: str, dpi: int, name: str) -> bytes:
+    # Not by pydot, which prints the whole picture to the console if dot fails. The resolution is for the bitmap alone:
+    # an SVG that is given one is cut off.
+    command = ["dot", f"-T{kind}", *([f"-Gdpi={dpi}"] if kind == "png" else [])]
+    result = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
     if result.returncode:
         complaint = result.stderr.decode(errors="replace").strip().partition("\n")[0]
         raise RuntimeError(
@@ -96,14 +99,16 @@ def _render(text: str, kind: str, name: str) -> bytes:
 
 def to_dot(outline: Outline) -> Any:
     """The picture as a `pydot.Dot`."""
-    pydot = load_pydot()
-    blocks = fold(outline.ops)
-    drawn = Drawing(outline, blocks)
-    columns = set_columns(blocks, [drawn.height(b) for b in blocks], [drawn.width(b) for b in blocks])
-    graph = pydot.Dot("permutation", graph_type="digraph", **drawn.graph_attributes(columns))
+    return _assemble(Drawing(outline, fold(outline.ops)))
+
+
+def _assemble(drawing: Drawing) -> Any:
+    blocks = drawing.blocks
+    columns = set_columns(blocks, [drawing.height(b) for b in blocks], [drawing.width(b) for b in blocks])
+    graph = load_pydot().Dot("permutation", graph_type="digraph", **drawing.graph_attributes(columns))
     graph.set_node_defaults(shape="plain", fontname=f'"{FONT}"', fontsize="11", margin="0")
     graph.set_edge_defaults(arrowsize="0.6", color=f'"{GREY}"', penwidth="1")
     for column in range(columns):
-        drawn.column(graph, column, columns)
-    drawn.edges(graph)
+        drawing.column(graph, column, columns)
+    drawing.edges(graph)
     return graph

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+ROLES = ("pins", "gemm", "applies", "passes", "still")
+"""What an op can be to a permutation, the most telling first. See :class:`DrawnOp`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DrawnOp:
@@ -68,6 +71,10 @@ class Outline:
     def from_dict(cls, data: Mapping[str, Any]) -> Outline:
         ops = tuple(DrawnOp.from_dict(op) for op in data["ops"])
         for i, op in enumerate(ops):
+            if op.role not in ROLES:
+                raise ValueError(
+                    f"op {i} of the outline, {op.name!r}, has role {op.role!r}, none of {', '.join(ROLES)}"
+                )
             if any(not 0 <= j < i for j in op.inputs):
                 raise ValueError(f"op {i} of the outline, {op.name!r}, reads an op that does not come before it")
         return cls(str(data["title"]), ops)

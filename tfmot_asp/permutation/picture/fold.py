@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from tfmot_asp.permutation.picture.data import DrawnOp
+from tfmot_asp.permutation.picture.data import ROLES, DrawnOp
 
 _PLUMBING = ("Reshape", "Transpose", "Squeeze", "ExpandDims", "Pack", "Unpack", "Fill", "BroadcastTo")
 _LINE_STARTERS = ("DepthwiseConv", "Conv", "Einsum", "MatMul", "BatchMatMul")
@@ -30,7 +30,6 @@ _SHORT_NAMES = {
     "Conv2DBackpropInput": "Conv2DTranspose",
     "Conv3DBackpropInput": "Conv3DTranspose",
 }
-_RANK = ("pins", "gemm", "applies", "passes", "still")
 
 
 @dataclasses.dataclass
@@ -230,7 +229,7 @@ def _reads(cell: int, indices: Sequence[int], owner: Sequence[int], ops: Sequenc
 
 
 def _cell(ops: Sequence[DrawnOp], indices: list[int], composite: set[str], whole: bool) -> Cell:
-    chief = min(ops, key=lambda op: _RANK.index(op.role))  # the first of the most telling role
+    chief = min(ops, key=lambda op: ROLES.index(op.role))  # the first of the most telling role
     kernel = next((op for op in ops if _stands_alone(op)), None)
     layer = ops[0].layer
     if kernel is not None or len(ops) == 1:

@@ -175,7 +175,9 @@ class _Carried:
                 group_of[component[axes.variable_axes[slot.variable, slot.axis][slot.positions]]] = index
         pinned, wanted = np.zeros((2, len(group_of)), bool)
         pinned[component[axes.pin_of() >= 0]] = True
-        for kernel in plan.plan.kernels:
+        for kernel, reason in zip(plan.plan.kernels, plan.plan.reasons, strict=True):
+            if reason is None:
+                continue  # all its channels move: what is pinned of it (the heads of an attention) blocks nothing
             for axis in kernel.reduction_axes:
                 wanted[component[axes.variable_axes[kernel.variable, axis]]] = True
         self._group = group_of[component]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections import defaultdict
@@ -16,9 +17,8 @@ from tfmot_asp.permutation.picture.legend import COLOURS, NOTE, PERMUTED, legend
 FONT = "Helvetica,Arial,sans-serif"
 GREY = "#8A8A8A"
 _LINE_HEIGHT, _GAP, _CHARACTER = 0.31, 0.45, 0.085  # inches
-_MAX_PIXELS = 30000  # cairo's bitmaps end at 32767
-_DPI = 110
-_LARGE = 400  # blocks
+_DPI, _PIXELS = 110, 1e8
+_EMPTY = 3  # times the area of the blocks: about what a picture has
 _NAME, _TEXT = 34, 24  # characters
 
 
@@ -45,9 +45,13 @@ class Drawing:
         characters = max(len(self.name(line, block)) + sum(len(_label(c)) + 2 for c in line) for line in block.lines)
         return _CHARACTER * characters + 0.4
 
+    def resolution(self) -> int:
+        """Dots per inch of a bitmap: as many as memory and eyes have room for."""
+        area = sum(self.height(b) * self.width(b) for b in self.blocks)
+        return max(24, min(_DPI, int(math.sqrt(_PIXELS / max(_EMPTY * area, 1)))))
+
     def graph_attributes(self, columns: int) -> dict[str, str]:
-        total = sum(self.height(b) for b in self.blocks)
-        attributes = {
+        return {
             "rankdir": "TB",
             "pack": "36",  # points between columns, which are laid out one by one ...
             "packmode": f"array_it{columns}",  # ... and put side by side, in order, aligned at the top
@@ -59,12 +63,8 @@ class Drawing:
             "label": legend(self.outline),
             "bgcolor": "white",
             "pad": "0.2",
-            "dpi": str(min(_DPI, int(_MAX_PIXELS / max(total / columns, 1)))),
             "splines": "true",
         }
-        if len(self.blocks) > _LARGE:  # exact ranks and curves take minutes here, and nobody sees the difference
-            attributes |= {"splines": "line", "nslimit": "2", "nslimit1": "2", "mclimit": "0.3"}
-        return attributes
 
     # Nodes
 
@@ -125,7 +125,7 @@ class Drawing:
             rows.append(f"<TR>{title}{''.join(self.field(run, line[0].layer) for run in runs)}{filler}</TR>")
             notes = _notes(line)
             if notes:
-                text = "".join(f'{escape(note)}<BR ALIGN="LEFT"/>' for note in notes)
+                text = "".join(f'{escape(note)}&#160;<BR ALIGN="LEFT"/>' for note in notes)
                 text = f'<FONT COLOR="{NOTE}" POINT-SIZE="10">{text}</FONT>'
                 before = "<TD></TD>" if any(names) else ""
                 rows.append(f'<TR>{before}<TD COLSPAN="{width}" ALIGN="LEFT" CELLPADDING="0">{text}</TD></TR>')
@@ -138,7 +138,7 @@ class Drawing:
         fill, colour = PERMUTED if op.role == "gemm" and "C" in op.axes else COLOURS[op.role]
         name = " · ".join(_shorten(self.beside(cell, first), _TEXT) for cell in run)
         label = " ".join(part for part in (escape(name), _suffix(op)) if part)
-        return f'<TD BGCOLOR="{fill}" ALIGN="LEFT"><FONT COLOR="{colour}">{label}</FONT></TD>'
+        return f'<TD BGCOLOR="{fill}" ALIGN="LEFT" CELLPADDING="4"><FONT COLOR="{colour}">{label}</FONT></TD>'
 
     def beside(self, cell: Cell, first: str) -> str:
         """A cell's text, without what its layer's name shares with that of the layer that begins the line."""
@@ -242,17 +242,18 @@ def _notes(line: Sequence[Cell]) -> list[str]:
     for cell in line:
         if cell.op.note:
             text = ("pins: " if cell.op.role == "pins" else "input channels stay: ") + cell.op.note
-            notes += textwrap.wrap(text, 60, max_lines=2, placeholder=" …")
+            notes += textwrap.wrap(text, 72, max_lines=2, placeholder=" …")
     return notes
 
 
 def _end_label(op: DrawnOp) -> str:
     fill, text = COLOURS[op.role]
     groups = f" {_few(op.gives)}" if op.gives else ""
+    name = op.name or op.type.lower()  # Graphviz refuses a font around nothing
     note = f'<BR/><FONT POINT-SIZE="9"><I>{escape(op.note)}</I></FONT>' if op.note else ""
     return (
         '<<TABLE BORDER="1" STYLE="ROUNDED" COLOR="#8A8A8A" CELLBORDER="0" CELLPADDING="4" '
-        f'BGCOLOR="{fill}"><TR><TD><FONT COLOR="{text}">{escape(op.name)}{groups}{note}</FONT></TD></TR></TABLE>>'
+        f'BGCOLOR="{fill}"><TR><TD><FONT COLOR="{text}">{escape(name)}{groups}{note}</FONT></TD></TR></TABLE>>'
     )
 
 
