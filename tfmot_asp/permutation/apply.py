@@ -1,4 +1,4 @@
-"""Reorder the weights of a model by a plan: all or nothing, verified by running the model before and after."""
+"""Reorder the weights of a model by a plan: proven on copies first, then all or nothing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp import layouts
-from tfmot_asp.permutation.groups import Group
 from tfmot_asp.permutation.plan import ModelPlan, read
+from tfmot_asp.permutation.slots import slots_of
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest change of an output, relative to its largest value, that reordering a sum in this dtype can explain."""
-
 
 class PermutationError(RuntimeError):
-    """A permutation changed what the model computes. The model has been put back as it was."""
+    """A permutation would change what the model computes. The model is as it was."""
+
+
+Moves = list[tuple[int, np.ndarray]]
+"""For a variable: axis, and for each position on it the position that its new content has now."""
 
 
 def apply(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any = None, *, verify: bool = True) -> float | None:
@@ -29,49 +30,34 @@ def apply(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any = None, *, v
       plan: of the model whose variables are to be reordered.
       orders: for each group the new order of its channels: place i takes what channel `orders[g][i]` had.
       model: whose optimizer, if it has one, keeps slots for the variables.
-      verify: run the model on a random input before and after, and put everything back if an output changed.
+      verify: first run the model's function on copies of the weights, old and new, and refuse if an output changes.
 
     Returns:
       The largest change of an output relative to its largest value; None if not verified.
 
     Raises:
+      ValueError: if the orders do not fit the plan, or an optimizer slot cannot be reordered.
       PermutationError: if verification failed. The error names the group.
       BaseException: whatever interrupts the writing, after everything has been put back.
     """
     variables = list(_all_variables(plan, orders, model))
+    change = _verified(plan, orders) if verify else None
     old = [read(v) for v, _ in variables]
-    new = [_reorder(value, moves) for value, (_, moves) in zip(old, variables, strict=True)]
-    probe = _probe(plan) if verify else []
-    before = _run(plan, probe) if verify else []
+    new = [reordered(value, moves) for value, (_, moves) in zip(old, variables, strict=True)]
     written = 0
     try:
         for (variable, _), value in zip(variables, new, strict=True):
             written += 1  # counted first: an interrupted assignment is put back too
             variable.assign(value)
-        if not verify:
-            return None
-        change = _change(before, _run(plan, probe))
-        if change > _tolerance(plan):
-            raise PermutationError(f"outputs changed by {change:.2g} of their size")
-        return change
-    except BaseException as error:
-        for (variable, _), value in zip(variables[:written], old, strict=False):
-            variable.assign(value)
-        if isinstance(error, PermutationError):
-            culprit = _culprit(plan, orders, variables, old, probe, before)
-            raise PermutationError(
-                f"the permutation was undone, because it would change what the model computes: {error} ({culprit}). "
-                "The model is as it was. This is a defect of tfmot_asp: please report the model"
-            ) from None
+    except BaseException:
+        _put_back([v for v, _ in variables[:written]], old)
         raise
-
-
-Moves = list[tuple[int, np.ndarray]]
-"""For a variable: axis, and for each position on it the position that its new content has now."""
+    return change
 
 
 def variable_moves(plan: ModelPlan, orders: Sequence[np.ndarray]) -> dict[int, Moves]:
     """For each variable that changes, how. The keys are positions in the graph's variables."""
+    _check_orders(plan, orders)
     moves: dict[int, dict[int, np.ndarray]] = {}
     for group, order in zip(plan.plan.groups, orders, strict=True):
         if np.array_equal(order, np.arange(group.size)):
@@ -83,150 +69,81 @@ def variable_moves(plan: ModelPlan, orders: Sequence[np.ndarray]) -> dict[int, M
     return {variable: sorted(by_axis.items()) for variable, by_axis in sorted(moves.items())}
 
 
-def _reorder(value: np.ndarray, moves: Moves) -> np.ndarray:
+def reordered(value: np.ndarray, moves: Moves) -> np.ndarray:
+    """`value` with its axes reordered."""
     for axis, index in moves:
         value = value.take(index, axis)
     return value
+
+
+def _check_orders(plan: ModelPlan, orders: Sequence[np.ndarray]) -> None:
+    groups = plan.plan.groups
+    if len(orders) != len(groups):
+        raise ValueError(f"expected one order for each of the {len(groups)} groups, got {len(orders)}")
+    for group, order in zip(groups, orders, strict=True):
+        if not np.array_equal(np.sort(order), np.arange(group.size)):
+            raise ValueError(
+                f"the order of group {group.name!r} must hold each of 0 to {group.size - 1} once, got {order}"
+            )
 
 
 def _all_variables(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any) -> Iterator[tuple[Any, Moves]]:
     for index, moves in variable_moves(plan, orders).items():
         variable = layouts.underlying_variable(plan.graph.variables[index])
         yield variable, moves
-        for slot in _optimizer_slots(model, variable):
-            yield slot, moves
+        for slot, axes in slots_of(model, variable):
+            yield slot, [(axes[axis], order) for axis, order in moves if axis in axes]
 
 
-# Optimizer slots
-
-
-def _optimizer_slots(model: Any, variable: Any) -> Iterator[Any]:
-    """The variables that the optimizer of `model` keeps for `variable` and that have its shape."""
-    optimizer: Any = getattr(model, "optimizer", None)
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    if optimizer is None:
-        return
-    for slot in _slots_of(optimizer, variable):
-        slot = layouts.underlying_variable(slot)
-        if tuple(slot.shape) == tuple(variable.shape):
-            yield slot
-        elif int(np.prod(tuple(slot.shape))) > 1:
-            raise ValueError(
-                f"optimizer {type(optimizer).__name__} keeps a slot of shape {tuple(slot.shape)} for {variable.name!r} "
-                f"of shape {tuple(variable.shape)}, which cannot be reordered along with it: permute before training, "
-                "or compile the model anew"
-            )
-
-
-def _slots_of(optimizer: Any, variable: Any) -> list[Any]:
-    if hasattr(optimizer, "get_slot_names"):  # tf_keras legacy
-        by_name = getattr(optimizer, "_slots", {})
-        key = getattr(variable, "_unique_id", None)
-        return list(by_name.get(key, {}).values())
-    position = _position(optimizer, variable)
-    if position is None:
-        return []
-    count = len(_tracked(optimizer))
-    slots = []
-    for name, value in vars(optimizer).items():
-        if name in ("_trainable_variables", "_variables", "_tracked", "_overwrite_variable_with_gradient"):
-            continue
-        if isinstance(value, (list, tuple)) and len(value) == count and all(hasattr(v, "assign") for v in value):
-            slots.append(value[position])
-    return slots
-
-
-def _tracked(optimizer: Any) -> Sequence[Any]:
-    index = getattr(optimizer, "_index_dict", None)  # tf_keras: unique id -> position
-    return list(index) if index is not None else getattr(optimizer, "_trainable_variables", [])
-
-
-def _position(optimizer: Any, variable: Any) -> int | None:
-    index = getattr(optimizer, "_index_dict", None)
-    if index is not None:
-        return index.get(getattr(variable, "_unique_id", None))
-    for i, tracked in enumerate(getattr(optimizer, "_trainable_variables", [])):
-        if layouts.underlying_variable(tracked) is variable:
-            return i
-    return None
+def _put_back(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    """Writes old values back, to the end, however often Ctrl-C is pressed meanwhile."""
+    for variable, value in zip(variables, values, strict=False):
+        while True:
+            try:
+                variable.assign(value)
+                break
+            except KeyboardInterrupt:
+                continue
 
 
 # Verification
 
 
-def _probe(plan: ModelPlan) -> list[Any]:
-    """A fixed random input: uniform in [0, 1) for floats, 0 or 1 for integers (a valid index anywhere)."""
-    import tensorflow as tf
+def _verified(plan: ModelPlan, orders: Sequence[np.ndarray]) -> float:
+    from tfmot_asp.permutation import verify
 
-    rng = np.random.default_rng(0)
-    values = []
-    for tensor in plan.graph.inputs:
-        shape = tensor.shape or ()
-        if tensor.dtype.is_floating or tensor.dtype.is_complex:
-            values.append(tf.cast(tf.constant(rng.random(shape, np.float32)), tensor.dtype))
-        elif tensor.dtype == tf.string:
-            values.append(tf.fill(shape, ""))
-        else:
-            values.append(tf.cast(tf.constant(rng.integers(0, 2, shape)), tensor.dtype))
-    return values
+    moves = variable_moves(plan, orders)
 
+    def reorder(index: int, value: np.ndarray) -> np.ndarray:
+        return reordered(value, moves.get(index, []))
 
-def _run(plan: ModelPlan, probe: list[Any]) -> list[np.ndarray]:
-    import tensorflow as tf
-
-    signature = plan.function.structured_input_signature
-    values = iter(probe)
-    leaves = [next(values) if isinstance(leaf, tf.TypeSpec) else leaf for leaf in tf.nest.flatten(signature)]
-    args, kwargs = tf.nest.pack_sequence_as(signature, leaves)
-    flat = [o for o in tf.nest.flatten(plan.function(*args, **kwargs)) if tf.is_tensor(o)]
-    return [tf.cast(o, tf.float64).numpy() for o in flat if o.dtype.is_floating]
-
-
-def _change(before: list[np.ndarray], after: list[np.ndarray]) -> float:
-    """The largest change of an output relative to its largest finite value; infinite if NaNs came or went."""
-    change = 0.0
-    for a, b in zip(before, after, strict=True):
-        finite = np.isfinite(a)
-        if not np.array_equal(finite, np.isfinite(b)):
-            return float("inf")
-        if finite.any():
-            scale = np.abs(a[finite]).max()
-            difference = np.abs(a[finite] - b[finite]).max()
-            change = max(change, float(difference / scale) if scale > 0 else (0.0 if difference == 0 else np.inf))
+    verifier = verify.Verifier(plan)
+    own = verify.own_values(plan)
+    for values in (verify.random_values(plan), own):
+        change, limit = verifier.change(values, reorder)
+        if change <= limit or (values is not own and not verify.conclusive(change, limit)):
+            continue
+        culprit = _culprit(plan, orders, verifier, values)
+        raise PermutationError(
+            f"the permutation was not applied, because it would change what the model computes: {culprit}, the "
+            f"outputs changed by {change:.2g} of their size. The model is as it was. This is a defect of tfmot_asp: "
+            "please report the model"
+        )
+    if change > verifier.tolerance:
+        logger.warning(
+            "outputs changed by %.2g of their size, which for this model is rounding: a change of its input by one "
+            "millionth does as much. With weights that do not amplify rounding, nothing changed",
+            change,
+        )
     return change
 
 
-def _tolerance(plan: ModelPlan) -> float:
-    """By the coarsest floating dtype that the graph computes in."""
-    names = {t.dtype.name for op in plan.graph.ops for t in op.outputs if t.dtype.is_floating}
-    return max((TOLERANCE.get(name, TOLERANCE["bfloat16"]) for name in names), default=TOLERANCE["float32"])
-
-
-def _culprit(
-    plan: ModelPlan,
-    orders: Sequence[np.ndarray],
-    variables: list[tuple[Any, Moves]],
-    old: list[np.ndarray],
-    probe: list[Any],
-    before: list[np.ndarray],
-) -> str:
-    """Which group alone changes the outputs. The model is left as it was."""
-    original = {id(v): value for (v, _), value in zip(variables, old, strict=True)}
-    worst: tuple[float, Group] | None = None
+def _culprit(plan: ModelPlan, orders: Sequence[np.ndarray], verifier: Any, values: list[np.ndarray]) -> str:
+    """The group that alone changes the outputs most."""
+    worst = (0.0, "no group alone")
     for i, group in enumerate(plan.plan.groups):
-        alone = [np.arange(g.size) for g in plan.plan.groups]
-        alone[i] = np.asarray(orders[i])
-        touched = list(_all_variables(plan, alone, None))
-        try:
-            for variable, moves in touched:
-                variable.assign(_reorder(original[id(variable)], moves))
-            change = _change(before, _run(plan, probe))
-        finally:
-            for variable, _ in touched:
-                variable.assign(original[id(variable)])
-        if worst is None or change > worst[0]:
-            worst = change, group
-    if worst is None:
-        return "no group"
-    return f"group {worst[1].name!r} alone changes them by {worst[0]:.2g}"
+        alone = [np.asarray(orders[i]) if g is group else np.arange(g.size) for g in plan.plan.groups]
+        moves = variable_moves(plan, alone)
+        change, _ = verifier.change(values, lambda index, value, moves=moves: reordered(value, moves.get(index, [])))
+        worst = max(worst, (change, f"group {group.name!r} alone changes them by {change:.2g}"))
+    return worst[1]

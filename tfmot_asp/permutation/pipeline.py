@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp import masks
-from tfmot_asp.permutation.apply import apply, variable_moves
+from tfmot_asp.permutation.apply import apply, reordered, variable_moves
 from tfmot_asp.permutation.groups import Group, PlannedKernel
 from tfmot_asp.permutation.picture.outline import outline
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
@@ -106,20 +106,24 @@ def finish(
     *,
     verify: bool = True,
 ) -> PermutationReport:
-    """Applies the orders of a plan's groups and reports."""
-    before = [_retained(plan, kernel, plan.weight(kernel.variable)) for kernel in plan.plan.kernels]
-    change = apply(plan, orders, model, verify=verify)
-    after = [_retained(plan, kernel, plan.weight(kernel.variable)) for kernel in plan.plan.kernels]
+    """Applies the orders of a plan's groups and reports. Writing the weights is the last that can fail."""
+    moves = variable_moves(plan, orders)
+    before, after = [], []
+    for kernel in plan.plan.kernels:
+        weight = plan.weight(kernel.variable)
+        before.append(_retained(plan, kernel, weight))
+        after.append(_retained(plan, kernel, reordered(weight, moves.get(kernel.variable, []))))
     report = PermutationReport(
         layers=tuple(_layers(plan, before, after)),
         groups=tuple(_group_entries(plan, orders, results)),
         sparsity_m_by_n=plan.m_by_n,
-        max_change=change,
+        max_change=None,
         fingerprint=plan.fingerprint(),
         outline=outline(plan, model),
     )
+    change = apply(plan, orders, model, verify=verify)
     logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
-    return report
+    return dataclasses.replace(report, max_change=change)
 
 
 def search_matrix(plan: ModelPlan, group: Group) -> np.ndarray:
@@ -158,9 +162,7 @@ def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
         kernel = plan.plan.kernels[index]
         weight = plan.weight(kernel.variable)
         before += _retained(plan, kernel, weight)[0]
-        for axis, positions in moves.get(kernel.variable, ()):
-            weight = weight.take(positions, axis)
-        after += _retained(plan, kernel, weight)[0]
+        after += _retained(plan, kernel, reordered(weight, moves.get(kernel.variable, [])))[0]
     return after >= before
 
 

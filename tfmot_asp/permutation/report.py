@@ -175,7 +175,7 @@ class PermutationReport:
         Raises:
           ValueError: if the model differs; the error names the difference. The model is as it was.
         """
-        from tfmot_asp.permutation.permute import finish
+        from tfmot_asp.permutation.pipeline import finish
         from tfmot_asp.permutation.plan import plan_model
 
         plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=self.sparsity_m_by_n)

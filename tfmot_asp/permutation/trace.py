@@ -215,8 +215,7 @@ def _takes_training(model: Any) -> bool:
 def input_specs(model: Any, input_shapes: Any = None, batch_size: int = BATCH_SIZE) -> tuple[tuple, dict]:
     """The `(args, kwargs)` of `tf.TensorSpec`s, fully static, that `model` is called with. See :func:`trace`."""
     if input_shapes is not None:
-        known = _known_inputs(model)
-        return (_from_shapes(input_shapes, known[0][0] if known and known[0] else None, batch_size),), {}
+        return _given_inputs(model, input_shapes, batch_size), {}
     known = _known_inputs(model)
     if known is None:
         raise ValueError(
@@ -260,10 +259,44 @@ def _known_inputs(model: Any) -> tuple[tuple, dict] | None:
             args, kwargs = spec
             return tuple(args), {k: v for k, v in dict(kwargs).items() if k != "training"}
     shapes = getattr(model, "_build_shapes_dict", None)  # Keras 3 subclassed, once built
-    if shapes and all(_is_shape(s) for s in shapes.values()):
-        specs = [tf.TensorSpec([None, *list(s)[1:]], _compute_dtype(model)) for s in shapes.values()]
-        return tuple(specs), {}
-    return None
+    if shapes:
+        return tuple(_unbatched(s, _compute_dtype(model)) for s in shapes.values()), {}
+    signature = getattr(type(model).__call__, "input_signature", None)  # a tf.Module's tf.function
+    return (tuple(signature), {}) if signature else None
+
+
+def _unbatched(shapes: Any, dtype: str) -> Any:
+    if _is_shape(shapes):
+        return tf.TensorSpec([None, *list(shapes)[1:]], dtype)
+    if isinstance(shapes, Mapping):
+        return {key: _unbatched(s, dtype) for key, s in shapes.items()}
+    return [_unbatched(s, dtype) for s in shapes]
+
+
+def _given_inputs(model: Any, shapes: Any, batch_size: int) -> tuple:
+    """The positional arguments for `input_shapes`: one structure, or one for each argument if `call` takes several."""
+    known = _known_inputs(model)
+    one = known[0][0] if known and known[0] else None
+    if _is_list_of_shapes(shapes) and not isinstance(one, (list, tuple)) and _required_arguments(model) > 1:
+        dtypes = known[0] if known and len(known[0]) == len(shapes) else [None] * len(shapes)
+        return tuple(_from_shapes(s, k, batch_size) for s, k in zip(shapes, dtypes, strict=True))
+    return (_from_shapes(shapes, one, batch_size),)
+
+
+def _is_list_of_shapes(shapes: Any) -> bool:
+    return isinstance(shapes, (list, tuple)) and len(shapes) > 1 and not _is_shape(shapes)
+
+
+def _required_arguments(model: Any) -> int:
+    """How many arguments the model must be called with."""
+    if getattr(model, "_is_graph_network", False):
+        return 1
+    try:
+        parameters = inspect.signature(getattr(model, "call", model.__call__)).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty and p.kind in positional for p in parameters)
 
 
 def _from_shapes(shapes: Any, known: Any, batch_size: int) -> Any:
