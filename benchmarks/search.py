@@ -137,7 +137,7 @@ def large_on_gpu(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def reference_table(which: str, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
     print(
-        "\n| columns × rows | reference (NumPy) | efficacy | seconds | our least effort that beats it, how much faster |"
+        "\n| columns × rows | reference (NumPy) | efficacy | seconds | our least effort that beats it, times as fast |"
     )
     print("| --- | --- | --- | --- | --- |")
     runs: list[tuple[tuple[int, int], str, Callable[[np.ndarray], np.ndarray]]] = [

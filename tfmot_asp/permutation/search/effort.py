@@ -22,7 +22,7 @@ class _Level(NamedTuple):
 
 _LEVELS = {
     "fast": _Level(budget=4.5e6, fewest=64, most=2_000, chains=2),
-    "balanced": _Level(budget=50e6, fewest=128, most=10_000, chains=4),
+    "balanced": _Level(budget=20e6, fewest=200, most=10_000, chains=4),
     "thorough": _Level(budget=250e6, fewest=256, most=40_000, chains=8),
 }
 FEW = 32
