@@ -4,13 +4,14 @@ import ctypes
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.search import host_cupy
 from tfmot_asp import search
-from tfmot_asp.permutation.search import api, cpu, cuda, loader
+from tfmot_asp.permutation.search import api, cpu, cuda, geometry, loader
 from tfmot_asp.permutation.search.effort import Plan
 
 SOURCES = sorted(loader.source_path().parent.glob("*.cu"))
@@ -73,7 +74,7 @@ def host(monkeypatch):
     """CuPy replaced by NumPy, and the device by the host."""
     monkeypatch.setitem(sys.modules, "cupy", host_cupy)
     monkeypatch.setattr(loader, "module", lambda n, keep, device: host_cupy.Module(n, keep))
-    monkeypatch.setattr(loader, "why_not", lambda: None)
+    monkeypatch.setattr(loader, "why_not", lambda needed: None)
 
 
 PLANS = [
@@ -119,13 +120,13 @@ def test_host_kernels_report_what_a_device_would_not_forgive():
 
 
 def test_cuda_by_name_does_it_or_says_why(monkeypatch):
-    monkeypatch.setattr(loader, "why_not", lambda: "there is no CUDA device")
+    monkeypatch.setattr(loader, "why_not", lambda needed: "there is no CUDA device")
     with pytest.raises(RuntimeError, match=r"device='cuda' cannot be used: there is no CUDA device.*'auto'"):
         search(np.ones((4, 64)), device="cuda")
 
 
 def test_auto_falls_back_and_logs_why(monkeypatch, caplog):
-    monkeypatch.setattr(loader, "why_not", lambda: "there is no CUDA device")
+    monkeypatch.setattr(loader, "why_not", lambda needed: "there is no CUDA device")
     with caplog.at_level(logging.INFO, logger="tfmot_asp.permutation.search"):
         result = search(np.random.default_rng(0).random((1024, 256)), effort="fast")
         search(np.ones((4, 64)), effort="fast")
@@ -144,14 +145,36 @@ def test_missing_cupy_names_the_extras(monkeypatch):
     [(0, "90", "no CUDA device"), (1, "75", "capability 75, and 80 or newer"), (1, "90", None), (1, "120", None)],
 )
 def test_old_or_absent_devices_are_refused(monkeypatch, count, capability, reason):
-    from types import SimpleNamespace
-
-    device = SimpleNamespace(compute_capability=capability)
-    runtime = SimpleNamespace(getDeviceCount=lambda: count)
-    fake = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda: device))
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    found = loader.why_not()
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(count, capability))
+    found = loader.why_not(1000)
     assert found is None if reason is None else reason in (found or "")
+
+
+def fake_cupy(count: int, capability: str) -> SimpleNamespace:
+    device = SimpleNamespace(compute_capability=capability, mem_info=(2 << 30, 80 << 30))
+    runtime = SimpleNamespace(getDeviceCount=lambda: count)
+    pool = SimpleNamespace(free_bytes=lambda: 1 << 30)
+    return SimpleNamespace(
+        cuda=SimpleNamespace(runtime=runtime, Device=lambda: device), get_default_memory_pool=lambda: pool
+    )
+
+
+def test_too_little_device_memory_is_said_in_time(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1, "90"))
+    assert loader.why_not(3 << 30) is None
+    with pytest.raises(RuntimeError, match=r"needs 40\.0 GiB of device memory, and 3\.0 GiB are free"):
+        api.choose_device("cuda", 10**6, 10**4, 40 << 30)
+    assert api.choose_device("auto", 10**6, 10**4, 40 << 30)[0] == "cpu"
+    assert api.choose_device("auto", 10**6, 10**4, 1 << 30) == ("cuda", None)
+
+
+def test_device_memory_is_counted(host):
+    plan = Plan(chains=2, epochs=1, blocks=1, rounds=1)
+    codes = np.zeros((70, 48), np.uint16)
+    search = cuda._Search(host_cupy, host_cupy.Module(4, 2), codes, 4, plan, host_cupy.cuda.Device.attributes)
+    arrays = [value for value in vars(search).values() if isinstance(value, np.ndarray)]
+    counted = geometry.device_bytes(70, 48, 4, plan)
+    assert counted == pytest.approx(sum(array.nbytes for array in arrays), rel=0.02)
 
 
 def test_sources_are_found_or_the_error_says_where_it_looked():

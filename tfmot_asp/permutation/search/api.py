@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.masks import DEFAULT_M_BY_N, check_m_by_n
-from tfmot_asp.permutation.search import cpu, exact, loader
-from tfmot_asp.permutation.search.effort import EFFORTS, make_plan, row_step
+from tfmot_asp.permutation.search import cpu, exact, geometry, loader
+from tfmot_asp.permutation.search.effort import EFFORTS, Plan, make_plan, row_step
 from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.progress import Progress, within
@@ -96,12 +96,24 @@ def search(
     if threads < 1:
         raise ValueError(f"threads must be at least 1, or None; got {threads}")
     scores = _check_scores(matrix, row_weights, column_weights)
-    where, why = choose_device(device, scores.rows, scores.columns)
+    sampled = scores.sampled(row_step(scores.rows, scores.columns))
+    plan = make_plan(scores.columns, sampled.rows, n, effort)
+    where, why = choose_device(
+        device, scores.rows, scores.columns, geometry.device_bytes(scores.columns, sampled.rows, n, plan)
+    )
     if why:
         _logger.info("searching on the CPU: %s", why)
+    _logger.debug("%d columns, %d of %d rows: %s", scores.columns, sampled.rows, scores.rows, plan)
 
+    caps = survey(scores)
     with Progress(progress, started, time_limit) as tick:
-        orders, finished = _orders(scores, n, n - m, effort, seed, where, threads, tick)
+        finished = True
+        if scores.columns <= n or not caps:
+            where, orders = "cpu", [np.arange(scores.columns)]
+        elif exact.is_small(scores.rows, scores.columns, n, effort):
+            where, orders = "cpu", [exact.solve(scores, n, n - m)]
+        else:
+            orders, finished = _anneal(sampled, caps, n, n - m, plan, seed, where, threads, tick)
     values = evaluate(scores, orders, n, n - m)
     best = max(range(len(orders)), key=lambda k: values[k].found)  # the first of equals
     order, value = orders[best], values[best]
@@ -121,24 +133,24 @@ def search(
     )
 
 
-def _orders(
-    scores: Scores, n: int, keep: int, effort: str, seed: int, device: str, threads: int, tick: cpu.Tick
+def _anneal(
+    scores: Scores,
+    caps: tuple[float, ...],
+    n: int,
+    keep: int,
+    plan: Plan,
+    seed: int,
+    device: str,
+    threads: int,
+    tick: cpu.Tick,
 ) -> tuple[list[npt.NDArray[np.int64]], bool]:
-    """Candidate orders, and whether the search could finish."""
-    caps = survey(scores)
-    if scores.columns <= n or not caps:
-        return [np.arange(scores.columns)], True
-    if exact.is_small(scores.rows, scores.columns, n, effort):
-        return [exact.solve(scores, n, keep)], True
-    sampled = scores.sampled(row_step(scores.rows, scores.columns))
-    plan = make_plan(scores.columns, sampled.rows, n, effort)
-    _logger.debug("%d columns, %d of %d rows, caps %s: %s", scores.columns, sampled.rows, scores.rows, caps, plan)
-    orders = []
+    """Orders found by every chain at every scale, and whether the search could finish."""
+    orders: list[npt.NDArray[np.int64]] = []
     stopped = False
     for number, cap in enumerate(caps):
         if stopped:
             break
-        codes = encode(sampled, cap)
+        codes = encode(scores, cap)
         part = within(tick, number / len(caps), 1 / len(caps))
         if device == "cuda":
             from tfmot_asp.permutation.search import cuda
@@ -151,8 +163,8 @@ def _orders(
     return orders, not stopped
 
 
-def choose_device(device: str, rows: int, columns: int) -> tuple[str, str | None]:
-    """Resolves the ``device`` argument.
+def choose_device(device: str, rows: int, columns: int, needed_bytes: int) -> tuple[str, str | None]:
+    """Resolves the ``device`` argument for a matrix of that shape, whose search takes that much device memory.
 
     Returns:
         "cpu" or "cuda", and for "auto" why it is not CUDA.
@@ -164,7 +176,7 @@ def choose_device(device: str, rows: int, columns: int) -> tuple[str, str | None
         return "cpu", None
     if device == "auto" and rows * columns < WORTH_A_GPU:
         return "cpu", f"{rows} x {columns} is too small to be faster on a GPU"
-    reason = loader.why_not()
+    reason = loader.why_not(needed_bytes)
     if reason is None:
         return "cuda", None
     if device == "cuda":

@@ -57,8 +57,9 @@ def assign(cost, column_of_row, row_of_column, work):
         row_of_column[j] = -1
         column_of_row[j] = -1
         free[j] = j
-    left = _reduce_rows(cost, column_of_row, row_of_column, potential, reduced, free, size)
-    left = _reduce_rows(cost, column_of_row, row_of_column, potential, reduced, free, left)
+    left = size
+    for _ in range(2):
+        left = _reduce_rows(cost, column_of_row, row_of_column, potential, reduced, free, left)
     for k in range(left):
         _augment(cost, column_of_row, row_of_column, potential, reduced, distance, previous, free[k])
 

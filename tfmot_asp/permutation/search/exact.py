@@ -16,7 +16,7 @@ from tfmot_asp.permutation.search._jit import jit
 from tfmot_asp.permutation.search.scores import Scores
 
 MOST_COLUMNS = {"fast": 12, "balanced": 16, "thorough": 20}
-MOST_WORK = 1e9
+MOST_WORK = 4e8
 """Stripe values to compute, in operations, above which the search anneals instead."""
 
 

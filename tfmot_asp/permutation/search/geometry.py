@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tfmot_asp.permutation.search.effort import Plan
+
+LANES = 16
 TILE = 64
 CHUNK = 64
 THREADS = 256
-"""Must equal their namesakes in cuda/search.cu."""
+"""Must equal their namesakes in cuda/search.cu and simd.py."""
 
 LONGEST_SPLIT = 1 << 19
 """Rows that one thread may sum in 32 bits: 2**19 * 4095 < 2**32."""
@@ -57,6 +60,10 @@ def assignment(most: int, shared_limit: int) -> Assignment:
     return Assignment(near, fixed + 4 * most * near)
 
 
-def device_bytes(columns: int, rows: int, chains: int, tasks: int, most: int) -> int:
-    """Device memory that a search takes: codes, thresholds of every chain, products and costs of every task."""
-    return columns * rows * 2 * (1 + chains) + columns * chains * 12 + tasks * most * (most * 12 + 12)
+def device_bytes(columns: int, rows: int, n: int, plan: Plan) -> int:
+    """Device memory that a search takes: codes, thresholds of every chain, products and costs of every block."""
+    padded = -(-rows // LANES) * LANES
+    stripes = -(-columns // n)
+    most = -(-stripes // plan.blocks)
+    tasks = plan.chains * plan.blocks
+    return 2 * columns * padded * (1 + plan.chains) + 12 * columns * plan.chains + 12 * tasks * most * (most + 1)

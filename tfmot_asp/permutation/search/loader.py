@@ -33,8 +33,8 @@ def options(n: int, keep: int) -> tuple[str, ...]:
     return ("--std=c++14", f"-DSTRIPE={n}", f"-DKEEP={keep}")
 
 
-def why_not() -> str | None:
-    """Says why the search cannot run on CUDA here, or None if it can."""
+def why_not(needed_bytes: int = 0) -> str | None:
+    """Says why a search that takes so much device memory cannot run on CUDA here, or None if it can."""
     try:
         import cupy
     except ImportError as error:
@@ -45,9 +45,13 @@ def why_not() -> str | None:
         return f"CuPy finds no usable CUDA driver ({error})"
     if count == 0:
         return "there is no CUDA device"
-    capability = cupy.cuda.Device().compute_capability
+    device = cupy.cuda.Device()
+    capability = device.compute_capability
     if int(capability) < OLDEST:
         return f"the CUDA device has compute capability {capability}, and {OLDEST} or newer is needed"
+    free = device.mem_info[0] + cupy.get_default_memory_pool().free_bytes()
+    if needed_bytes > free:
+        return f"the search needs {needed_bytes / 2**30:.1f} GiB of device memory, and {free / 2**30:.1f} GiB are free"
     return None
 
 
