@@ -188,9 +188,8 @@ def test_depthwise_convolutions_apply_and_unfused_batch_norm_too():
     assert {op.role for op in drawn.ops if op.layer == "bn"} == {"applies"}
 
 
-def test_heads_that_stay_block_nothing():
-    plan, drawn = described(attention(), EveryKernel())
-    assert all(reason is None for reason in plan.plan.reasons)
+def test_attention_projections_stand_in_their_layer():
+    _, drawn = described(attention(), EveryKernel())
     assert not [op for op in drawn.ops if op.role == "pins"]
     assert of(drawn, "attention_output", "Einsum").layer == "attention/attention_output"
     assert of(drawn, "attention_output", "Einsum").axes == "K,C"
@@ -214,9 +213,28 @@ def test_keras_3_scopes_are_not_mistaken_for_other_layers():
     # Keras 3 numbers scopes: that of `dense` is called `dense_1`, which is another layer's name.
     inputs = keras.Input((16,))
     x = keras.layers.Dense(32, name="dense")(inputs)
+    x = keras.layers.ReLU(name="act_1")(x)
     x = keras.layers.Dense(64, name="dense_1")(x)
+    x = keras.layers.ReLU(name="act")(x)
     _, drawn = described(keras.Model(inputs, keras.layers.Dense(8, name="head")(x), name="m"))
     assert [op.layer for op in drawn.ops if op.type == "MatMul"] == ["dense", "dense_1", "head"]
+    assert [op.layer for op in drawn.ops if op.type == "Relu"] == ["act_1", "act"]
+
+
+def test_heads_that_stay_block_nothing():
+    import keras
+
+    # Keras 3 multiplies after a reshape, which keeps the heads in place; the channels within each head move.
+    x = keras.Input((6, 32), name="given")
+    y = keras.layers.Dense(32, name="inner")(x)
+    y = keras.layers.MultiHeadAttention(2, 16, name="attention")(y, y)
+    plan, drawn = described(keras.Model(x, keras.layers.Dense(8)(y)), EveryKernel())
+    (merged,) = [i for i, k in enumerate(plan.plan.kernels) if k.name == "attention_output"]
+    assert plan.plan.reasons[merged] is None
+    component, pins = plan.axes.components(), plan.axes.pin_of()
+    heads = component[plan.axes.variable_axes[plan.plan.kernels[merged].variable, 0]]
+    assert np.isin(heads, component[pins >= 0]).all()  # or the test would show nothing
+    assert [op.type for op in drawn.ops if op.role == "pins"] == ["Input"]
 
 
 def test_nested_models_and_repeated_calls_are_placed_by_path():
@@ -336,6 +354,24 @@ def test_a_layer_is_one_cell_and_a_kernel_takes_its_reshapes_along():
     assert [[c.text for c in line] for line in mlp.lines[-2:]] == [["MatMul", "Bias", "Gelu"], ["MatMul", "Bias"]]
 
 
+def chain(*layers_and_inputs):
+    return [DrawnOp(layer, f"op{i}", "Mul", "passes", inputs) for i, (layer, inputs) in enumerate(layers_and_inputs)]
+
+
+def members(ops):
+    return {tuple(sorted(c.ops)) for b in fold(ops) for line in b.lines for c in line}
+
+
+def test_a_layer_that_is_left_and_entered_again_is_not_one_cell():
+    ops = chain(("a", ()), ("b", (0,)), ("a", (0, 1)), ("c", (2,)), ("c", (3,)))
+    assert members(ops) == {(0,), (1,), (2,), (3, 4)}
+
+
+def test_layers_that_feed_each_other_in_turns_are_not_cells():
+    ops = chain(("a", ()), ("b", ()), ("a", (0, 1)), ("b", (0, 1)))
+    assert members(ops) == {(0,), (1,), (2,), (3,)}
+
+
 def test_short_names():
     assert short_name("FusedBatchNormV3") == "BatchNorm"
     assert short_name("ConcatV2") == "Concat"
@@ -366,6 +402,23 @@ def test_dot_has_a_node_for_each_block_and_every_layer_with_a_kernel(build, tmp_
             assert op.layer.rpartition("/")[2] in text
     assert COLOURS["pins"][0] in text
     assert "prunable kernel" in text
+
+
+def test_only_marks_lead_from_column_to_column():
+    ops = [DrawnOp("", "x", "Input", "still")]
+    for i in range(40):
+        ops.append(DrawnOp(f"c{i}", "a", "Conv2D", "gemm", (len(ops) - 1,), "0", "0"))
+        ops.append(DrawnOp(f"e{i}", "c", "AddV2", "passes", tuple({len(ops) - 1, len(ops) - 2}), "0", "0"))
+    graph = to_dot(Outline("deep", tuple(ops)))
+    column = {n.get_name(): s.get_name() for s in graph.get_subgraphs() for n in s.get_nodes()}
+    assert len(set(column.values())) > 1
+    for edge in graph.get_edges():
+        assert column[edge.get_source()] == column[edge.get_destination()]
+    labels = {n.get_name(): n.get("label") for s in graph.get_subgraphs() for n in s.get_nodes()}
+    into = {name: label for name, label in labels.items() if name.startswith("in")}
+    assert into
+    for name, label in into.items():
+        assert labels["out" + name[2:].partition("_")[0]] == label
 
 
 def field(drawn, text):

@@ -271,13 +271,7 @@ def _blocks(order: Sequence[int], cells: dict[int, Cell], reads: dict[int, dict[
             (source,) = reads[o]
             b = block_of[source]
             block = blocks[b]
-            if (
-                consumers[source] == 1
-                and block.scope == cell.scope
-                and not block.is_end
-                and cell.op.type != "Output"
-                and block.lines[-1][-1] is cells[source]
-            ):
+            if consumers[source] == 1 and block.scope == cell.scope and not block.is_end and cell.op.type != "Output":
                 starts_line = _is_kernel_op(cell.op) or cell.op.role in ("gemm", "pins")
                 if not starts_line and len(block.lines[-1]) < _CELLS_PER_LINE:
                     block.lines[-1].append(cell)

@@ -7,7 +7,6 @@ from typing import Any
 
 from tfmot_asp import layouts
 from tfmot_asp.permutation.plan import ModelPlan
-from tfmot_asp.permutation.trace import variable_key
 
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?$")
 
@@ -15,15 +14,13 @@ _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?$")
 class Scopes:
     """Finds the layer of an op in its scoped name.
 
-    Keras makes name scopes out of layer names, but numbers them when a scope repeats (`dense_1` may be the second call
-    of `dense`). Scopes that hold variables are named by the layer that owns those; the others by the layers' names.
+    Keras makes name scopes out of layer names. tf_keras enters the same scope at each call of a layer; Keras 3 numbers
+    every scope, so that `dense_1` is a call of `dense`, and `dense_1_1` one of `dense_1`.
     """
 
     def __init__(self, plan: ModelPlan, model: Any):
-        self._layers: set[str] = set()
         self._strip_first = layouts.is_keras3(model) if model is not None else False
         self._root = ""
-        self._known: dict[tuple[str, ...], str] = {}
         flatten = getattr(model, "_flatten_layers", None)
         parts = list(flatten()) if flatten is not None else list(getattr(model, "submodules", ()))
         self._layers = {str(part.name) for part in parts if part is not model and getattr(part, "name", None)}
@@ -31,34 +28,12 @@ class Scopes:
         firsts = {components(op.name)[0] for op in plan.graph.ops if "/" in op.name}
         if len(firsts) == 1 and _unnumbered(min(firsts), {title}) is not None:
             self._root = min(firsts)
-        self._learn(plan, model)
-
-    def _learn(self, plan: ModelPlan, model: Any) -> None:
-        owner: dict[Any, str] = {}
-        if model is not None:
-            for _, layer in layouts.all_layers(model):
-                for weight in getattr(layer, "weights", ()):
-                    owner.setdefault(variable_key(weight), str(layer.name))
-        for op in plan.graph.ops:
-            for tensor in op.inputs:
-                name = (
-                    owner.get(variable_key(plan.graph.variables[tensor.variable]))
-                    if tensor.variable is not None
-                    else None
-                )
-                if name is None:
-                    continue
-                path = self._path(op.name)
-                for depth in range(len(path) - 1, 0, -1):
-                    if _unnumbered(path[depth - 1], {name}) is not None:
-                        self._known[path[:depth]] = name
-                        break
 
     def place(self, op_name: str) -> tuple[str, str]:
         """Path of the layer, and the name of the op within it."""
         path = self._path(op_name)
-        depth = max((d for d in range(1, len(path)) if self._layer(path[:d]) is not None), default=0)
-        names = [self._layer(path[:d]) or path[d - 1] for d in range(1, depth + 1)]
+        depth = max((d for d in range(1, len(path)) if self._layer(path[d - 1]) is not None), default=0)
+        names = [self._layer(scope) or scope for scope in path[:depth]]
         return "/".join(names), "/".join(path[depth:])
 
     def shortened(self, text: str) -> str:
@@ -69,8 +44,8 @@ class Scopes:
         path = components(op_name)
         return path[1:] if len(path) > 1 and path[0] == self._root else path
 
-    def _layer(self, path: tuple[str, ...]) -> str | None:
-        return self._known.get(path) or _unnumbered(path[-1], self._layers, self._strip_first)
+    def _layer(self, scope: str) -> str | None:
+        return _unnumbered(scope, self._layers, self._strip_first)
 
 
 def components(op_name: str) -> tuple[str, ...]:
