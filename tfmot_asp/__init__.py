@@ -22,6 +22,8 @@ _HOME = {
     "prune_low_magnitude": "tfmot_asp.prune",
     "strip_pruning": "tfmot_asp.prune",
     "prune_scope": "tfmot_asp.prune",
+    "prune_trained_model": "tfmot_asp.trained",
+    "PrunedModel": "tfmot_asp.trained",
     "UpdatePruningStep": "tfmot_asp.callbacks",
     "PruningSummaries": "tfmot_asp.callbacks",
     "SparseTensorCoreRule": "tfmot_asp.eligibility",

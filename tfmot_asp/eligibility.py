@@ -31,6 +31,8 @@ _REFUSED = {
     "SeparableConv2D": "its depthwise kernel sums over no channels; only whole layers are pruned",
 }
 
+_MAX_REASONS = 8
+
 Skip = Any | Callable[[Any], bool] | Iterable[Any]
 
 
@@ -145,6 +147,17 @@ class SparseTensorCoreRule:
                 f"multiple of {OUTPUT_MULTIPLE}"
             )
         return None
+
+
+def no_prunable_layer_message(model: Any, reasons: list[tuple[str, str | None]]) -> str:
+    """The error text for a model in which a policy finds nothing: each kernel's reason, shortened to a few."""
+    with_kernel = [reason for _, reason in reasons if reason and "no kernel that can be pruned" not in reason]
+    shown = [f"  - {reason}" for reason in with_kernel[:_MAX_REASONS]]
+    if len(with_kernel) > _MAX_REASONS:
+        shown.append(f"  - and {len(with_kernel) - _MAX_REASONS} more (sparsity_report(model) lists all)")
+    if not shown:
+        shown = [f"  - none of its {len(reasons)} layers has a kernel that can be pruned"]
+    return "\n".join([f"Model {model.name!r} has no layer to prune:", *shown])
 
 
 def _split_skip(skip: Any) -> tuple[list[Any], list[Callable[[Any], bool]]]:

@@ -9,9 +9,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry imp
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
 from tfmot_asp import layouts
-from tfmot_asp.eligibility import DEFAULT_KINDS, Skip, SparseTensorCoreRule
-
-_MAX_REASONS = 8
+from tfmot_asp.eligibility import DEFAULT_KINDS, Skip, SparseTensorCoreRule, no_prunable_layer_message
 
 
 class PruneForSparseTensorCores(tfmot.sparsity.keras.PruningPolicy):
@@ -119,17 +117,6 @@ def check_structure(model: Any) -> None:
             "wrapped in functional and sequential models. Rebuild it as a functional model, or wrap single layers "
             "where you create them: self.dense = prune_low_magnitude(Dense(...))."
         )
-
-
-def no_prunable_layer_message(model: Any, reasons: list[tuple[str, str | None]]) -> str:
-    """The error text for a model in which a policy finds nothing: each kernel's reason, shortened to a few."""
-    with_kernel = [reason for _, reason in reasons if reason and "no kernel that can be pruned" not in reason]
-    shown = [f"  - {reason}" for reason in with_kernel[:_MAX_REASONS]]
-    if len(with_kernel) > _MAX_REASONS:
-        shown.append(f"  - and {len(with_kernel) - _MAX_REASONS} more (sparsity_report(model) lists all)")
-    if not shown:
-        shown = [f"  - none of its {len(reasons)} layers has a kernel that can be pruned"]
-    return "\n".join([f"Model {model.name!r} has no layer to prune:", *shown])
 
 
 def _models_within(model: Any) -> list[Any]:

@@ -12,7 +12,8 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
 from tfmot_asp import layouts, masks, schedule
-from tfmot_asp.policy import PruneForSparseTensorCores, check_structure, no_prunable_layer_message, outer_layers
+from tfmot_asp.eligibility import no_prunable_layer_message
+from tfmot_asp.policy import PruneForSparseTensorCores, check_structure, outer_layers
 from tfmot_asp.wrapper import PruneLowMagnitude
 
 logger = logging.getLogger(__name__)

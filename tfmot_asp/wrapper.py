@@ -33,7 +33,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
 )
 
 from tfmot_asp import layouts, masks, schedule
-from tfmot_asp.constraints import attach_mask, detach_mask
+from tfmot_asp.constraints import assign, attach_mask, detach_mask, in_cross_replica_context
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class MByNPruning(pruning_impl.Pruning):
                 due = tf.logical_or(due, self._pruning_schedule(step)[0])
             return tf.cond(due, lambda: self._update_masks(strategy), lambda: tf.no_op("no_update"))
 
-        return _in_cross_replica_context(update)
+        return in_cross_replica_context(update)
 
     def weight_mask_op(self) -> Any:
         """Writes zeros to all masked weights (tfmot's name; its callback calls this when an epoch ends)."""
@@ -241,12 +241,12 @@ class MByNPruning(pruning_impl.Pruning):
         def write(strategy: Any) -> Any:
             return tf.group(
                 [
-                    _assign(strategy, stored, masks.apply_mask(stored.read_value(), mask.read_value()))
+                    assign(strategy, stored, masks.apply_mask(stored.read_value(), mask.read_value()))
                     for stored, (_, mask, _) in zip(self._stored, self._pruning_vars, strict=True)
                 ]
             )
 
-        return _in_cross_replica_context(write)
+        return in_cross_replica_context(write)
 
     def complete_masks(self) -> bool:
         """Computes the full pattern for every mask that leaves more than it allows. Returns whether any did."""
@@ -286,9 +286,9 @@ class MByNPruning(pruning_impl.Pruning):
                 new_mask = masks.partial_m_by_n_mask(score, axes, (m, n), fraction)
             largest_dropped = tf.reduce_max(tf.where(new_mask, tf.zeros_like(score), score))
             written += [
-                _assign(strategy, mask, new_mask),
-                _assign(strategy, threshold, largest_dropped),
-                _assign(strategy, stored, masks.apply_mask(weight, new_mask)),
+                assign(strategy, mask, new_mask),
+                assign(strategy, threshold, largest_dropped),
+                assign(strategy, stored, masks.apply_mask(weight, new_mask)),
             ]
         return tf.group(written)
 
@@ -348,13 +348,3 @@ def _prunable_weights(layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
             axes = (len(weight.shape) - 2,)  # (..., inputs, outputs): the layout of all of Keras' own kernels
         found.append((weight, axes))
     return found
-
-
-def _in_cross_replica_context(fn: Callable[[Any], Any]) -> Any:
-    """Calls ``fn(strategy)`` once for all replicas: variables may not be assigned within a cond of one replica."""
-    replica = tf.distribute.get_replica_context()
-    return fn(tf.distribute.get_strategy()) if replica is None else replica.merge_call(fn)
-
-
-def _assign(strategy: Any, variable: Any, value: Any) -> Any:
-    return strategy.extended.update(variable, lambda component, new: component.assign(new), args=(value,))

@@ -35,7 +35,7 @@ class DenseLayer:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ModelPlan:
     """A model with its plan.
 
@@ -58,6 +58,9 @@ class ModelPlan:
     unused: tuple[DenseLayer, ...]
     dense: tuple[DenseLayer, ...]
     m_by_n: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return f"ModelPlan({len(self.plan.kernels)} kernels, {len(self.plan.groups)} groups, {self.graph})"
 
     def weight(self, variable: int) -> np.ndarray:
         """The current value of a variable."""
@@ -187,6 +190,18 @@ def _check_not_wrapped(model: Any) -> None:
                 f"layer {part.name!r} is wrapped for pruning already: permuting now would move weights from under "
                 "its mask. Permute the model first, then wrap it; prune_low_magnitude(permute=True) does both"
             )
+    for name, layer in layouts.all_layers(model):
+        if any(_is_masked(kernel) for kernel in layouts.kernels_of(layer)):
+            raise ValueError(
+                f"layer {name!r} is being pruned already: permuting now would move weights from under its mask. "
+                "Permute the model first, then prune it; prune_trained_model(permute=True) does both"
+            )
+
+
+def _is_masked(kernel: layouts.Kernel) -> bool:
+    from tfmot_asp.constraints import mask_of  # here: it imports TensorFlow
+
+    return mask_of(kernel.variable) is not None
 
 
 def _check_finite(graph: Graph, kernels: list[PlannedKernel]) -> None:
