@@ -217,7 +217,7 @@ def curve(threads: int) -> list[dict[str, Any]]:
     for columns, rows in SIZES:
         matrix = matrix_of(columns, rows)
         scores = Scores(matrix)
-        codes = encode(scores, survey(scores)[0])
+        codes = encode(scores, survey(scores, 2)[0], 2)
         blocks = 2 if columns > 1024 else 1
         most = {64: 2**16, 256: 2**13, 512: 2**11, 2048: 2**10}[columns]
         rounds = 16

@@ -50,7 +50,7 @@ def test_annealing_finds_the_optimum_of_sixteen_columns():
         matrix = np.random.rand(32, 16)
         best = search(matrix, effort="thorough", device="cpu").retained_after
         scores = Scores(matrix)
-        codes = encode(scores, survey(scores)[0])
+        codes = encode(scores, survey(scores, 2)[0], 2)
         orders, _ = cpu.search_codes(codes, 4, 2, make_plan(16, 32, 4, "thorough"), 0, 2, lambda fraction: False)
         reached = max(naive.retained(matrix, order, 2, 4) for order in orders)
         assert reached <= best * (1 + 1e-12)

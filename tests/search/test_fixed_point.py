@@ -19,7 +19,7 @@ from tfmot_asp.permutation.search.scores import Scores
     st.integers(1, 5),
 )
 def test_codes_are_rounded_scores(matrix, cap, step):
-    codes = encode(Scores(matrix).sampled(step), cap)
+    codes = encode(Scores(matrix).sampled(step), cap, 2)
     rows = matrix[::step]
     assert codes.shape == (matrix.shape[1], -(-len(rows) // 16) * 16)
     expected = np.floor(np.minimum(rows, cap) * (CODE_MAX / cap) + 0.5)
@@ -29,7 +29,7 @@ def test_codes_are_rounded_scores(matrix, cap, step):
 
 
 def cap_of(matrix: np.ndarray) -> tuple[float, ...]:
-    return survey(Scores(np.asarray(matrix)))
+    return survey(Scores(np.asarray(matrix)), 2)
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1.0, 3e7, 1e300])
@@ -72,7 +72,7 @@ def test_values_are_the_naive_ones(matrix, m_by_n, block, random):
     whole = scores_module.BLOCK_ELEMENTS
     scores_module.BLOCK_ELEMENTS = block  # several blocks of rows
     try:
-        (value,) = evaluate(Scores(matrix), [np.array(order)], n, n - m)
+        (value,) = evaluate(Scores(matrix), [np.array(order)], n, n - m, 2)
     finally:
         scores_module.BLOCK_ELEMENTS = whole
     assert value.given == pytest.approx(naive.retained(matrix, range(matrix.shape[1]), m, n), rel=1e-12)
@@ -81,7 +81,7 @@ def test_values_are_the_naive_ones(matrix, m_by_n, block, random):
 
 
 def test_efficacy_is_zero_where_nothing_can_be_gained():
-    (value,) = evaluate(Scores(np.ones((3, 8))), [np.arange(8)], 4, 2)
+    (value,) = evaluate(Scores(np.ones((3, 8))), [np.arange(8)], 4, 2, 2)
     assert efficacy(value) == 0.0
 
 

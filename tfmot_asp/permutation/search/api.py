@@ -50,8 +50,9 @@ def search(
     Args:
         matrix: (rows, columns), any real dtype (also float16 and bfloat16), any strides: a column per channel, the mask
             runs along the rows. What counts is the absolute value: another importance measure than magnitude is passed
-            as the matrix itself, or by weights. Not copied; beside it the search needs at most 4 bytes per element and
-            chain, and never more than 1 GiB per chain (a larger matrix is searched on evenly spaced rows).
+            as the matrix itself, or by weights. Not copied; beside it the search needs 2 bytes per element, 2 more for
+            each of its chains (one from 2**24 elements on, up to 4 below, up to 24 below 2**20), and a few MiB per
+            thread; never more than 1 GiB, since of larger matrices evenly spaced rows are searched.
         m_by_n: m zeros in every n consecutive columns, n at most 16. If n does not divide the number of columns,
             the last stripe counts as padded with zeros.
         device: "auto" (a CUDA device if there is one, else the CPU), "cpu" or "cuda".
@@ -105,7 +106,7 @@ def search(
         _logger.info("searching on the CPU: %s", why)
     _logger.debug("%d columns, %d of %d rows: %s", scores.columns, sampled.rows, scores.rows, plan)
 
-    caps = survey(scores)
+    caps = survey(scores, threads)
     with Progress(progress, started, time_limit) as tick:
         finished = True
         if scores.columns <= n or not caps:
@@ -114,7 +115,7 @@ def search(
             where, orders = "cpu", [exact.solve(scores, n, n - m)]
         else:
             orders, finished = _anneal(sampled, caps, n, n - m, plan, seed, where, threads, tick)
-    values = evaluate(scores, orders, n, n - m)
+    values = evaluate(scores, orders, n, n - m, threads)
     best = max(range(len(orders)), key=lambda k: values[k].found)  # the first of equals
     order, value = orders[best], values[best]
     if not value.found > value.given:
@@ -150,7 +151,7 @@ def _anneal(
     for number, cap in enumerate(caps):
         if stopped:
             break
-        codes = encode(scores, cap)
+        codes = encode(scores, cap, threads)
         part = within(tick, number / len(caps), 1 / len(caps))
         if device == "cuda":
             from tfmot_asp.permutation.search import cuda

@@ -99,8 +99,9 @@ class _Search:
             (every, first, zero, np.uint64(0), self.codes, self.thresholds, self.order, np.int64(self.rows),
              np.int64(self.columns), np.int32(self.stripes), self.threshold_sum),
         )  # fmt: skip
-        self.thresholds[1:] = self.thresholds[0]
-        self.threshold_sum[1:] = self.threshold_sum[0]
+        for chain in range(1, self.plan.chains):
+            self.thresholds[chain] = self.thresholds[0]
+            self.threshold_sum[chain] = self.threshold_sum[0]
 
     def typical_gain(self) -> int:
         """As ``moves.typical_gain``."""

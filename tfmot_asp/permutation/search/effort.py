@@ -17,15 +17,17 @@ class _Level(NamedTuple):
     budget: float  # operations of one chain, times the square root of the number of elements
     fewest: int  # rounds, whatever the budget
     most: int
-    chains: int  # up to FEW stripes; half as many beyond, and one where a single chain occupies several threads
+    chains: int  # of an ordinary matrix
+    chains_of_small: int  # up to FEW stripes and SMALL elements, where chains are cheap and differ most
 
 
 _LEVELS = {
-    "fast": _Level(budget=4.5e6, fewest=64, most=2_000, chains=2),
-    "balanced": _Level(budget=20e6, fewest=200, most=10_000, chains=4),
-    "thorough": _Level(budget=250e6, fewest=256, most=40_000, chains=8),
+    "fast": _Level(budget=4.5e6, fewest=64, most=2_000, chains=2, chains_of_small=2),
+    "balanced": _Level(budget=20e6, fewest=200, most=10_000, chains=2, chains_of_small=4),
+    "thorough": _Level(budget=250e6, fewest=256, most=40_000, chains=4, chains_of_small=24),
 }
 FEW = 32
+SMALL = 1 << 20
 ONE_CHAIN = 1 << 24
 """Elements from which on a single chain, split in blocks, is searched."""
 
@@ -64,6 +66,7 @@ def make_plan(columns: int, rows: int, n: int, effort: str) -> Plan:
     cost = blocks * (size * size * (rows + 400.0) + 50_000.0)
     total = int(min(level.most, max(level.fewest, level.budget * math.sqrt(columns * rows) / cost)))
     if blocks == 1:
-        chains = level.chains if stripes <= FEW else max(2, level.chains // 2)
+        small = stripes <= FEW and columns * rows <= SMALL
+        chains = level.chains_of_small if small else level.chains
         return Plan(chains=chains, epochs=1, blocks=1, rounds=total)
     return Plan(chains=1, epochs=-(-total // 2), blocks=blocks, rounds=2)

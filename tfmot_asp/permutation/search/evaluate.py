@@ -42,21 +42,20 @@ def _kept(block, order, n, keep):
     return total
 
 
-def evaluate(scores: Scores, orders: list[npt.NDArray[np.int64]], n: int, keep: int) -> list[Value]:
+def evaluate(scores: Scores, orders: list[npt.NDArray[np.int64]], n: int, keep: int, threads: int) -> list[Value]:
     """Reads the matrix once, and values each of ``orders`` beside the given order and the unstructured bound."""
     columns = scores.columns
-    given_order = np.arange(columns)
+    every = [np.arange(columns), *orders]
     ideal_count = min(-(-columns // n) * keep, columns)
-    given, ideal = [], []
-    found: list[list[float]] = [[] for _ in orders]
-    for _, block in scores.blocks():
-        given.append(_kept(block, given_order, n, keep))
-        for sums, order in zip(found, orders, strict=True):
-            sums.append(_kept(block, order, n, keep))
+
+    def of_block(first: int, block: npt.NDArray[np.float64]) -> list[float]:
+        sums = [_kept(block, order, n, keep) for order in every]
         if ideal_count < columns:
             block.partition(columns - ideal_count, axis=1)
-        ideal.append(float(block[:, columns - ideal_count :].sum()))
-    return [Value(math.fsum(given), math.fsum(sums), math.fsum(ideal)) for sums in found]
+        return [*sums, float(block[:, columns - ideal_count :].sum())]
+
+    given, *found, ideal = (math.fsum(sums) for sums in zip(*scores.map(of_block, threads), strict=True))
+    return [Value(given, value, ideal) for value in found]
 
 
 def efficacy(value: Value) -> float:

@@ -85,34 +85,37 @@ def choose_caps(counts: npt.NDArray[np.int64], largest: float) -> tuple[float, .
     return (cap * unit,) if mass - kept(cap) <= CLIPPED * mass else (cap * unit, largest)
 
 
-def survey(scores: Scores) -> tuple[float, ...]:
+def survey(scores: Scores, threads: int) -> tuple[float, ...]:
     """Reads all scores once, checks them, and returns the caps to encode them with, see ``choose_caps``.
 
     Raises:
         ValueError: if a score is NaN or infinite.
     """
-    counts = np.zeros(_EXPONENTS, np.int64)
-    bits = np.uint64(0)
-    for _, block in scores.blocks():
-        bits = max(bits, np.uint64(_survey(block.reshape(-1).view(np.uint64), counts)))
+
+    def of_block(first: int, block: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], np.uint64]:
+        counts = np.zeros(_EXPONENTS, np.int64)
+        return counts, np.uint64(_survey(block.reshape(-1).view(np.uint64), counts))
+
+    parts = scores.map(of_block, threads)
+    counts = np.sum([counts for counts, _ in parts], axis=0)
     if counts[_EXPONENTS - 1]:
         scores.raise_not_finite()
-    return choose_caps(counts, float(bits.view(np.float64)))
+    return choose_caps(counts, float(max(bits for _, bits in parts).view(np.float64)))
 
 
-def encode(scores: Scores, cap: float) -> npt.NDArray[np.uint16]:
+def encode(scores: Scores, cap: float, threads: int) -> npt.NDArray[np.uint16]:
     """Turns scores into codes, a block of rows at a time.
 
     Args:
         scores: those to encode, all or a sample.
         cap: the score that becomes CODE_MAX, from ``survey``.
+        threads: to do it with.
 
     Returns:
         uint16 (columns, rows padded with zeros to a multiple of LANES), C-contiguous: a row per matrix column.
     """
     codes = np.zeros((scores.columns, -(-scores.rows // LANES) * LANES), np.uint16)
-    scale = CODE_MAX / cap if cap > 0.0 else 0.0
-    if 0.0 < scale < np.inf:  # a cap below 1e-305 is as good as zero
-        for first, block in scores.blocks():
-            _encode(block, cap, scale, codes, first)
+    scale = CODE_MAX / cap
+    if scale < np.inf:  # a cap below 1e-305 is as good as zero
+        scores.map(lambda first, block: _encode(block, cap, scale, codes, first), threads)
     return codes

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-BLOCK_ELEMENTS = 1 << 19
-"""Elements of a block: 4 MiB in float64."""
+BLOCK_ELEMENTS = 1 << 18
+"""Elements of a block: 2 MiB in float64, one block to a thread at a time."""
+
+_Result = TypeVar("_Result")
 
 _Floats = npt.NDArray[np.float64]
 
@@ -38,20 +41,35 @@ class Scores:
     def columns(self) -> int:
         return int(self.matrix.shape[1])
 
+    def block(self, first: int) -> _Floats:
+        """Scores of the rows from ``first`` on, a fresh float64 C-contiguous array of ``height`` rows or the rest."""
+        rows = slice(first * self.row_step, min(first + self.height, self.rows) * self.row_step, self.row_step)
+        block = self.matrix[rows].astype(np.float64, order="C")
+        with np.errstate(over="ignore"):  # an infinite score is an error that names its place
+            np.abs(block, out=block)
+            if self.row_weights is not None:
+                block *= self.row_weights[rows, None]
+            if self.column_weights is not None:
+                block *= self.column_weights
+        return block
+
+    @property
+    def height(self) -> int:
+        """Rows of a block."""
+        return max(1, BLOCK_ELEMENTS // self.columns)
+
     def blocks(self) -> Iterator[tuple[int, _Floats]]:
-        """Yields (first row, float64 C-contiguous block), each block a fresh array."""
-        height = max(1, BLOCK_ELEMENTS // max(1, self.columns))
-        matrix = self.matrix[:: self.row_step]
-        weights = None if self.row_weights is None else self.row_weights[:: self.row_step]
-        for first in range(0, self.rows, height):
-            block = matrix[first : first + height].astype(np.float64, order="C")
-            with np.errstate(over="ignore"):  # an infinite score is an error that names its place
-                np.abs(block, out=block)
-                if weights is not None:
-                    block *= weights[first : first + height, None]
-                if self.column_weights is not None:
-                    block *= self.column_weights
-            yield first, block
+        """Yields (first row, block) for all rows."""
+        for first in range(0, self.rows, self.height):
+            yield first, self.block(first)
+
+    def map(self, function: Callable[[int, _Floats], _Result], threads: int) -> list[_Result]:
+        """``function(first row, block)`` of every block, on threads, in order."""
+        firsts = range(0, self.rows, self.height)
+        if threads == 1 or len(firsts) == 1:
+            return [function(first, self.block(first)) for first in firsts]
+        with ThreadPoolExecutor(threads, thread_name_prefix="tfmot_asp_search") as pool:
+            return list(pool.map(lambda first: function(first, self.block(first)), firsts))
 
     def sampled(self, row_step: int) -> Scores:
         """The same scores on every row_step-th row."""
