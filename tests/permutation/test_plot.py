@@ -156,6 +156,28 @@ def test_what_pins_is_red_and_says_why():
     assert of(drawn, "conv1", "Conv2D").axes == ""
 
 
+class Odd(tf_keras.Model):
+    """What pins is no op that is drawn: a running sum of a kernel, and a constant that is added."""
+
+    def __init__(self):
+        super().__init__(name="odd")
+        self.first = layers.Dense(16, name="first")
+        self.turned = layers.Dense(16, name="turned")
+        self.last = layers.Dense(16, name="last")
+
+    def call(self, x):
+        x = self.turned(self.first(x)) * 0.0 + tf.matmul(self.first(x), tf.cumsum(self.turned.kernel))
+        return self.last(tf.nn.relu(x) + tf.range(16.0))
+
+
+def test_what_pins_unseen_is_shown_by_the_op_that_uses_it():
+    model = Odd()
+    model(np.zeros((2, 16), np.float32))
+    _, drawn = described(model)
+    assert {op.type for op in drawn.ops if op.role == "pins"} == {"Input", "MatMul", "AddV2"}
+    assert all(op.note for op in drawn.ops if op.role == "pins")
+
+
 def test_inputs_and_outputs_pin():
     _, drawn = described(concat(), EveryKernel())
     given_ = next(op for op in drawn.ops if op.type == "Input")
