@@ -137,8 +137,8 @@ def table(results: dict[str, Any]) -> str:
         "that model amplifies rounding in float32 beyond 1e-5.",
         "",
         f"TensorFlow {where['tensorflow']}, tf_keras {where['tf_keras']}, Python {where['python']}, {where['cpus']} "
-        f"CPUs ({where['processor']}), shared with other work: the last column is the time by the clock, the one before "
-        "it the time of the processors. Planning goes from the model to the groups.",
+        f"CPUs ({where['processor']}), shared with other work: the last column is the time by the clock, the one "
+        "before it the time of the processors. Planning goes from the model to the groups.",
         "",
         "| model | ops | prunable | permuted | groups | largest change | planning, CPU s | planning, s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -187,7 +187,8 @@ def main() -> int:
             results["models"][name] = row
             failures += row["change"] > LIMIT
             print(
-                f"{name}: {row['permuted']} of {row['prunable']} permuted, change {row['change']:.1e} ({row['dtype']}), "
+                f"{name}: {row['permuted']} of {row['prunable']} permuted, "
+                f"change {row['change']:.1e} ({row['dtype']}), "
                 f"planned in {row['seconds']:.1f} s ({row['cpu_seconds']:.1f} s of CPU)",
                 flush=True,
             )

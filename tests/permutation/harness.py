@@ -37,7 +37,7 @@ class EveryKernel:
         return None if layouts.kernels_of(layer) else "no kernel"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Outcome:
     plan: ModelPlan
     report: PermutationReport

@@ -1,4 +1,4 @@
-"""Every way to hold a model: nested, subclassed, Keras 3, mixed precision, several inputs and outputs, plain modules."""
+"""Every way to hold a model: nested, subclassed, Keras 3, mixed precision, several inputs and outputs, modules."""
 
 from __future__ import annotations
 

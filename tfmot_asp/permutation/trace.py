@@ -33,7 +33,7 @@ _FOLD_LIMIT = 1 << 22  # elements; a table larger than this is data, not shape a
 _UNSET = object()
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Tensor:
     """A tensor of the flat graph.
 
@@ -61,8 +61,11 @@ class Tensor:
     def is_resource(self) -> bool:
         return self.dtype in (tf.resource, tf.variant)
 
+    def __repr__(self) -> str:  # not of its op, whose inputs have ops, ...
+        return f"Tensor({self.name or self.op or 'constant'}, {self.shape}, {self.dtype.name})"
 
-@dataclasses.dataclass(eq=False)
+
+@dataclasses.dataclass(eq=False, repr=False)
 class Op:
     """An op of the flat graph: type, scoped name, inputs and outputs, and the attributes of the original.
 
@@ -85,11 +88,14 @@ class Op:
                 raise
             return default
 
+    def __repr__(self) -> str:
+        return f"Op({self})"
+
     def __str__(self) -> str:
         return f"{self.type} {self.name!r}"
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Graph:
     """A flat graph: ops in execution order, inputs, outputs, and the variables that the ops read, by identity."""
 
@@ -97,6 +103,9 @@ class Graph:
     inputs: list[Tensor]
     outputs: list[Tensor]
     variables: list[tf.Variable]
+
+    def __repr__(self) -> str:
+        return f"Graph({len(self.ops)} ops, {len(self.variables)} variables)"
 
     def variable_index(self, variable: Any) -> int | None:
         """Position of `variable` in :attr:`variables`, or None if the function does not use it."""
