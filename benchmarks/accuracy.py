@@ -67,9 +67,7 @@ def main() -> None:
         kept = [(e.retained_before, e.retained_after) for e in report.layers if e.status != "dense"]
         before, after = 100 * np.mean(kept, axis=0)
         rows.append((dense, plain, permuted, permuted - plain, before, after))
-        print(
-            f"{seed:4}  {dense:6.2f}  {plain:8.2f}  {permuted:8.2f}  {permuted - plain:+10.2f}  {before:5.2f}  {after:13.2f}"
-        )
+        print("{:4}  {:6.2f}  {:8.2f}  {:8.2f}  {:+10.2f}  {:5.2f}  {:13.2f}".format(seed, *rows[-1]), flush=True)
     mean, sem = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
     print("mean  {:6.2f}  {:8.2f}  {:8.2f}  {:+10.2f}  {:5.2f}  {:13.2f}".format(*mean))
     print(f"standard error of the difference {sem[3]:.2f}; better with permutation for", end=" ")
