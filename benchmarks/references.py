@@ -16,7 +16,7 @@ Order = np.ndarray
 
 def retained(scores: Matrix, n: int = 4, keep: int = 2) -> float:
     """Sum that the mask keeps; the number of columns must be a multiple of n."""
-    stripes = np.abs(scores).reshape(len(scores), -1, n)
+    stripes = np.abs(scores.astype(np.float64)).reshape(len(scores), -1, n)
     return float(np.sort(stripes, axis=2)[..., n - keep :].sum())
 
 
@@ -24,8 +24,8 @@ def efficacy(scores: Matrix, order: Order, n: int = 4, keep: int = 2) -> float:
     """Per cent of the gap between the given order and the best half of each row."""
     given = retained(scores, n, keep)
     columns = scores.shape[1]
-    ideal = np.sort(np.abs(scores), axis=1)[:, columns - columns * keep // n :].sum()
-    return 100.0 * (retained(scores[:, order], n, keep) - given) / (ideal - given)
+    ideal = np.sort(np.abs(scores.astype(np.float64)), axis=1)[:, columns - columns * keep // n :].sum()
+    return float(100.0 * (retained(scores[:, order], n, keep) - given) / (ideal - given))
 
 
 def random_orders(scores: Matrix, tries: int, seed: int = 0) -> Order:
