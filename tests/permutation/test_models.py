@@ -204,7 +204,7 @@ def test_subclassed_with_several_arguments(k):
     if k is tf_keras:  # Keras 3 remembers the first argument only
         check(model, inputs=(x, y), call=lambda v: model(*v), permuted=1, fixed=2)
     else:
-        with pytest.raises(ValueError, match="missing a required argument: 'y'.*pass input_shapes"):
+        with pytest.raises(ValueError, match=r"missing a required argument: 'y'.*pass input_shapes"):
             plan_model(model, policy=EveryKernel())
     check(model, inputs=(x, y), call=lambda v: model(*v), permuted=1, fixed=2, input_shapes=[(None, 8), (None, 6)])
 
@@ -254,7 +254,7 @@ def test_model_without_known_shapes_is_refused():
         def call(self, x):
             return self.a(x)
 
-    with pytest.raises(ValueError, match="call it once on a sample batch, or pass input_shapes"):
+    with pytest.raises(ValueError, match=r"call it once on a sample batch, or pass input_shapes"):
         plan_model(Net(), policy=EveryKernel())
 
 
@@ -269,7 +269,7 @@ def test_open_image_size_is_refused_with_an_example():
 
 def test_wrong_input_shapes_are_refused():
     model = tf_keras.Sequential([tf_keras.Input((8,)), tf_keras.layers.Dense(C), tf_keras.layers.Dense(C)])
-    with pytest.raises(ValueError, match="could not be traced .* on inputs"):
+    with pytest.raises(ValueError, match=r"could not be traced .* on inputs"):
         plan_model(model, policy=EveryKernel(), input_shapes=(None, 9))
     with pytest.raises(ValueError, match="must be known except for the batch"):
         plan_model(model, policy=EveryKernel(), input_shapes=(None, None))
