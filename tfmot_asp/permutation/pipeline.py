@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ def permute(
     verify: bool = True,
     progress: bool | None = None,
     plot_to_file: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
 ) -> PermutationReport:
     """Reorders the channels of a model, in place, so that an m by n mask keeps more weight magnitude.
 
@@ -55,6 +58,8 @@ def permute(
       progress: show a progress bar; by default if stderr is a terminal.
       plot_to_file: where to draw what is permuted and what is not: a .png, .svg or .pdf file, for which Graphviz must
         be installed, or .dot. Drawn before the search, from the plan; the report's `plot` draws the same later.
+      executor: where to search the groups, each a task of its own: any `concurrent.futures.Executor`, so processes, or
+        the pools of Dask, Ray and MPI. The result is the same. It is not shut down. By default they are searched here.
 
     Returns:
       A :class:`PermutationReport`: per layer what was done and why not.
@@ -77,11 +82,11 @@ def permute(
     if plot_to_file is not None:
         plot(outline(plan, model), plot_to_file)
     orders, results = [], []
-    with _bar(plan, progress) as bar:
+    options = {"m_by_n": plan.m_by_n, "device": device, "effort": effort, "seed": seed}
+    with _bar(plan, progress) as bar, _results(plan, options, executor) as found:
         for group in plan.plan.groups:
             bar.set_postfix_str(f"{group.name}, {group.size} channels")
-            matrix = search_matrix(plan, group)
-            result = search(matrix, m_by_n=plan.m_by_n, device=device, effort=effort, seed=seed)
+            result, weights = next(found)
             order = np.arange(group.size)
             order[group.columns] = group.columns[result.permutation]
             if not _helps(plan, group, order):
@@ -94,8 +99,28 @@ def permute(
                 )
             orders.append(order)
             results.append(result)
-            bar.update(matrix.size)
+            bar.update(weights)
     return finish(plan, model, orders, results, verify=verify)
+
+
+@contextlib.contextmanager
+def _results(
+    plan: ModelPlan, options: dict[str, Any], executor: Executor | None
+) -> Iterator[Iterator[tuple[SearchResult, int]]]:
+    """For each group its search result and how many weights were searched; cancels what is left at the end."""
+    if executor is None:
+        matrices = (search_matrix(plan, group) for group in plan.plan.groups)
+        yield ((search(matrix, **options), matrix.size) for matrix in matrices)
+        return
+    futures: list[tuple[Future[SearchResult], int]] = []
+    try:
+        for group in plan.plan.groups:
+            matrix = search_matrix(plan, group)
+            futures.append((executor.submit(search, matrix, **options), matrix.size))
+        yield ((future.result(), size) for future, size in futures)
+    finally:
+        for future, _ in futures:
+            future.cancel()
 
 
 def finish(
