@@ -348,9 +348,13 @@ def _grow(g: Grower) -> None:
         g.tensors.append(x + y if residual else y)
 
 
-@st.composite
-def models(draw: Callable[..., Any], steps: int = 8) -> tuple[Any, list[str]]:
-    """A random functional model in double precision, and the kinds of steps that made it."""
+def random_model(draw: Callable[..., Any], steps: int = 8) -> tuple[Any, list[str]]:
+    """A random functional model in double precision, and the kinds of steps that made it.
+
+    Args:
+      draw: of hypothesis' `st.data()`. Not a strategy of its own: Keras draws seeds while it builds.
+      steps: at most so many layers or ops between the stem and the head.
+    """
     tf_keras.backend.set_floatx("float64")
     try:
         return _model(draw, steps)

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 import tf_keras
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.permutation.harness import check
-from tests.permutation.random_models import KINDS, models
+from tests.permutation.random_models import KINDS, random_model
 
 QUIET = {"suppress_health_check": list(HealthCheck), "deadline": None, "print_blob": True}
 # In double precision rounding leaves 1e-16, which a normalization by a small spread magnifies, and 1e-7 where an op
@@ -17,8 +18,8 @@ QUIET = {"suppress_health_check": list(HealthCheck), "deadline": None, "print_bl
 TOLERANCE = 1e-5
 
 
-def _outputs_stay(drawn, seen: Counter[str], moved: Counter[bool]) -> None:
-    model, kinds = drawn
+def _outputs_stay(made, seen: Counter[str], moved: Counter[bool]) -> None:
+    model, kinds = made
     seen.update(kinds)
     # Stripes of two, so that narrow layers have something to exchange.
     moved[check(model, m_by_n=(1, 2), tolerance=TOLERANCE).groups > 0] += 1
@@ -29,10 +30,10 @@ def test_outputs_stay():
     seen: Counter[str] = Counter()
     moved: Counter[bool] = Counter()
 
-    @given(models())
+    @given(st.data())
     @settings(max_examples=60, derandomize=True, **QUIET)
-    def property_(drawn):
-        _outputs_stay(drawn, seen, moved)
+    def property_(data):
+        _outputs_stay(random_model(data.draw), seen, moved)
 
     property_()
     # The property would hold as well if nothing ever moved.
@@ -41,10 +42,10 @@ def test_outputs_stay():
 
 
 @pytest.mark.slow
-@given(models(steps=14))
+@given(st.data())
 @settings(max_examples=1000, **QUIET)
-def test_outputs_stay_in_a_thousand_models(drawn):
-    _outputs_stay(drawn, Counter(), Counter())
+def test_outputs_stay_in_a_thousand_models(data):
+    _outputs_stay(random_model(data.draw, steps=14), Counter(), Counter())
 
 
 def test_the_models_use_many_kinds():
