@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfmot_asp import asp, layouts
-from tfmot_asp.constraints import detach_mask, mask_of
+from tfmot_asp.constraints import mask_of
 from tfmot_asp.eligibility import SparseTensorCoreRule
 from tfmot_asp.first_step import FirstStepMasks
 from tfmot_asp.trained import read
@@ -87,8 +87,6 @@ class AspOptimizerWrapperV2:
             asp.log(asp.SHOW_PRUNING_INFO, "model %s is pruned already; it keeps its order of channels", model.name)
             asp.log_counts(0, len(kernels))
         elif permute and kernels:
-            for kernel in kernels.values():  # of an earlier wrapper that has not made a step: they hold nothing back
-                detach_mask(kernel.variable)
             asp.permute_and_log(model, rule, input_shapes, device, plot_to_file)
         if not kernels:
             asp.log(asp.SHOW_PRUNING_INFO, "model %s has no layer to prune: see sparsity_report(model)", model.name)

@@ -420,6 +420,7 @@ def test_wrapping_again_before_the_first_step_permutes_again():
     wrap("SGD", model)
     lines = logged(29, model)
     assert lines == [(29, "[TF-ASP] 1/2 variables (Conv2D or MatMul) are permuted!")]
+    fit(model, wrap("SGD", model))
     with pytest.raises(ValueError, match="'first' is being pruned already"):
         tfmot_asp.permute(model)
 

@@ -199,9 +199,11 @@ def _check_not_wrapped(model: Any) -> None:
 
 
 def _is_masked(kernel: layouts.Kernel) -> bool:
+    """Whether the kernel has a mask that holds something back: a new one, of wrappers that have not trained, does not."""
     from tfmot_asp.constraints import mask_of  # here: it imports TensorFlow
 
-    return mask_of(kernel.variable) is not None
+    mask = mask_of(kernel.variable)
+    return mask is not None and not read(mask).all()
 
 
 def _check_finite(graph: Graph, kernels: list[PlannedKernel]) -> None:
