@@ -127,19 +127,19 @@ FLOAT_UNARY = """
     Identity Inv IsFinite IsInf IsNan LeakyRelu Lgamma Log Log1p LogSoftmax Ndtri Neg OnesLike Reciprocal Relu
     Relu6 Rint Round Rsqrt Selu Sigmoid Sign Sin Sinh Snapshot Softmax Softplus Softsign Sqrt Square StopGradient Tan
     Tanh ZerosLike
-""".split()
+"""
 FLOAT_BINARY = """
     Add AddV2 Atan2 Div DivNoNan Equal FloorDiv FloorMod Greater GreaterEqual Igamma Igammac Less LessEqual
     Maximum Minimum Mul MulNoNan NextAfter NotEqual Pow RealDiv SquaredDifference Sub Xdivy Xlog1py Xlogy Zeta
-""".split()
-GRADIENTS = "EluGrad LeakyReluGrad Relu6Grad ReluGrad RsqrtGrad SigmoidGrad SqrtGrad TanhGrad".split()
+"""
+GRADIENTS = "EluGrad LeakyReluGrad Relu6Grad ReluGrad RsqrtGrad SigmoidGrad SqrtGrad TanhGrad"
 
 CASES: dict[str, Case] = {}
-for _op in FLOAT_UNARY:
+for _op in FLOAT_UNARY.split():
     CASES[_op] = unary(_op)
-for _op in FLOAT_BINARY:
+for _op in FLOAT_BINARY.split():
     CASES[_op] = binary(_op)
-for _op in GRADIENTS:
+for _op in GRADIENTS.split():
     _names = list(getattr(raw, _op).__wrapped__.__code__.co_varnames)[:2]
     CASES[_op] = Case(
         lambda a, b, op=_op, names=tuple(_names): getattr(raw, op)(**dict(zip(names, (a, b), strict=True))),
@@ -518,17 +518,18 @@ case(
 )
 for _n in "123":
     _suffix = "" if _n == "1" else f"{_n}D"
+    _signal = f"fft{_suffix.lower()}"
     _free = sum((7, 2, 4, 5)[: 4 - int(_n)])
     for _kind in ("FFT", "IFFT"):
         CASES[f"{_kind}{_suffix}"] = Case(
             lambda x, op=f"{_kind}{_suffix}": tf.abs(getattr(raw, op)(input=tf.complex(x, x))), [(7, 2, 4, 5)], [_free]
         )
     CASES[f"RFFT{_suffix}"] = Case(
-        lambda x, op=f"rfft{_suffix.lower()}": tf.abs(getattr(tf.signal, op)(x)), [(7, 2, 4, 5)], [_free]
+        lambda x, op=_signal: tf.abs(getattr(tf.signal, f"r{op}")(x)), [(7, 2, 4, 5)], [_free]
     )
     if _n != "3":
         CASES[f"IRFFT{_suffix}"] = Case(
-            lambda x, op=f"irfft{_suffix.lower()}": getattr(tf.signal, op)(tf.complex(x, x)), [(7, 2, 4, 5)], [_free]
+            lambda x, op=_signal: getattr(tf.signal, f"ir{op}")(tf.complex(x, x)), [(7, 2, 4, 5)], [_free]
         )
 COUNTER = variable(C)
 

@@ -14,11 +14,11 @@ from tfmot_asp.eligibility import SparseTensorCoreRule
 from tfmot_asp.masks import check_m_by_n
 from tfmot_asp.permutation.axes import Axes, analyse
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
+from tfmot_asp.permutation.inputs import input_specs
 from tfmot_asp.permutation.trace import (
     Graph,
     add_training,
     concrete_function,
-    input_specs,
     trace_function,
     variables_of,
 )
@@ -199,7 +199,7 @@ def _check_not_wrapped(model: Any) -> None:
 
 
 def _is_masked(kernel: layouts.Kernel) -> bool:
-    """Whether the kernel has a mask that holds something back: a new one, of wrappers that have not trained, does not."""
+    """Whether the kernel has a mask that holds something back, unlike those of wrappers that have not trained yet."""
     from tfmot_asp.constraints import mask_of  # here: it imports TensorFlow
 
     mask = mask_of(kernel.variable)

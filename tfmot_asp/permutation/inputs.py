@@ -1,0 +1,159 @@
+"""What a model is called with: its own record of its inputs, or the shapes that the user gives, as static specs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+BATCH_SIZE = 2
+"""The batch size of the traced function: not 1, so that the batch axis is never mistaken for one that broadcasts."""
+
+
+def input_specs(model: Any, input_shapes: Any = None, batch_size: int = BATCH_SIZE) -> tuple[tuple, dict]:
+    """The `(args, kwargs)` of `tf.TensorSpec`s, fully static, that `model` is called with. See :func:`trace`."""
+    if input_shapes is not None:
+        return _given_inputs(model, input_shapes, batch_size), {}
+    known = _known_inputs(model)
+    if known is None:
+        raise ValueError(
+            f"{describe(model)} does not know the shapes of its inputs: "
+            "call it once on a sample batch, or pass input_shapes=(None, ...)"
+        )
+    args, kwargs = known
+
+    def static(spec: Any) -> Any:
+        if not hasattr(spec, "shape"):
+            return spec
+        dims = shape_list(spec.shape)
+        if dims is None or any(d is None for d in dims[1:]):
+            raise ValueError(
+                f"{describe(model)} leaves the shape of input {_input_name(spec)!r} open ({spec.shape}): "
+                "pass input_shapes with a typical size, for example input_shapes=(None, 224, 224, 3)"
+            )
+        return tf.TensorSpec([batch_size if d is None else d for d in dims], _dtype(spec), name=_input_name(spec))
+
+    # Positions of the call's arguments are kept; None and Python values among them pass through.
+    return tuple(tf.nest.map_structure(static, args)), tf.nest.map_structure(static, kwargs)
+
+
+def _known_inputs(model: Any) -> tuple[tuple, dict] | None:
+    structure = None
+    if hasattr(model, "_nested_inputs") and getattr(model, "_is_graph_network", False):  # tf_keras functional
+        structure = model._nested_inputs
+    elif type(model).__module__.startswith("keras") or hasattr(model, "_inputs_struct"):  # Keras 3 functional
+        structure = getattr(model, "_inputs_struct", None)
+        if structure is None and getattr(model, "_functional", None) is not None:
+            structure = getattr(model._functional, "_inputs_struct", None)
+    if structure is None and getattr(model, "inputs", None):
+        inputs = list(model.inputs)
+        structure = inputs[0] if len(inputs) == 1 else inputs
+    if structure is not None:
+        return (tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, _dtype(t), name=_input_name(t)), structure),), {}
+    save_spec = getattr(model, "save_spec", None)  # tf_keras subclassed, once called
+    if callable(save_spec):
+        spec = save_spec(dynamic_batch=True)
+        if spec is not None:
+            args, kwargs = spec
+            return tuple(args), {k: v for k, v in dict(kwargs).items() if k != "training"}
+    shapes = getattr(model, "_build_shapes_dict", None)  # Keras 3 subclassed, once built
+    if shapes:
+        return tuple(_unbatched(s, _compute_dtype(model)) for s in shapes.values()), {}
+    signature = getattr(type(model).__call__, "input_signature", None)  # a tf.Module's tf.function
+    return (tuple(signature), {}) if signature else None
+
+
+def _unbatched(shapes: Any, dtype: str) -> Any:
+    if _is_shape(shapes):
+        return tf.TensorSpec([None, *list(shapes)[1:]], dtype)
+    if isinstance(shapes, Mapping):
+        return {key: _unbatched(s, dtype) for key, s in shapes.items()}
+    return [_unbatched(s, dtype) for s in shapes]
+
+
+def _given_inputs(model: Any, shapes: Any, batch_size: int) -> tuple:
+    """The positional arguments for `input_shapes`: one structure, or one for each argument if `call` takes several."""
+    known = _known_inputs(model)
+    one = known[0][0] if known and known[0] else None
+    if _is_list_of_shapes(shapes) and not isinstance(one, (list, tuple)) and _required_arguments(model) > 1:
+        dtypes = known[0] if known and len(known[0]) == len(shapes) else [None] * len(shapes)
+        return tuple(_from_shapes(s, k, batch_size) for s, k in zip(shapes, dtypes, strict=True))
+    return (_from_shapes(shapes, one, batch_size),)
+
+
+def _is_list_of_shapes(shapes: Any) -> bool:
+    return isinstance(shapes, (list, tuple)) and len(shapes) > 1 and not _is_shape(shapes)
+
+
+def _required_arguments(model: Any) -> int:
+    """How many arguments the model must be called with."""
+    if getattr(model, "_is_graph_network", False):
+        return 1
+    try:
+        parameters = inspect.signature(getattr(model, "call", model.__call__)).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty and p.kind in positional for p in parameters)
+
+
+def _from_shapes(shapes: Any, known: Any, batch_size: int) -> Any:
+    if isinstance(shapes, tf.TensorSpec):
+        return tf.TensorSpec(_static(shapes.shape, batch_size), shapes.dtype, name=shapes.name)
+    if isinstance(shapes, tf.TensorShape) or _is_shape(shapes):
+        leaves = tf.nest.flatten(known) if known is not None else []
+        dtype = leaves[0].dtype if len(leaves) == 1 else tf.float32
+        return tf.TensorSpec(_static(shapes, batch_size), dtype)
+    if isinstance(shapes, Mapping):
+        inner = known if isinstance(known, Mapping) else {}
+        return {k: _from_shapes(s, inner.get(k), batch_size) for k, s in shapes.items()}
+    if isinstance(shapes, Sequence) and not isinstance(shapes, str):
+        if len(shapes) == 1 and known is not None and hasattr(known, "shape"):
+            return _from_shapes(shapes[0], known, batch_size)
+        inner_list = list(known) if isinstance(known, (list, tuple)) else [None] * len(shapes)
+        if len(inner_list) != len(shapes):
+            raise ValueError(f"input_shapes names {len(shapes)} inputs, the model has {len(inner_list)}")
+        return [_from_shapes(s, k, batch_size) for s, k in zip(shapes, inner_list, strict=True)]
+    raise TypeError(
+        f"input_shapes must be a shape such as (None, 224, 224, 3), or a list or dict of shapes; got {shapes!r}"
+    )
+
+
+def _static(shape: Any, batch_size: int) -> list[int]:
+    dims = shape_list(shape)
+    if dims is None or any(d is None for d in dims[1:]):
+        raise ValueError(f"input_shapes must be known except for the batch, got {shape}")
+    if any(d is not None and d < 1 for d in dims):
+        raise ValueError(f"input_shapes must be positive, got {shape}")
+    return [batch_size if d is None else d for d in dims]
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(d is None or isinstance(d, (int, np.integer)) for d in value)
+
+
+def shape_list(shape: Any) -> list[int | None] | None:
+    if isinstance(shape, tf.TensorShape):
+        return None if shape.rank is None else shape.as_list()
+    return None if shape is None else [None if d is None else int(d) for d in shape]
+
+
+def _dtype(spec: Any) -> tf.DType:
+    return tf.as_dtype(spec.dtype)
+
+
+def _compute_dtype(model: Any) -> str:
+    return getattr(model, "compute_dtype", None) or "float32"
+
+
+def _input_name(spec: Any) -> str | None:
+    name = getattr(spec, "name", None)
+    return name.split(":")[0].split("/")[-1] if isinstance(name, str) else None
+
+
+def describe(model: Any) -> str:
+    name = getattr(model, "name", None)
+    return f"{type(model).__name__} {name!r}" if name else type(model).__name__
