@@ -253,7 +253,8 @@ class _Flattener:
         self.function = function
         self.ops: list[Op] = []
         self.variables: list[tf.Variable] = list(known)
-        self._by_handle = {variable_key(v): v for v in (*variables, *function.variables)}
+        # The model's own last: of a distributed variable the function has the replica that it reads, not all.
+        self._by_handle = {variable_key(v): v for v in (*function.variables, *variables)}
         self._known: dict[int, int] = {variable_key(v): i for i, v in enumerate(known)}
 
     def run(self, input_shapes: Sequence[Any] | None) -> Graph:

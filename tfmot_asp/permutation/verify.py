@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfmot_asp import layouts
 from tfmot_asp.permutation.plan import ModelPlan, read
-from tfmot_asp.permutation.trace import variable_key
+from tfmot_asp.permutation.trace import local_variable, variable_key
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Verifier:
             plain = layouts.underlying_variable(variable)
             with tf.device(getattr(plain, "device", None)):
                 copies[variable_key(variable)] = tf.Variable(value, dtype=plain.dtype, trainable=False)
-        captured = [copies[id(c)].handle if id(c) in copies else c for c in function.captured_inputs]
+        captured = [local_variable(copies[id(c)]).handle if id(c) in copies else c for c in function.captured_inputs]
         outputs = tf.nest.flatten(function._call_flat(inputs, captured))
         return [
             t.numpy() if t.dtype.is_integer or t.dtype.is_bool else tf.cast(t, tf.float64).numpy()

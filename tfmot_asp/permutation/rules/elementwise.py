@@ -33,6 +33,12 @@ def unary(op: Op, axes: Axes) -> Outputs:
     return [axes[op.inputs[0]]]
 
 
+@register_rule("CollectiveReduce", "CollectiveReduceV2")
+def collective_reduce(op: Op, axes: Axes) -> Outputs:
+    """The sum of what each worker keeps of its own, such as batch statistics, element by element."""
+    return [axes[op.inputs[0]]]
+
+
 @register_rule("IdentityN")
 def identity_n(op: Op, axes: Axes) -> Outputs:
     """What custom-gradient functions end in."""
