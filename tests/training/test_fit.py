@@ -156,7 +156,7 @@ def test_kernels_of_every_rank_attention_wrappers_and_subclasses():
 
     x = layers.Input((6, 16))
     y = layers.MultiHeadAttention(2, 8, name="attention")(x, value=x)
-    y = layers.TimeDistributed(Projection(16, name="projection"))(y)
+    y = layers.TimeDistributed(Projection(16, name="projection"), name="time_distributed")(y)
     y = layers.Conv1D(16, 3, name="conv1d", padding="same")(y)
     y = layers.EinsumDense("abc,cde->abde", (None, 2, 8), name="einsum")(y)
     y = layers.Reshape((6, 4, 4, 1))(y)
