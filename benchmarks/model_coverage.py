@@ -1,8 +1,8 @@
 """What is permuted in every model of `tf_keras.applications`, and proof that it changes nothing.
 
-    python benchmarks/coverage.py                    # all; writes benchmarks/results/coverage.json, docs/coverage.md
-    python benchmarks/coverage.py MobileNet VGG16    # some; their rows are replaced, the others kept
-    python benchmarks/coverage.py --table            # write the table again from the results
+    python benchmarks/model_coverage.py                    # all; writes benchmarks/results/coverage.json, docs/coverage.md
+    python benchmarks/model_coverage.py MobileNet VGG16    # some; their rows are replaced, the others kept
+    python benchmarks/model_coverage.py --table            # write the table again from the results
 
 No weights are downloaded: they are random, vectors (biases, scales, statistics) included, which is harder than trained
 ones, as nothing is close to zero. Every group gets a random order that leaves no channel in its place, so no search is
@@ -33,7 +33,7 @@ from tfmot_asp.permutation.pipeline import finish
 from tfmot_asp.permutation.plan import plan_model
 
 HERE = Path(__file__).resolve().parent
-RESULTS, TABLE = HERE / "results" / "coverage.json", HERE.parent / "docs" / "coverage.md"
+RESULTS, TABLE = HERE / "results" / "model_coverage.json", HERE.parent / "docs" / "coverage.md"
 LIMIT = 1e-5
 
 Row = dict[str, Any]
@@ -101,7 +101,7 @@ def measure(name: str, dtype: str = "float32") -> Row:
 
 def environment() -> dict[str, Any]:
     return {
-        "command": "python " + " ".join(["benchmarks/coverage.py", *sys.argv[1:]]),
+        "command": "python " + " ".join(["benchmarks/model_coverage.py", *sys.argv[1:]]),
         "cpus": os.cpu_count(),
         "processor": _processor(),
         "python": platform.python_version(),
@@ -130,7 +130,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{whole} of {len(rows)} models have all their prunable kernels permuted; the largest change of a logit is "
         f"{worst:.1e} of the largest logit. Random weights, a random order for every group that leaves no channel in "
-        "its place; see `benchmarks/coverage.py`, which makes this page.",
+        "its place; see `benchmarks/model_coverage.py`, which makes this page.",
         "",
         "Prunable is what `PruneForSparseTensorCores()` prunes by default: Dense and Conv2D kernels with a multiple of "
         "16 input and of 8 output channels, no groups. A change marked * is measured in float64: with random weights "

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from benchmarks import coverage
+from benchmarks import model_coverage as coverage
 from tfmot_asp.permutation import rules
 from tfmot_asp.permutation.pipeline import finish
 from tfmot_asp.permutation.plan import plan_model
