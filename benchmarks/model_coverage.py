@@ -1,8 +1,8 @@
 """What is permuted in every model of `tf_keras.applications`, and proof that it changes nothing.
 
-    python benchmarks/model_coverage.py                    # all; writes benchmarks/results/coverage.json, docs/coverage.md
-    python benchmarks/model_coverage.py MobileNet VGG16    # some; their rows are replaced, the others kept
-    python benchmarks/model_coverage.py --table            # write the table again from the results
+    python benchmarks/model_coverage.py                  # all; writes results/model_coverage.json and docs/coverage.md
+    python benchmarks/model_coverage.py MobileNet VGG16  # some; their rows are replaced, the others kept
+    python benchmarks/model_coverage.py --table          # write the table again from the results
 
 No weights are downloaded: they are random, vectors (biases, scales, statistics) included, which is harder than trained
 ones, as nothing is close to zero. Every group gets a random order that leaves no channel in its place, so no search is
