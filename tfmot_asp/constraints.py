@@ -22,17 +22,25 @@ class MaskConstraint:
         mask: bool variable of the weight's shape.
         inner: the constraint that the variable had before, or None.
         averages: gives the moving averages of the weight, which are masked with it.
+        applied: called whenever the constraint is, so once per update of the weight (or when that is traced).
     """
 
     def __init__(
-        self, mask: Any, inner: Callable[[Any], Any] | None, averages: Callable[[], Iterator[Any]] | None = None
+        self,
+        mask: Any,
+        inner: Callable[[Any], Any] | None,
+        averages: Callable[[], Iterator[Any]] | None = None,
+        applied: Callable[[], None] | None = None,
     ) -> None:
         self.mask = mask
         self.inner = inner
         self.averages = averages
+        self.applied = applied
 
     def __call__(self, weight: Any) -> Any:
         """Returns the constrained weight as a tensor."""
+        if self.applied is not None:
+            self.applied()
         if self.inner is not None:
             weight = self.inner(weight)
         mask = self.mask.read_value()
@@ -44,7 +52,7 @@ class MaskConstraint:
         return masks.apply_mask(tf.convert_to_tensor(weight), mask)
 
 
-def attach_mask(variable: Any, mask: Any, model: Any = None) -> None:
+def attach_mask(variable: Any, mask: Any, model: Any = None, applied: Callable[[], None] | None = None) -> None:
     """Makes ``mask`` part of the variable's constraint, in place of an earlier mask if there is one.
 
     Args:
@@ -52,12 +60,13 @@ def attach_mask(variable: Any, mask: Any, model: Any = None) -> None:
         mask: bool variable of the same shape, True where a weight is kept.
         model: whose optimizer may keep a moving average of the variable (``use_ema=True``). Keras adds the weight to it
             before it applies constraints, and writes it over the weight when ``fit`` ends, so it is masked as well.
+        applied: called with each update of the variable.
     """
     averages = None if model is None else _AveragesOf(model, variable)
     for holder in _holders(variable):
         inner = holder.constraint
         inner = inner.inner if isinstance(inner, MaskConstraint) else inner
-        holder._constraint = MaskConstraint(mask, inner, averages)
+        holder._constraint = MaskConstraint(mask, inner, averages, applied)
 
 
 def detach_mask(variable: Any, mask: Any = None) -> None:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +118,6 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             pruning_vars.append((weight, mask, threshold))
             reduction_axes.append(axes)
         self._set_pruning_vars(pruning_vars)
-        self._attach()
         self.pruning_step = self.add_weight(
             "pruning_step",
             shape=[],
@@ -131,6 +132,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             self.pruning_schedule,
             self.sparsity_m_by_n,
         )
+        self._attach()
 
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
         """Updates the masks if a training step is due for it, then calls the wrapped layer."""
@@ -141,6 +143,9 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
         def advance() -> Any:
             self._attach()  # another wrapper around the same layer may have put its own masks in place
+            trains = any(weight.trainable for weight in self.prunable_weights) and self.layer.trainable
+            if not self.pruning_obj.calls.is_first(trains):
+                return tf.no_op("counted")
             # A step counter of -1 means that no callback reset it: the first step is step 1 all the same.
             step = self.pruning_step.assign(tf.maximum(self.pruning_step + 1, tf.constant(1, tf.int64)))
             with tf.control_dependencies([step]):
@@ -188,12 +193,41 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
     def _attach(self) -> None:
         for weight, mask, _ in self.pruning_vars:
-            attach_mask(weight, mask)
+            attach_mask(weight, mask, applied=self.pruning_obj.calls.updated)
 
     def release(self) -> None:
         """Unties the masks from the kernels: the wrapped layer trains densely again."""
         for weight, _, _ in self.pruning_vars if self.sparsity_m_by_n is not None else ():
             detach_mask(weight)
+
+
+class CallsOfAStep:
+    """Tells the first call of a layer within a training step from the others: a shared layer has several.
+
+    A step ends when an optimizer updates the weights. It is enough to know this while Python runs: a step that is
+    traced has its calls and its updates traced in that order.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[int, Any] = {}  # by thread, since a step of several replicas is traced by one thread each
+
+    def is_first(self, trains: bool) -> bool:
+        """Whether there was no call since the last update.
+
+        Args:
+            trains: whether updates are to be expected. If not, calls count as one step each in eager mode, and as one
+                per traced function.
+        """
+        graph = tf.compat.v1.get_default_graph()
+        last = self._graphs.get(threading.get_ident())
+        if last is not None and last() is graph and (trains or not tf.executing_eagerly()):
+            return False
+        self._graphs[threading.get_ident()] = weakref.ref(graph)
+        return True
+
+    def updated(self) -> None:
+        """To be called with each update."""
+        self._graphs.clear()
 
 
 class MByNPruning(pruning_impl.Pruning):
@@ -216,6 +250,7 @@ class MByNPruning(pruning_impl.Pruning):
         m_by_n: tuple[int, int],
     ) -> None:
         super().__init__(step_fn, pruning_vars, steps, (1, 1), "AVG", sparsity_m_by_n=m_by_n)
+        self.calls = CallsOfAStep()
         self._reduction_axes = reduction_axes
         self._stored = [layouts.underlying_variable(weight) for weight, _, _ in pruning_vars]
         self._once = isinstance(steps, pruning_schedule.ConstantSparsity)

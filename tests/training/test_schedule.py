@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from hypothesis import given, settings
@@ -104,3 +105,36 @@ def test_the_threshold_is_the_largest_magnitude_that_was_dropped():
     pruned.fit(*data(pruned), verbose=0)
     mask = masks.m_by_n_mask(np.abs(kernel), 0)
     assert pruned.layers[0].pruning_vars[0][2].numpy() == np.abs(kernel)[~mask].max()
+
+
+@pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_shared_layer_counts_steps_not_calls(mode, trainable):
+    if mode.get("run_eagerly") and not trainable:
+        pytest.skip("nothing tells the calls of eager steps apart that update nothing")
+    shared = tf_keras.layers.Dense(16, name="shared", trainable=trainable)
+    x = tf_keras.layers.Input((16,))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(8, name="head")(shared(shared(shared(x)))))
+    pruned = compiled(tfmot_asp.prune_low_magnitude(model, permute=False), **mode)
+    images, labels = data(pruned)
+    pruned.fit(images, labels, batch_size=8, verbose=0)
+    pruned.fit(images[:6], labels[:6], batch_size=6, verbose=0, steps_per_epoch=1)  # a batch of another size
+    steps = {layer.layer.name: int(layer.pruning_step) for layer in pruned.layers if hasattr(layer, "pruning_step")}
+    assert steps == {"shared": 5, "head": 5}
+
+
+def test_steps_unrolled_in_one_function_are_all_counted():
+    pruned = tfmot_asp.prune_low_magnitude(mlp(), permute=False)
+    optimizer = tf_keras.optimizers.SGD(0.1)
+    optimizer.build(pruned.trainable_variables)
+
+    @tf.function
+    def run():
+        for _ in range(3):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(pruned(tf.ones((2, 16)), training=True))
+            gradients = tape.gradient(loss, pruned.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, pruned.trainable_variables, strict=True))
+
+    run()
+    assert int(pruned.layers[0].pruning_step) == 3
