@@ -284,3 +284,14 @@ def test_two_replicas_have_the_same_masks_and_weights():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert "replicas agree" in done.stdout, done.stderr[-3000:]
+
+
+def test_a_batch_of_no_samples_keeps_the_pattern():
+    pruned = pruned_of(mlp())
+    optimizer = tf_keras.optimizers.Adam()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(pruned(tf.zeros((0, 16)), training=True))
+    gradients = tape.gradient(loss, pruned.trainable_variables)
+    optimizer.apply_gradients(zip(gradients, pruned.trainable_variables, strict=True))
+    assert is_sparse(pruned)
+    assert all(np.isfinite(weight).all() for weight in pruned.get_weights())

@@ -547,3 +547,19 @@ def test_a_tf_asp_script_runs_with_its_import_changed():
         env={**os.environ, "TF_USE_LEGACY_KERAS": "1"},
     )
     assert done.stdout.split("\n")[:2] == ["(2, 2)", "False"], done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("optimizer", BOTH)
+def test_frozen_layers_a_learning_rate_of_zero_and_empty_batches(optimizer):
+    model = mlp()
+    model.get_layer("first").trainable = False
+    before = {name: model.get_layer(name).kernel.numpy() for name in ("first", "second")}
+    wrapped = wrap(optimizer, model)
+    wrapped.learning_rate = 0.0
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(tf.zeros((0, 16))))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    wrapped.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    for name, kernel in before.items():
+        expected = masks.apply_mask(kernel, masks.m_by_n_mask(np.abs(kernel), 0))
+        np.testing.assert_array_equal(model.get_layer(name).kernel.numpy(), expected)
