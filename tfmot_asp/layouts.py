@@ -125,6 +125,15 @@ def is_keras3(thing: Any) -> bool:
     return base is not None and not version.startswith(("1.", "2.")) and isinstance(thing, base)
 
 
+def check_backend(model: Any) -> None:
+    """Raises ValueError for a Keras 3 model whose variables are not TensorFlow's."""
+    if is_keras3(model) and (backend := sys.modules["keras"].backend.backend()) != "tensorflow":
+        raise ValueError(
+            f"{type(model).__name__} {model.name!r} runs on Keras 3's {backend} backend; tfmot_asp works on TensorFlow "
+            "graphs. Set KERAS_BACKEND=tensorflow before importing Keras, and load the model there"
+        )
+
+
 def underlying_variable(variable: Any) -> Any:
     """Strips Keras' variable classes down to the ``tf.Variable`` (or distributed variable) that holds the numbers.
 

@@ -251,6 +251,7 @@ def _kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
             f"prune_trained_model takes a model or layer of tf_keras or Keras 3, got a {type(model).__name__}: "
             f"{model!s:.80}"
         )
+    layouts.check_backend(model)
     if not getattr(model, "built", False):
         raise ValueError(
             f"{model.name!r} is not built, so its kernels do not exist yet: call it on a batch, or build it with "

@@ -348,6 +348,14 @@ def test_an_unbuilt_model_is_refused():
         permute(tf_keras.Sequential([tf_keras.layers.Dense(C)]))
 
 
+def test_a_keras_3_model_on_another_backend_is_refused(monkeypatch):
+    model = keras.Sequential([keras.Input((C,)), keras.layers.Dense(C)])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    for refuses in (permute, tfmot_asp.prune_trained_model):
+        with pytest.raises(ValueError, match=r"runs on Keras 3's jax backend.*KERAS_BACKEND=tensorflow"):
+            refuses(model)
+
+
 def test_a_model_with_nothing_to_prune_is_refused_with_the_reasons():
     model = tf_keras.Sequential([tf_keras.Input((3,)), tf_keras.layers.Dense(5, name="odd")])
     with pytest.raises(ValueError, match=r"no layer that the policy would prune.*'odd' has 3 input features"):

@@ -150,6 +150,7 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]],
             f"permute takes a Keras model or a tf.Module that holds Keras layers, got {type(model).__name__}; "
             "a path is loaded first with tf_keras.models.load_model"
         )
+    layouts.check_backend(model)
     if getattr(model, "built", True) is False:
         raise ValueError(
             f"{_title(model)} is not built, so it has no weights yet: call it on a sample batch, "
