@@ -153,6 +153,22 @@ def case(name: str, function: Callable[..., Any], inputs: list[Any], free: list[
     CASES[name] = Case(function, inputs, free)
 
 
+# A group of one worker: the sum over workers is the input.
+_GROUP = {"group_size": 1, "merge_op": "Add", "final_op": "Id"}
+case(
+    "CollectiveReduce",
+    lambda x: raw.CollectiveReduce(input=x, group_key=801, instance_key=1, subdiv_offsets=[0], **_GROUP),
+    [SEQ],
+    [sum(SEQ)],
+)
+case(
+    "CollectiveReduceV2",
+    lambda x: raw.CollectiveReduceV2(input=x, group_key=802, instance_key=2, ordering_token=[], **_GROUP),
+    [SEQ],
+    [sum(SEQ)],
+)
+
+
 # Element by element
 case("Bitcast", lambda x: tf.bitcast(x, tf.int32), [SEQ], [sum(SEQ)])
 case("Bitcast to bytes", lambda x: tf.bitcast(x, tf.uint8), [SEQ], [sum(SEQ)])
