@@ -42,7 +42,9 @@ REFUSED = {
     "has 2 groups": lambda: made(layers.Conv2D(16, 1, groups=2, name="x"), 1, 4, 4, 32),
     "depthwise kernel sums over no channels": lambda: made(layers.DepthwiseConv2D(1, name="x"), 1, 4, 4, 16),
     "transposed convolutions have no sparse": lambda: made(layers.Conv2DTranspose(16, 1, name="x"), 1, 4, 4, 16),
-    "only whole layers are pruned": lambda: made(layers.SeparableConv2D(16, 1, name="x"), 1, 4, 4, 16),
+    "SeparableConv2D is not among the kinds to prune": lambda: made(
+        layers.SeparableConv2D(16, 1, name="x"), 1, 4, 4, 16
+    ),
     "Conv1D is not among the kinds": lambda: made(layers.Conv1D(16, 1, name="x"), 1, 4, 16),
     "EinsumDense is not among the kinds": lambda: made(layers.EinsumDense("ab,bc->ac", 16, name="x"), 1, 16),
     "is not built": lambda: layers.Dense(16, name="x"),
@@ -71,6 +73,9 @@ def test_kinds_are_widened_by_name():
     assert rule.allows(attention)
     assert rule.allows(made(layers.Conv1D(16, 1), 1, 4, 16))
     assert rule.allows(made(layers.Conv3D(16, 1), 1, 2, 2, 2, 16))
+    assert rule.allows(made(layers.SeparableConv1D(16, 3), 1, 4, 16))
+    assert rule.allows(made(layers.SeparableConv2D(16, 3, depth_multiplier=2), 1, 4, 4, 8))
+    assert "24 input channels" in rule.why(made(layers.SeparableConv2D(16, 3), 1, 4, 4, 24))
     assert rule.allows(made(layers.EinsumDense("abc,cde->abde", (None, 2, 4)), 1, 3, 16))
     narrow = layers.MultiHeadAttention(2, 5)
     narrow(tf.zeros((1, 3, 16)), tf.zeros((1, 3, 16)))

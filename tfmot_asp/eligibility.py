@@ -18,7 +18,7 @@ INPUT_MULTIPLE = 16
 OUTPUT_MULTIPLE = 8
 
 DEFAULT_KINDS = ("Dense", "Conv2D")
-SUPPORTED_KINDS = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense")
+SUPPORTED_KINDS = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv1D", "SeparableConv2D")
 
 _NO_CHANNEL_SUM = "a depthwise kernel sums over no channels, so it is no matrix product that Tensor Cores could shorten"
 _REFUSED = {
@@ -27,8 +27,6 @@ _REFUSED = {
     "Conv1DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
     "Conv2DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
     "Conv3DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
-    "SeparableConv1D": "its depthwise kernel sums over no channels; only whole layers are pruned",
-    "SeparableConv2D": "its depthwise kernel sums over no channels; only whole layers are pruned",
 }
 
 _MAX_REASONS = 8
@@ -49,7 +47,8 @@ class SparseTensorCoreRule:
             A model keeps out all the layers it holds.
         kinds: layer kinds to accept, out of ``SUPPORTED_KINDS``. The default is Dense and Conv2D, the layers that
             TensorRT has sparse kernels for and tfmot can wrap; subclasses of them count. The others are accepted by
-            naming them. An attention layer is accepted if EinsumDense is and all its projections qualify.
+            naming them. An attention layer is accepted if EinsumDense is and all its projections qualify; of a
+            SeparableConv the pointwise kernel is pruned, and the depthwise one stays dense.
 
     Example:
         >>> rule = SparseTensorCoreRule(skip=lambda layer: layer.name == "classifier")
@@ -111,6 +110,8 @@ class SparseTensorCoreRule:
         if getattr(inner, "lora_enabled", False):
             return f"{title} has LoRA enabled: its effective kernel is a sum, so a mask on one term is no 2:4 pattern"
         kernels = layouts.kernels_of(inner)
+        if kind.startswith("Separable"):
+            kernels = [kernel for kernel in kernels if kernel.layout.reduction_axes]
         if not kernels:
             return f"{title} is built but holds no kernel variable"
         reasons = (self._why_kernel(title, kind, kernel) for kernel in kernels)
