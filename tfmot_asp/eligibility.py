@@ -185,3 +185,25 @@ def _ids_within(layers: Iterable[Any]) -> Iterable[int]:
         yield id(layouts.unwrap(layer))
         for _, inner in layouts.all_layers(layer):
             yield id(inner)
+
+
+def why_dense(policy: Any, layer: Any) -> str | None:
+    """Why a policy keeps a layer dense; None if it prunes it.
+
+    Args:
+        policy: a ``SparseTensorCoreRule``, anything else with ``why(layer)``, or a tfmot ``PruningPolicy``.
+        layer: a Keras layer.
+
+    Raises:
+        TypeError: if ``policy`` is none of these.
+    """
+    if hasattr(policy, "why"):
+        return policy.why(layer)
+    if hasattr(policy, "allow_pruning"):
+        if policy.allow_pruning(layer):
+            return None
+        return f"{type(layer).__name__} {layer.name!r}: the policy does not allow it"
+    raise TypeError(
+        "policy must have a method why(layer) -> str | None, like SparseTensorCoreRule, or be a tfmot PruningPolicy; "
+        f"got {policy!r}"
+    )

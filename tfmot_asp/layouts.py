@@ -1,7 +1,7 @@
 """Where each layer keeps its kernels, and which of their axes the GEMM sums over.
 
-This is the only module that knows Keras layer classes. It imports neither TensorFlow nor any Keras: a layer that exists
-has its Keras in ``sys.modules`` already, so tf_keras (Keras 2) and Keras 3 are recognised side by side, by
+This is the only module that knows Keras layer classes. Importing it loads neither TensorFlow nor Keras: a layer that
+exists has its Keras in ``sys.modules`` already, so tf_keras (Keras 2) and Keras 3 are recognised side by side, by
 ``isinstance``, and a process that uses one never loads the other.
 
 The reduction axis is the one along which sparse Tensor Cores want m zeros in every n consecutive weights: a Dense
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
 
 _KERAS_MODULES = ("tf_keras", "keras")
 
@@ -151,6 +153,13 @@ def underlying_variable(variable: Any) -> Any:
         # Not `.value`: under an autocast scope that is a float16 tensor.
         return variable._value
     return variable
+
+
+def read(variable: Any) -> np.ndarray:
+    """The value of a variable, also of a distributed or Keras 3 one, in its stored dtype."""
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(underlying_variable(variable)).numpy()
 
 
 def kind_of(layer: Any) -> str | None:

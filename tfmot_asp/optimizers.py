@@ -16,7 +16,7 @@ from tfmot_asp import asp, layouts
 from tfmot_asp.constraints import mask_of
 from tfmot_asp.eligibility import SparseTensorCoreRule
 from tfmot_asp.first_step import FirstStepMasks
-from tfmot_asp.trained import read
+from tfmot_asp.layouts import read
 
 _OWN = ("_optimizer", "_asp", "_wrapper_name")
 _Delegating: Any = tf.__internal__.tracking.DelegatingTrackableMixin

@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfmot_asp import layouts, masks
 from tfmot_asp.constraints import attach_mask, detach_mask, mask_of
-from tfmot_asp.eligibility import SparseTensorCoreRule, no_prunable_layer_message
+from tfmot_asp.eligibility import SparseTensorCoreRule, no_prunable_layer_message, why_dense
+from tfmot_asp.layouts import read
 from tfmot_asp.report import SparsityReport, sparsity_report
 
 logger = logging.getLogger(__name__)
@@ -220,11 +221,6 @@ def write_masked(variable: Any, mask: Any) -> None:
     variable.assign(masks.apply_mask(tf.convert_to_tensor(variable), tf.convert_to_tensor(mask)))
 
 
-def read(variable: Any) -> np.ndarray:
-    """The value of a variable, also of a distributed one, in its own dtype."""
-    return tf.convert_to_tensor(layouts.underlying_variable(variable)).numpy()
-
-
 def forget_traces(model: Any) -> None:
     """Has Keras trace its training step anew, for this model and those in it: a trace keeps to the constraints it saw.
 
@@ -270,7 +266,7 @@ def _kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
         kernels = layouts.kernels_of(layer)
         if not kernels:
             continue
-        reason = _why(policy, layer)
+        reason = why_dense(policy, layer)
         reasons.append((name, reason))
         for kernel in kernels if reason is None else ():
             title = name if kernel.attribute in ("kernel", "_kernel") else f"{name}.{kernel.attribute}"
@@ -294,19 +290,6 @@ def _kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
     if not found:
         raise ValueError(no_prunable_layer_message(model, reasons))
     return found
-
-
-def _why(policy: Any, layer: Any) -> str | None:
-    if hasattr(policy, "why"):
-        return policy.why(layer)
-    if hasattr(policy, "allow_pruning"):
-        if policy.allow_pruning(layer):
-            return None
-        return f"{type(layer).__name__} {layer.name!r}: the policy does not allow it"
-    raise TypeError(
-        "policy must have a method why(layer) -> str | None, like SparseTensorCoreRule, or be a tfmot PruningPolicy; "
-        f"got {policy!r}"
-    )
 
 
 def _check_finite(kernels: Mapping[str, layouts.Kernel]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp import layouts
-from tfmot_asp.permutation.plan import ModelPlan, read
+from tfmot_asp.layouts import read
+from tfmot_asp.permutation.plan import ModelPlan
 from tfmot_asp.permutation.slots import slots_of
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp import layouts
-from tfmot_asp.eligibility import SparseTensorCoreRule
+from tfmot_asp.eligibility import SparseTensorCoreRule, why_dense
+from tfmot_asp.layouts import read
 from tfmot_asp.masks import check_m_by_n
 from tfmot_asp.permutation.axes import Axes, analyse
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
@@ -80,13 +81,6 @@ class ModelPlan:
             "kernels": [[k.name, *k.shape] for k in self.plan.kernels],
             "groups": digest.hexdigest(),
         }
-
-
-def read(variable: Any) -> np.ndarray:
-    """The value of a variable, also of a distributed one, in its own dtype."""
-    import tensorflow as tf
-
-    return tf.convert_to_tensor(layouts.underlying_variable(variable)).numpy()
 
 
 def plan_model(
@@ -163,7 +157,7 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]],
         kernels = [k for k in layouts.kernels_of(layer) if k.layout.reduction_axes]
         if not layouts.kernels_of(layer):
             continue
-        reason = _why(rule, layer)
+        reason = why_dense(rule, layer)
         if reason is None and kernels:
             for kernel in kernels:
                 part = "" if kernel.attribute in ("kernel", "_kernel") else f".{kernel.attribute}"
@@ -172,16 +166,6 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]],
             kind = layouts.kind_of(layer) or type(layer).__name__
             dense.append(DenseLayer(name, kind, reason or f"{name!r} sums over no channels"))
     return chosen, dense
-
-
-def _why(policy: Any, layer: Any) -> str | None:
-    if hasattr(policy, "why"):
-        return policy.why(layer)
-    if hasattr(policy, "allow_pruning"):
-        return None if policy.allow_pruning(layer) else f"{type(policy).__name__} does not allow {layer.name!r}"
-    raise TypeError(
-        f"policy must be a tfmot PruningPolicy, such as tfmot_asp.PruneForSparseTensorCores(), got {policy!r}"
-    )
 
 
 def _check_not_wrapped(model: Any) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp import layouts
-from tfmot_asp.permutation.plan import ModelPlan, read
+from tfmot_asp.layouts import read
+from tfmot_asp.permutation.plan import ModelPlan
 from tfmot_asp.permutation.trace import local_variable, variable_key
 
 logger = logging.getLogger(__name__)
