@@ -88,6 +88,12 @@ def mask_of(variable: Any) -> Any:
     return constraint.mask if isinstance(constraint, MaskConstraint) else None
 
 
+def is_masked(variable: Any) -> bool:
+    """Whether the variable has a mask that holds something back, unlike those of pruning that has not begun yet."""
+    mask = mask_of(variable)
+    return mask is not None and not layouts.read(mask).all()
+
+
 def _holders(variable: Any) -> list[Any]:
     """The objects whose ``_constraint`` the optimizers read.
 

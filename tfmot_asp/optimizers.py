@@ -13,10 +13,9 @@ import tensorflow as tf
 import tf_keras
 
 from tfmot_asp import asp, layouts
-from tfmot_asp.constraints import mask_of
+from tfmot_asp.constraints import is_masked
 from tfmot_asp.eligibility import SparseTensorCoreRule
 from tfmot_asp.first_step import FirstStepMasks
-from tfmot_asp.layouts import read
 
 _OWN = ("_optimizer", "_asp", "_wrapper_name")
 _Delegating: Any = tf.__internal__.tracking.DelegatingTrackableMixin
@@ -82,7 +81,7 @@ class AspOptimizerWrapperV2:
         device = asp.check_arguments(search_device, search_time_limit)
         rule = SparseTensorCoreRule(padding=padding)
         kernels = _prunable_kernels(model, rule)
-        in_force = any(_in_force(kernel) for kernel in kernels.values())
+        in_force = any(is_masked(kernel.variable) for kernel in kernels.values())
         if permute and in_force:
             asp.log(asp.SHOW_PRUNING_INFO, "model %s is pruned already; it keeps its order of channels", model.name)
             asp.log_counts(0, len(kernels))
@@ -347,9 +346,3 @@ def _prunable_kernels(model: Any, rule: SparseTensorCoreRule) -> dict[str, layou
                 seen.add(id(kernel.tf_variable))
                 found[name] = kernel
     return found
-
-
-def _in_force(kernel: layouts.Kernel) -> bool:
-    """Whether the kernel has a mask that holds something back."""
-    mask = mask_of(kernel.variable)
-    return mask is not None and not read(mask).all()

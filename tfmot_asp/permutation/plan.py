@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp import layouts
+from tfmot_asp.constraints import is_masked
 from tfmot_asp.eligibility import SparseTensorCoreRule, why_dense
 from tfmot_asp.layouts import read
 from tfmot_asp.masks import check_m_by_n
@@ -176,19 +177,11 @@ def _check_not_wrapped(model: Any) -> None:
                 "its mask. Permute the model first, then wrap it; prune_low_magnitude(permute=True) does both"
             )
     for name, layer in layouts.all_layers(model):
-        if any(_is_masked(kernel) for kernel in layouts.kernels_of(layer)):
+        if any(is_masked(kernel.variable) for kernel in layouts.kernels_of(layer)):
             raise ValueError(
                 f"layer {name!r} is being pruned already: permuting now would move weights from under its mask. "
                 "Permute the model first, then prune it; prune_trained_model(permute=True) does both"
             )
-
-
-def _is_masked(kernel: layouts.Kernel) -> bool:
-    """Whether the kernel has a mask that holds something back, unlike those of wrappers that have not trained yet."""
-    from tfmot_asp.constraints import mask_of  # here: it imports TensorFlow
-
-    mask = mask_of(kernel.variable)
-    return mask is not None and not read(mask).all()
 
 
 def _check_finite(graph: Graph, kernels: list[PlannedKernel]) -> None:

@@ -91,17 +91,23 @@ def split(op: Op, axes: Axes) -> Outputs:
     return results
 
 
+def _gathered(axes: Axes, source: Tensor) -> list[Axis] | None:
+    """The axes of what a gather picks from, a tensor or a variable; None for another resource."""
+    if not source.is_resource:
+        return list(axes[source])
+    if source.variable is None:
+        return None
+    rank = len(axes.graph.variables[source.variable].shape)
+    return [axes.variable_axes[source.variable, i] for i in range(rank)]
+
+
 @register_rule("GatherV2", "Gather", "ResourceGather")
 def gather(op: Op, axes: Axes) -> Outputs:
     """Rows picked by constant indices are a pick; rows picked by data (an embedding) must stay where they are."""
     source, indices = op.inputs[0], op.inputs[1]
-    if source.is_resource:
-        if source.variable is None:
-            return axes.pin_all(op, "reads a resource that is not a variable")
-        rank = len(axes.graph.variables[source.variable].shape)
-        x: list[Axis] = [axes.variable_axes[source.variable, i] for i in range(rank)]
-    else:
-        x = list(axes[source])
+    x = _gathered(axes, source)
+    if x is None:
+        return axes.pin_all(op, "reads a resource that is not a variable")
     where = op.inputs[2].value if len(op.inputs) > 2 else np.asarray(0)
     if where is None or not x:
         return axes.pin_all(op, "gathers along an axis that is known only when it runs")
@@ -124,13 +130,9 @@ def gather(op: Op, axes: Axes) -> Outputs:
 def gather_nd(op: Op, axes: Axes) -> Outputs:
     source, indices = op.inputs[0], op.inputs[1]
     depth = (indices.shape or (0,))[-1]
-    if source.is_resource:
-        if source.variable is None:
-            return axes.pin_all(op, "reads a resource that is not a variable")
-        rank = len(axes.graph.variables[source.variable].shape)
-        x: list[Axis] = [axes.variable_axes[source.variable, i] for i in range(rank)]
-    else:
-        x = list(axes[source])
+    x = _gathered(axes, source)
+    if x is None:
+        return axes.pin_all(op, "reads a resource that is not a variable")
     for axis in x[:depth]:
         axes.pin(axis, "picked from by index", op)
     *own, last = axes[indices]
