@@ -215,7 +215,7 @@ FILES = {
     "no signature": (without_signature, "has no signature 'serving_default', it has none"),
     "code in keras": (with_code("m.keras"), "has a Lambda layer, which is Python code"),
     "code in h5": (with_code("m.h5"), "has a Lambda layer, which is Python code"),
-    "text": (text, "is no SavedModel folder and no .keras or .h5 file"),
+    "text": (text, "is no SavedModel folder and no .keras, .h5, .onnx or .tflite file"),
 }
 
 

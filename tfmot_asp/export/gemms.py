@@ -52,15 +52,15 @@ def find_gemms(graph: Graph) -> list[Gemm]:
         One ``Gemm`` per product. A weight that several products read the same way (a layer that is called twice) is
         listed once, at the first of them. Products of two activations are left out.
     """
-    depends = _depends_on_inputs(graph)
-    reader = _WeightReader(graph)
+    depends = depends_on_inputs(graph)
+    reader = ConstantReader(graph)
     found: list[Gemm] = []
     seen: set[tuple[Any, ...]] = set()
     for op in graph.ops:
-        describe = _PRODUCTS.get(op.type)
+        describe = PRODUCTS.get(op.type)
         if describe is None:
             continue
-        for operand in (1, 0) if op.type in _EITHER_OPERAND else (1,):
+        for operand in (1, 0) if op.type in EITHER_OPERAND else (1,):
             tensor = op.inputs[operand]
             if id(tensor) in depends:
                 continue
@@ -76,7 +76,7 @@ def find_gemms(graph: Graph) -> list[Gemm]:
     return found
 
 
-class _WeightReader:
+class ConstantReader:
     """Computes tensors that no input takes part in, each once."""
 
     def __init__(self, graph: Graph) -> None:
@@ -132,7 +132,7 @@ def _as_attribute(value: Any) -> Any:
     return value.as_datatype_enum if isinstance(value, tf.DType) else value
 
 
-def _depends_on_inputs(graph: Graph) -> set[int]:
+def depends_on_inputs(graph: Graph) -> set[int]:
     """Ids of the tensors that are no constants: computed from an input, or by an op whose result may vary."""
     depends = {id(tensor) for tensor in graph.inputs}
     for op in graph.ops:
@@ -199,7 +199,7 @@ def _einsum(op: Op, operand: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return reduction, outputs
 
 
-_PRODUCTS: dict[str, Callable[[Op, int], tuple[tuple[int, ...], tuple[int, ...]]]] = {
+PRODUCTS: dict[str, Callable[[Op, int], tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "Conv2D": _conv,
     "_FusedConv2D": _conv,
     "Conv3D": _conv,
@@ -213,7 +213,7 @@ _PRODUCTS: dict[str, Callable[[Op, int], tuple[tuple[int, ...], tuple[int, ...]]
     "BatchMatMulV3": _matmul,
     "Einsum": _einsum,
 }
-_EITHER_OPERAND = frozenset(name for name, describe in _PRODUCTS.items() if describe in (_matmul, _einsum))
+EITHER_OPERAND = frozenset(name for name, describe in PRODUCTS.items() if describe in (_matmul, _einsum))
 
 
 def _rank(op: Op, operand: int) -> int:

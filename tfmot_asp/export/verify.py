@@ -36,6 +36,8 @@ class VerifiedLayer:
             all; ``"dense"`` if in fewer; ``"small"`` if stripes are too short for the pattern to ask for zeros;
             ``"depthwise"`` without a reduction axis; ``"unreadable"`` if the weight could not be computed.
         note: what keeps sparse Tensor Cores from using the layer, or why it is unreadable; empty otherwise.
+        eligible: whether TensorRT said it could run the layer sparse; None before ``parse_tensorrt_log``.
+        picked: whether TensorRT chose to, by timing; None before ``parse_tensorrt_log``.
     """
 
     name: str
@@ -48,6 +50,8 @@ class VerifiedLayer:
     violations: int | None
     status: str
     note: str
+    eligible: bool | None = None
+    picked: bool | None = None
 
     @property
     def holds(self) -> bool:
@@ -63,11 +67,13 @@ class VerificationReport:
         path: of the file.
         sparsity_m_by_n: the pattern that was checked.
         layers: one row per matrix product with a constant weight.
+        notes: what else there is to say about the file: its size, the command that uses it.
     """
 
     path: str
     sparsity_m_by_n: tuple[int, int]
     layers: tuple[VerifiedLayer, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def sparse(self) -> int:
@@ -96,10 +102,16 @@ class VerificationReport:
             "ok": self.ok,
             "sparse": self.sparse,
             "layers": rows,
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
-        header = ("weight", "op", "shape", "axis", "zeros", "status", "violations", "note")
+        # TensorRT's columns, once its log was read.
+        read = any(layer.eligible is not None for layer in self.layers)
+        answers = {None: "-", True: "yes", False: "no"}
+        tensorrt = [(answers[layer.eligible], answers[layer.picked]) if read else () for layer in self.layers]
+        columns = ("eligible", "picked") if read else ()
+        header = ("weight", "op", "shape", "axis", "zeros", "status", "violations", *columns, "note")
         rows = [
             (
                 layer.name,
@@ -109,15 +121,16 @@ class VerificationReport:
                 f"{100 * layer.zeros:5.1f}%",
                 layer.status,
                 "-" if layer.violations is None else f"{layer.violations:,} of {layer.stripes:,}",
+                *answer,
                 layer.note,
             )
-            for layer in self.layers
+            for layer, answer in zip(self.layers, tensorrt, strict=True)
         ]
         m, n = self.sparsity_m_by_n
         verdict = "ok" if self.ok else "NOT ok"
         pattern = f"{m} zeros in every {n}"
         summary = f"{self.path}: {self.sparse} of {len(self.layers)} weights have {pattern} values; {verdict}"
-        return "\n".join([*align(header, rows), summary])
+        return "\n".join([*align(header, rows), summary, *self.notes])
 
 
 def verify(path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N) -> VerificationReport:
@@ -127,8 +140,9 @@ def verify(path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N
     control flow (the loops of recurrent layers) are not listed: no policy of this package prunes them.
 
     Args:
-        path: a SavedModel folder (its ``serving_default`` signature is read), or a ``.keras`` or ``.h5`` file of
-            tf_keras or a ``.keras`` file of Keras 3. Files that hold Python code (Lambda layers) are refused.
+        path: a SavedModel folder (its ``serving_default`` signature is read), a ``.keras`` or ``.h5`` file of
+            tf_keras, a ``.keras`` file of Keras 3, an ONNX file (``.onnx``) or a TFLite file (``.tflite``). Files that
+            hold Python code (Lambda layers) are refused.
         sparsity_m_by_n: the pattern to look for.
 
     Returns:
@@ -147,13 +161,25 @@ def verify(path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r} to verify")
+    return VerificationReport(str(path), m_by_n, tuple(_check(gemm, m_by_n) for gemm in _gemms(path)))
+
+
+def _gemms(path: Path) -> list[Gemm]:
+    """The matrix products in a file, by the format that its name says."""
+    suffix = path.suffix.lower()
     if path.is_dir():
-        graph = trace_function(load_signature(path))
-    elif path.suffix in (".keras", ".h5", ".hdf5"):
-        graph = trace(_load_keras(path))
-    else:
-        raise ValueError(f"{str(path)!r} is no SavedModel folder and no .keras or .h5 file")
-    return VerificationReport(str(path), m_by_n, tuple(_check(gemm, m_by_n) for gemm in find_gemms(graph)))
+        return find_gemms(trace_function(load_signature(path)))
+    if suffix in (".keras", ".h5", ".hdf5"):
+        return find_gemms(trace(_load_keras(path)))
+    if suffix == ".onnx":
+        from tfmot_asp.export.read_onnx import read_onnx
+
+        return read_onnx(path)
+    if suffix == ".tflite":
+        from tfmot_asp.export.read_tflite import read_tflite
+
+        return read_tflite(path)
+    raise ValueError(f"{str(path)!r} is no SavedModel folder and no .keras, .h5, .onnx or .tflite file")
 
 
 def load_signature(path: Path) -> Any:

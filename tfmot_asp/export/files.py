@@ -1,0 +1,63 @@
+"""Puts written files in their place only once they are whole and checked."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(
+    path: Path, *, overwrite: bool, what: str, is_ours: Callable[[Path], bool] = lambda path: path.is_file()
+) -> Iterator[Path]:
+    """Gives a temporary path to write to, which takes the place of ``path`` when the block ends without an exception.
+
+    Whatever happens in the block, there is never half a file at ``path``: on an exception (Ctrl-C too) what was there
+    is still there, and nothing else is left behind.
+
+    Args:
+        path: the file or folder to write. Missing parent folders are made.
+        overwrite: whether an existing one may be replaced.
+        what: in the words of an error, such as ``"a SavedModel"``.
+        is_ours: whether what exists may be replaced at all; by default any file, and no folder.
+
+    Yields:
+        A path that does not exist, with the same name, in a temporary folder beside ``path``.
+
+    Raises:
+        FileExistsError: if ``path`` exists and may not be replaced; raised before the block runs.
+    """
+    check_target(path, overwrite=overwrite, what=what, is_ours=is_ours)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        written, replaced = temporary / "new" / path.name, temporary / "replaced"
+        written.parent.mkdir()
+        yield written
+        if path.exists():
+            path.rename(replaced)
+        try:
+            written.rename(path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(
+    path: Path, *, overwrite: bool, what: str, is_ours: Callable[[Path], bool] = lambda path: path.is_file()
+) -> None:
+    """Raises FileExistsError if ``path`` exists and ``replacing`` would not replace it."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{str(path)!r} exists; give another path, or overwrite=True to replace {what}")
+    if not is_ours(path):
+        raise FileExistsError(
+            f"{str(path)!r} exists and is no {what.split(' ', 1)[-1]}, so overwrite=True does not replace it"
+        )
