@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
@@ -104,11 +105,49 @@ def test_layers_are_kept_out_by_object_by_model_and_by_callable():
         ({"kinds": ("Dense", "LSTM")}, ValueError, "kinds must be taken from"),
         ({"kinds": ()}, ValueError, "kinds must be taken from"),
         ({"padding": 1}, TypeError, "padding must be True or False"),
+        ({"min_channels": "256"}, TypeError, "min_channels must be a number of channels such as 256"),
+        ({"min_channels": 256.0}, TypeError, "min_channels must be a number of channels"),
+        ({"min_channels": True}, TypeError, "min_channels must be a number of channels"),
+        ({"min_channels": 0}, ValueError, "min_channels must be at least 1"),
     ],
 )
 def test_bad_options_are_refused(options, error, match):
     with pytest.raises(error, match=match):
         PruneForSparseTensorCores(**options)
+
+
+@given(
+    st.sampled_from([layers.Dense, layers.Conv2D]),
+    st.integers(1, 6),
+    st.integers(1, 12),
+    st.one_of(st.none(), st.integers(1, 110)),
+)
+def test_min_channels_keeps_small_kernels_dense(kind, inputs, outputs, least):
+    inputs, outputs = 16 * inputs, 8 * outputs  # aligned, so that nothing else keeps them dense
+    layer = kind(outputs, name="x") if kind is layers.Dense else kind(outputs, 3, name="x")
+    layer.build((None, inputs) if kind is layers.Dense else (None, 4, 4, inputs))
+    why = PruneForSparseTensorCores(min_channels=least).why(layer)
+    noun = "features" if kind is layers.Dense else "channels"
+    if least is None or min(inputs, outputs) >= least:
+        assert why is None
+    elif inputs < least:
+        assert why == f"{kind.__name__} 'x' has {inputs} input {noun}, fewer than min_channels={least}"
+    else:
+        assert why == f"{kind.__name__} 'x' has {outputs} output {noun}, fewer than min_channels={least}"
+
+
+def test_min_channels_looks_at_each_projection_and_takes_numpy_integers():
+    rule = SparseTensorCoreRule(kinds=SUPPORTED_KINDS, min_channels=np.int64(32))
+    attention = layers.MultiHeadAttention(2, 8, name="attention")  # 16 channels for all heads together
+    attention(tf.zeros((1, 3, 32)), tf.zeros((1, 3, 32)))
+    assert "16 output channels (_query_dense.kernel), fewer than min_channels=32" in rule.why(attention)
+    assert "min_channels=32" in repr(rule)
+    assert "min_channels=64" in repr(PruneForSparseTensorCores(min_channels=64))
+    model = tf_keras.Sequential([layers.Input((64,)), layers.Dense(64, name="wide"), layers.Dense(16, name="narrow")])
+    pruned = tfmot.sparsity.keras.prune_low_magnitude(
+        model, pruning_policy=PruneForSparseTensorCores(min_channels=64), sparsity_m_by_n=(2, 4)
+    )
+    assert [layer.name for layer in pruned.layers] == ["prune_low_magnitude_wide", "narrow"]
 
 
 def test_quantized_and_lora_layers_of_keras_3_are_refused():

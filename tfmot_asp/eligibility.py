@@ -6,14 +6,19 @@ is the same rule as a tfmot ``PruningPolicy``.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tfmot_asp import layouts
 from tfmot_asp.layouts import Kernel
 
-# cuSPARSELt and TensorRT: the shortest sparse (reduction) and dense (output) extents that fp16 sparse kernels accept.
+# The least that fp16 sparse kernels ask of a weight: whole blocks of 16 along the reduction axis, where the zeros are,
+# and the 8 values of a 16-byte access along the other. NVIDIA's ASP for PyTorch and for TensorFlow have the same rule.
+# What cuSPARSELt asks for, in fp16 and int8, is stricter: `tensor_cores.ALIGNMENT`, shown by `sparsity_report`.
 INPUT_MULTIPLE = 16
 OUTPUT_MULTIPLE = 8
 
@@ -49,6 +54,11 @@ class SparseTensorCoreRule:
             TensorRT has sparse kernels for and tfmot can wrap; subclasses of them count. The others are accepted by
             naming them. An attention layer is accepted if EinsumDense is and all its projections qualify; of a
             SeparableConv the pointwise kernel is pruned, and the depthwise one stays dense.
+        min_channels: keep a layer dense if one of its kernels has fewer input or output channels than this; None for
+            no limit. Small kernels are seldom faster sparse: TensorRT times both and takes the faster, and NVIDIA's
+            engineers see sparse convolutions win from about 256 channels on (github.com/NVIDIA/TensorRT, issues 3849
+            and 4065), 3 × 3 kernels somewhat earlier. So 256 costs least accuracy for what speed there is; 128 is the
+            choice if most of the network is 3 × 3 convolutions. See docs/performance.md.
 
     Example:
         >>> rule = SparseTensorCoreRule(skip=lambda layer: layer.name == "classifier")
@@ -59,6 +69,7 @@ class SparseTensorCoreRule:
     padding: bool = False
     skip: Skip = ()
     kinds: tuple[str, ...] = DEFAULT_KINDS
+    min_channels: int | None = None
     _skipped_ids: frozenset[int] = field(init=False, repr=False, compare=False)
     _skip_tests: tuple[Callable[[Any], bool], ...] = field(init=False, repr=False, compare=False)
 
@@ -66,8 +77,9 @@ class SparseTensorCoreRule:
         """Validates the options.
 
         Raises:
-            TypeError: if ``skip`` holds something that is neither a layer nor callable, or ``padding`` is no bool.
-            ValueError: if ``kinds`` names a kind that is not supported.
+            TypeError: if ``skip`` holds something that is neither a layer nor callable, ``padding`` is no bool, or
+                ``min_channels`` no integer.
+            ValueError: if ``kinds`` names a kind that is not supported, or ``min_channels`` is less than 1.
         """
         if not isinstance(self.padding, bool):
             raise TypeError(f"padding must be True or False, got {self.padding!r}")
@@ -76,6 +88,7 @@ class SparseTensorCoreRule:
         if unknown or not kinds:
             raise ValueError(f"kinds must be taken from {SUPPORTED_KINDS}, got {self.kinds!r}")
         layers, tests = _split_skip(self.skip)
+        object.__setattr__(self, "min_channels", _checked_min_channels(self.min_channels))
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "skip", (*layers, *tests))  # keeps the layers alive, and so their ids unique
         object.__setattr__(self, "_skipped_ids", frozenset(_ids_within(layers)))
@@ -147,6 +160,9 @@ class SparseTensorCoreRule:
                 f"{title} has {outputs} {channels.replace('input', 'output')}{part}; sparse Tensor Cores need a "
                 f"multiple of {OUTPUT_MULTIPLE}"
             )
+        for size, side in ((inputs, channels), (outputs, channels.replace("input", "output"))):
+            if self.min_channels is not None and size < self.min_channels:
+                return f"{title} has {size} {side}{part}, fewer than min_channels={self.min_channels}"
         return None
 
 
@@ -159,6 +175,20 @@ def no_prunable_layer_message(model: Any, reasons: list[tuple[str, str | None]])
     if not shown:
         shown = [f"  - none of its {len(reasons)} layers has a kernel that can be pruned"]
     return "\n".join([f"Model {model.name!r} has no layer to prune:", *shown])
+
+
+def _checked_min_channels(value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"min_channels must be a number of channels such as 256, or None for no limit; got {value!r}")
+    if number < 1:
+        raise ValueError(f"min_channels must be at least 1, or None for no limit; got {value!r}")
+    return number
 
 
 def _split_skip(skip: Any) -> tuple[list[Any], list[Callable[[Any], bool]]]:

@@ -25,6 +25,9 @@ class PruneForSparseTensorCores(tfmot.sparsity.keras.PruningPolicy):
         padding: prune Dense layers of any input size, counting the last stripe as padded with zeros.
         skip: layers to keep dense: a layer or model, a ``callable(layer) -> bool``, or an iterable of these.
         kinds: layer kinds to prune, out of ``tfmot_asp.eligibility.SUPPORTED_KINDS``.
+        min_channels: keep kernels dense that have fewer input or output channels than this, since they gain no speed;
+            None for no limit. 256 is where NVIDIA sees sparse kernels win: see ``SparseTensorCoreRule``, and
+            ``sparsity_report`` for what it would mean for a model.
 
     Example:
         >>> policy = PruneForSparseTensorCores(skip=model.layers[-1])
@@ -33,12 +36,21 @@ class PruneForSparseTensorCores(tfmot.sparsity.keras.PruningPolicy):
         >>> pruned = tfmot_asp.prune_low_magnitude(model, pruning_policy=policy)
     """
 
-    def __init__(self, padding: bool = False, skip: Skip = (), kinds: tuple[str, ...] = DEFAULT_KINDS) -> None:
-        self.rule = SparseTensorCoreRule(padding=padding, skip=skip, kinds=kinds)
+    def __init__(
+        self,
+        padding: bool = False,
+        skip: Skip = (),
+        kinds: tuple[str, ...] = DEFAULT_KINDS,
+        min_channels: int | None = None,
+    ) -> None:
+        self.rule = SparseTensorCoreRule(padding=padding, skip=skip, kinds=kinds, min_channels=min_channels)
 
     def __repr__(self) -> str:
         rule = self.rule
-        return f"PruneForSparseTensorCores(padding={rule.padding}, skip={rule.skip}, kinds={rule.kinds})"
+        return (
+            f"PruneForSparseTensorCores(padding={rule.padding}, skip={rule.skip}, kinds={rule.kinds}, "
+            f"min_channels={rule.min_channels})"
+        )
 
     def why(self, layer: Any) -> str | None:
         """Why a layer is kept dense, in words; None if it is to be pruned."""
