@@ -1,0 +1,239 @@
+"""ONNX files as graphs of nodes: reading them, and computing the tensors that depend on no input.
+
+A weight may reach its product through casts, transposes, quantization and whatever else an exporter wrote: all of it is
+run with ONNX's reference implementation, so that what is checked is the array that the product reads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+logger = logging.getLogger(__name__)
+
+# Their results differ from run to run, though they have no inputs.
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+# Contributed ops of onnxruntime that are the standard ones under another domain.
+_SAME_AS_STANDARD = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_MICROSOFT = "com.microsoft"
+
+# The reference implementation knows this op from here on; what it does for int8 has not changed since opset 10.
+_DEQUANTIZE_OPSET = 19
+
+
+def import_onnx() -> Any:
+    """The ``onnx`` package.
+
+    Raises:
+        ImportError: if it is missing, with the extra that installs it.
+    """
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError as error:
+        raise ImportError('ONNX files need the package onnx: pip install "tfmot-asp[onnx]"') from error
+    return onnx
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Reads an ONNX file with its external data, local functions inlined.
+
+    Raises:
+        ValueError: if the file is empty, truncated, no ONNX, or its external data are missing.
+    """
+    onnx = import_onnx()
+    from google.protobuf.message import DecodeError  # a dependency of onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(f"{str(path)!r} cannot be read as an ONNX model, it is damaged or something else") from error
+    if not model.ir_version or not model.opset_import or not model.HasField("graph") or not model.graph.node:
+        raise ValueError(f"{str(path)!r} is no complete ONNX model: it has no graph, or does not name its opset")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+        return onnx.inliner.inline_local_functions(model) if model.functions else model
+    except Exception as error:  # missing and short files, paths that lead elsewhere, recursive functions, ...
+        raise ValueError(f"{str(path)!r} cannot be read as an ONNX model: {error}") from error
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """A node's name; without one, the name that TensorRT's parser gives it."""
+    return node.name or (f"node_of_{node.output[0]}" if node.output else node.op_type)
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes as Python values, strings decoded."""
+    onnx = import_onnx()
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+class Scope:
+    """A graph, or the body of an If, Loop or Scan, which sees the tensors of the graphs around it.
+
+    Attributes:
+        graph: the ``GraphProto``.
+        parent: the graph around it; None for the model's own.
+    """
+
+    def __init__(self, model: onnx.ModelProto, graph: onnx.GraphProto, parent: Scope | None = None) -> None:
+        """Sorts the graph's tensors into constants and those that vary with the model's inputs.
+
+        Raises:
+            ValueError: if a node reads a tensor that does not exist.
+        """
+        self.model, self.graph, self.parent = model, graph, parent
+        self.producers: dict[str, onnx.NodeProto] = {}
+        self._initializers: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
+        self._initializers.update({tensor.values.name: tensor for tensor in graph.sparse_initializer})
+        self._known: dict[str, np.ndarray] = {}
+        # Initializers may be listed as inputs too: defaults that a caller could override, but weights all the same.
+        self._varying = {value.name for value in graph.input} - self._initializers.keys()
+        for node in graph.node:
+            missing = [name for name in node.input if name and self._home(name) is None]
+            if missing:
+                raise ValueError(f"node {node_name(node)!r} reads {missing[0]!r}, which does not exist")
+            varies = node.op_type in _RANDOM or any(True for _ in _bodies(node)) or any(map(self.varies, node.input))
+            for name in node.output:
+                self.producers[name] = node
+                if varies:
+                    self._varying.add(name)
+        lost = [output.name for output in graph.output if self._home(output.name) is None]
+        if lost:
+            raise ValueError(f"nothing computes its output {lost[0]!r}")
+
+    def walk(self) -> Iterator[tuple[Scope, onnx.NodeProto]]:
+        """Every node with its scope, those of bodies after the node that has them."""
+        for node in self.graph.node:
+            yield self, node
+            for body in _bodies(node):
+                yield from Scope(self.model, body, self).walk()
+
+    def varies(self, name: str) -> bool:
+        """Whether a tensor depends on an input of the model (or of a loop's body)."""
+        home = self._home(name) if name else None
+        return home is not None and name in home._varying
+
+    def source(self, name: str) -> str:
+        """Name of the largest stored constant that a constant tensor is computed from."""
+        largest = (-1, name)
+        seen: set[tuple[int, str]] = set()
+        stack: list[tuple[Scope, str]] = [(self, name)]
+        while stack:
+            scope, current = stack.pop()
+            home = scope._home(current)
+            if home is None or (id(home), current) in seen:
+                continue
+            seen.add((id(home), current))
+            if current in home._initializers:
+                tensor = home._initializers[current]
+                largest = max(largest, (int(np.prod(tensor.dims, dtype=np.int64)), current))
+            elif (node := home.producers.get(current)) is not None:
+                if node.op_type == "Constant":
+                    largest = max(largest, (int(home.value(current).size), current))
+                stack.extend((home, read) for read in node.input if read)
+        return largest[1]
+
+    def value(self, name: str) -> np.ndarray:
+        """Computes a constant tensor, each once.
+
+        Raises:
+            ValueError: if it varies, or an op on the way to it cannot be run.
+        """
+        if self.varies(name):
+            raise ValueError(f"{name!r} depends on an input")
+        stack: list[tuple[Scope, str]] = [(self, name)]
+        while stack:  # no recursion: chains of nodes can be long
+            scope, current = stack[-1]
+            home = scope._home(current)
+            assert home is not None, current  # checked when the scope was made
+            if current not in home._known:
+                if current in home._initializers:
+                    home._known[current] = _stored(home._initializers[current])
+                else:
+                    node = home.producers[current]
+                    missing = [(home, x) for x in node.input if x and not home._is_known(x)]
+                    if missing:
+                        stack.extend(missing)
+                        continue
+                    home._run(node)
+            stack.pop()
+        home = self._home(name)
+        assert home is not None
+        return home._known[name]
+
+    def _home(self, name: str) -> Scope | None:
+        """The innermost graph that has a tensor."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope._varying or name in scope._initializers or name in scope.producers:
+                return scope
+            scope = scope.parent
+        return None
+
+    def _is_known(self, name: str) -> bool:
+        home = self._home(name)
+        return home is not None and name in home._known
+
+    def _run(self, node: onnx.NodeProto) -> None:
+        onnx = import_onnx()
+        from onnx.reference import ReferenceEvaluator
+
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "sparse_value":
+            self._known[node.output[0]] = _stored(node.attribute[0].sparse_tensor)
+            return
+        if node.domain == _MICROSOFT and node.op_type in _SAME_AS_STANDARD:
+            standard = onnx.NodeProto()
+            standard.CopyFrom(node)
+            standard.domain = ""
+            node = standard
+        feeds = {name: self._home(name)._known[name] for name in node.input if name}  # type: ignore[union-attr]
+        graph = onnx.helper.make_graph(
+            [node],
+            "constant",
+            [onnx.helper.make_empty_tensor_value_info(name) for name in feeds],
+            [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name],
+        )
+        opsets = {opset.domain: opset.version for opset in self.model.opset_import}
+        if node.op_type == "DequantizeLinear":
+            opsets[""] = max(opsets.get("", 0), _DEQUANTIZE_OPSET)
+        try:
+            imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+            evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports))
+            results = evaluator.run(None, feeds)
+        except Exception as error:  # ops that the evaluator lacks, wrong shapes, too little memory, ...
+            described = f"{node.domain}.{node.op_type}".lstrip(".")
+            raise ValueError(f"node {node_name(node)!r} ({described}) cannot be computed: {error}") from error
+        self._known.update(zip((name for name in node.output if name), map(np.asarray, results), strict=True))
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _stored(tensor: Any) -> np.ndarray:
+    """The array of a ``TensorProto`` or ``SparseTensorProto``."""
+    from onnx import SparseTensorProto, numpy_helper
+
+    if not isinstance(tensor, SparseTensorProto):
+        return numpy_helper.to_array(tensor)
+    values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
+    dense = np.zeros(tuple(tensor.dims), values.dtype)
+    if indices.ndim == 2:  # one row of coordinates per value, instead of positions in the flattened tensor
+        indices = np.ravel_multi_index(tuple(indices.T), dense.shape)
+    dense.reshape(-1)[indices] = values
+    return dense
