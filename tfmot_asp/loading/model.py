@@ -1,0 +1,216 @@
+"""``load_model``: reads a model file with the Keras that wrote it, after its content was checked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tfmot_asp.loading.files import Format, check_archive, check_hdf5, detect
+from tfmot_asp.loading.keras_config import UnknownLayerError, check_config, names_in
+from tfmot_asp.loading.saved_model import check_saved_model, first_line, parse_saved_model
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(path: Any, *, allow_unsafe: bool = False) -> Any:
+    """Loads a Keras model from a file that need not be trusted.
+
+    Reads ``.keras`` archives of tf_keras and Keras 3, HDF5 files of both, and SavedModels made by tf_keras'
+    ``model.save(folder)``; the content decides, not the suffix. Models with pruning or quantization wrappers load as
+    they are. The model is not compiled. Before anything is built, the file is checked: classes and functions must be
+    Keras', tfmot's, this package's, or registered by your program; the ops of a SavedModel must be such as only
+    compute; an HDF5 file must not take data from other files.
+
+    Args:
+        path: the file or folder.
+        allow_unsafe: skip these checks, for files whose origin you trust: Lambda layers and TensorFlow ops of any kind
+            then run with the rights of this process.
+
+    Returns:
+        A tf_keras or Keras 3 model, whichever wrote it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UnsafeModelError: (a ``ValueError``) naming the layer or op that could run code or reach other files.
+        ValueError: if the file is damaged, of another kind, or has custom layers that are not registered.
+        ImportError: if it needs Keras 3 on the TensorFlow backend, and that is not there.
+
+    Example:
+        >>> model = tfmot_asp.loading.load_model("model.keras")
+        >>> print(tfmot_asp.permute(model))
+    """
+    path = Path(path)
+    load = {Format.KERAS: _load_archive, Format.HDF5: _load_hdf5, Format.SAVED_MODEL: _load_saved_model}[detect(path)]
+    try:
+        model = load(path, allow_unsafe)
+    except (FileNotFoundError, ImportError):
+        raise
+    except UnknownLayerError as error:
+        raise ValueError(f"{str(path)!r} cannot be loaded: {error}") from None
+    except MemoryError as error:
+        raise ValueError(f"{str(path)!r} does not fit into memory: {first_line(error)}") from error
+    except Exception as error:  # damaged files fail in as many ways as there are bytes
+        if isinstance(error, ValueError) and repr(str(path)) in str(error):
+            raise
+        raise ValueError(f"{str(path)!r} cannot be loaded as a Keras model: {first_line(error)}") from error
+    if not hasattr(model, "layers"):
+        raise ValueError(f"{str(path)!r} holds a {type(model).__name__}, no Keras model")
+    return model
+
+
+def _load_archive(path: Path, allow_unsafe: bool) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if "config.json" not in names:
+                raise ValueError(f"{str(path)!r} is a zip archive without config.json, so it is no .keras file")
+            config = json.loads(archive.read("config.json"))
+            metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
+            keras = _keras_of(metadata.get("keras_version") if isinstance(metadata, dict) else None)
+            if not isinstance(config, dict):
+                raise ValueError(f"{str(path)!r} is damaged: its config.json holds no model")
+            if not allow_unsafe:
+                check_archive(archive, path)
+                for name in names:
+                    if name.endswith(".h5"):
+                        _check_member(archive, name, path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
+    if path.suffix != ".keras":
+        raise ValueError(f"{str(path)!r} is a .keras archive by another name; rename it to {path.stem}.keras")
+    config = {key: value for key, value in config.items() if key != "compile_config"}  # which is not read
+    with _trusting(config, keras, allow_unsafe, path):
+        return keras.models.load_model(str(path), compile=False, safe_mode=not allow_unsafe)
+
+
+def _load_hdf5(path: Path, allow_unsafe: bool) -> Any:
+    import h5py  # a dependency of TensorFlow
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
+    with file:
+        text = file.attrs.get("model_config")
+        if text is None:
+            raise ValueError(
+                f"{str(path)!r} holds weights only, no model: build the model, load them, and save it whole"
+            )
+        config = json.loads(text)
+        keras = _keras_of(file.attrs.get("keras_version"))
+        if not allow_unsafe:
+            check_hdf5(file, path)
+        with _trusting(config, keras, allow_unsafe, path):
+            if keras.__name__ == "tf_keras":
+                return keras.models.load_model(file, compile=False)
+            if path.suffix not in (".h5", ".hdf5"):
+                raise ValueError(f"{str(path)!r} is an HDF5 file by another name; rename it to {path.stem}.h5")
+            return keras.models.load_model(str(path), compile=False, safe_mode=not allow_unsafe)
+
+
+def _load_saved_model(path: Path, allow_unsafe: bool) -> Any:
+    check_saved_model(path, allow_unsafe=allow_unsafe)
+    metadata = [json.loads(text) for text in _keras_metadata(path)]
+    if not metadata:
+        raise ValueError(
+            f"{str(path)!r} is a SavedModel without Keras layers, as tf.saved_model.save and model.export write it: it can "
+            "be verified, but not pruned, permuted or exported. Save the model with tf_keras' model.save instead"
+        )
+    import tf_keras
+
+    config = [{k: v for k, v in node.items() if k != "training_config"} for node in metadata if isinstance(node, dict)]
+    with _trusting(config, tf_keras, allow_unsafe, path, resolves_by_import=False):
+        return tf_keras.models.load_model(str(path), compile=False)
+
+
+def _keras_metadata(path: Path) -> list[str]:
+    """The JSON that tf_keras stored for each of its objects in a SavedModel, where its loader looks for it."""
+    file = path / "keras_metadata.pb"
+    if file.is_file():
+        from google.protobuf.message import DecodeError
+        from tf_keras.protobuf import saved_metadata_pb2
+
+        stored = saved_metadata_pb2.SavedMetadata()
+        try:
+            stored.ParseFromString(file.read_bytes())
+        except DecodeError as error:
+            raise ValueError(f"{str(path)!r} is damaged: its keras_metadata.pb cannot be read") from error
+        return [node.metadata for node in stored.nodes]
+    nodes = parse_saved_model(path).meta_graphs[0].object_graph_def.nodes  # before TensorFlow 2.5
+    return [n.user_object.metadata for n in nodes if n.user_object.identifier.startswith("_tf_keras_")]
+
+
+def _check_member(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    import h5py
+
+    with archive.open(name) as member:
+        try:
+            file = h5py.File(member, "r")
+        except OSError as error:
+            raise ValueError(f"{str(path)!r} is damaged: its {name} cannot be read: {first_line(error)}") from error
+        with file:
+            check_hdf5(file, path)
+
+
+def _keras_of(version: Any) -> Any:
+    """The Keras package that wrote a file, by the version in it."""
+    version = version.decode() if isinstance(version, bytes) else version
+    if isinstance(version, str) and version.split(".")[0].isdecimal() and int(version.split(".")[0]) >= 3:
+        try:
+            import keras
+        except ImportError as error:
+            raise ImportError(f"the file was written by Keras {version}: pip install keras ({error})") from error
+        if not keras.__version__.startswith("3."):
+            raise ImportError(f"the file was written by Keras {version}, and keras is {keras.__version__} here")
+        if keras.config.backend() != "tensorflow":
+            raise ImportError(
+                f"the file was written by Keras {version}, which uses the backend {keras.config.backend()} here: set "
+                "KERAS_BACKEND=tensorflow"
+            )
+        return keras
+    import tf_keras
+
+    return tf_keras
+
+
+@contextlib.contextmanager
+def _trusting(
+    config: Any, keras: Any, allow_unsafe: bool, path: Path, *, resolves_by_import: bool = True
+) -> Iterator[None]:
+    """A scope in which a config may be built: it was checked, and the wrappers that it needs are registered."""
+    with contextlib.ExitStack() as scopes:
+        for scope in _wrapper_scopes(names_in(config)) if keras.__name__ == "tf_keras" else ():
+            scopes.enter_context(scope)
+        if not allow_unsafe:
+            try:
+                check_config(config, keras=keras, resolves_by_import=resolves_by_import)
+            except UnknownLayerError:
+                raise
+            except ValueError as error:
+                raise type(error)(f"{str(path)!r} is not loaded: {error}") from None
+        scopes.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=".*(not compiled|no training configuration).*")
+        yield
+
+
+def _wrapper_scopes(names: set[str]) -> Iterator[Any]:
+    """tfmot's scopes, imported only for models that need them: the import turns ``tf.keras`` into Keras 2."""
+    bases = {name.split(">")[-1] for name in names}
+    if "PruneLowMagnitude" in bases:
+        from tfmot_asp.prune import prune_scope
+
+        yield prune_scope()
+    if any("Quantize" in base for base in bases):
+        from tensorflow_model_optimization.python.core.quantization.keras.quantize import quantize_scope
+
+        yield quantize_scope()
+    if "ClusterWeights" in bases:
+        from tensorflow_model_optimization.python.core.clustering.keras.cluster import cluster_scope
+
+        yield cluster_scope()
