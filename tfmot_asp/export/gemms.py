@@ -76,6 +76,18 @@ def find_gemms(graph: Graph) -> list[Gemm]:
     return found
 
 
+def weight_names(graph: Graph) -> dict[str, str]:
+    """For each product with a constant weight, by the op's name: what its weight is called."""
+    varying = depends_on_inputs(graph)
+    return {
+        op.name: _source(graph, op.inputs[operand])[0]
+        for op in graph.ops
+        if op.type in PRODUCTS
+        for operand in ((0, 1) if op.type in EITHER_OPERAND else (1,))
+        if id(op.inputs[operand]) not in varying
+    }
+
+
 class ConstantReader:
     """Computes tensors that no input takes part in, each once."""
 
@@ -158,7 +170,9 @@ def _source(graph: Graph, tensor: Tensor) -> tuple[str, int]:
             variable = graph.variables[current.variable]
             best = max(best, (int(np.prod(variable.shape)), variable.name.split(":")[0], id(variable)))
         elif current.value is not None and (current.op is None or current.op.type == "Const"):
-            best = max(best, (current.value.size, current.op.name if current.op else "constant", id(current)))
+            # Without the scope of the call that it was found in.
+            name = current.op.source.name if current.op else "constant"
+            best = max(best, (current.value.size, name, id(current)))
         if current.op is not None:
             stack.extend(current.op.inputs)
     return best[1], best[2]

@@ -5,6 +5,7 @@ What an exporter writes starts here, so that all of them export the same functio
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,19 @@ import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
 from tfmot_asp import layouts, masks
-from tfmot_asp.permutation.trace import input_specs
+from tfmot_asp.export.gemms import weight_names
+from tfmot_asp.export.lowering import Frozen, lower
+from tfmot_asp.permutation.trace import input_specs, trace_function
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_TOLERANCE = 1e-4  # of the largest value; another graph of the same function rounds differently
+HALF_TOLERANCE = 1e-2  # in float16 and bfloat16
+_LARGEST_GRAPH = 2**31 - 2**24  # bytes; protocol buffers end at 2 GiB, and the ops need some
+
+
+class CannotFreezeError(ValueError):
+    """A model's variables cannot become constants of its graph."""
 
 
 def plain_model(model: Any) -> tuple[Any, tuple[int, int]]:
@@ -79,21 +92,121 @@ def serving_function(model: Any, batch_size: int | None = None, input_shapes: An
 
 
 def inference_function(
-    model: Any, batch_size: int | None = None, input_shapes: Any = None, *, fold_batch_norm: bool = True
+    model: Any,
+    batch_size: int | None = None,
+    input_shapes: Any = None,
+    *,
+    fold_batch_norm: bool = True,
+    weights_dtype: Any = None,
 ) -> Any:
-    """``serving_function`` with all variables frozen to constants."""
+    """The same as ``serving_function``, made plain for converters, and compared with it on a random input.
+
+    Variables are frozen to constants. Products read 2-D (or convolution) kernels directly, einsums with a constant
+    kernel are matrix products, and batch norm is folded into the kernel before it: see ``tfmot_asp.export.lowering``.
+    Fake quantization stays as it is.
+
+    Args:
+        model: a built Keras model without pruning wrappers.
+        batch_size: fixed batch size, or None to leave the first axis open.
+        input_shapes: for models that do not know their own.
+        fold_batch_norm: whether to fold it.
+        weights_dtype: ``"float16"`` or ``"bfloat16"`` to store float32 weights in, each with a cast to float32 after
+            it; products are computed in float32 all the same.
+
+    Returns:
+        A ``ConcreteFunction`` without variables, with the inputs and outputs of ``serving_function``.
+
+    Raises:
+        CannotFreezeError: (a ValueError) if the model reads lookup tables, or has 2 GiB of weights or more.
+        ValueError: if a weight is too large for ``weights_dtype``.
+    """
+    narrow = check_weights_dtype(weights_dtype)
     function = serving_function(model, batch_size, input_shapes)
-    frozen = convert_to_constants.convert_variables_to_constants_v2(function, lower_control_flow=False)
-    graph_def = frozen.graph.as_graph_def()
+    specs = list(function.structured_input_signature[0])
+    keys = sorted(function.structured_outputs)
+    frozen = _freeze(model, function)
+    names = weight_names(trace_function(function))
+    # Folding first; what it cannot do must not keep the rest from being done.
+    for fold in (True, False) if fold_batch_norm else (False,):
+        try:
+            lowered = lower(frozen, fold_batch_norm=fold, names=names, weights_dtype=narrow)
+        except OverflowError as error:
+            raise ValueError(f"{model.name!r} cannot be exported in {weights_dtype}: {error}") from error
+        except ValueError as error:
+            problem: str | None = str(error)
+        else:
+            result = lowered.function(specs, keys)
+            problem = outputs_differ(function, result, None if narrow is None else HALF_TOLERANCE)
+            if problem is None:
+                return result
+        what = "without folding batch norm" if fold else "with its graph as it is"
+        logger.warning("%s is exported %s: %s", model.name, what, problem)
+    if narrow is not None:
+        raise ValueError(f"{model.name!r} cannot be exported in {weights_dtype}: {problem}")
+    return frozen.function(specs, keys)
+
+
+def check_weights_dtype(dtype: Any) -> tf.DType | None:
+    """A type to store weights in, or None for the model's own.
+
+    Raises:
+        ValueError: for any other than float16, bfloat16, float32 and None.
+    """
+    names = {"float32": None, "float16": tf.float16, "bfloat16": tf.bfloat16}
+    if dtype is None:
+        return None
+    try:
+        return names[tf.as_dtype(dtype).name]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"dtype must be 'float16', 'bfloat16', 'float32' or None, got {dtype!r}") from error
+
+
+def outputs_differ(function: Any, other: Any, tolerance: float | None = None) -> str | None:
+    """Runs two functions on the same random input.
+
+    Args:
+        function: what is right.
+        other: what is compared with it, called with the same inputs by name.
+        tolerance: largest allowed difference relative to the largest value of an output. By default
+            what rounding may do in the output's type.
+
+    Returns:
+        None if they agree (or no input can be made up for them), else which output differs and by how much.
+    """
+    probe = probe_inputs(function)
+    if probe is None:
+        return None
+    expected, got = function(**probe), other(**probe)
+    for name, value in expected.items():
+        before, after = (
+            np.asarray(tf.cast(v, tf.float64)) if v.dtype.is_floating else np.asarray(v) for v in (value, got[name])
+        )
+        if not (value.dtype.is_floating or value.dtype.is_complex):
+            continue  # an argmax may flip on a tie
+        allowed = tolerance or (OUTPUT_TOLERANCE if value.dtype.size >= 4 else HALF_TOLERANCE)
+        scale = float(np.max(np.abs(before[np.isfinite(before)]), initial=0.0))
+        if not np.allclose(before, after, rtol=0, atol=allowed * scale, equal_nan=True):
+            change = float(np.nanmax(np.abs(before - after))) / (scale or 1)
+            return f"output {name!r} changes by {change:.1e} of its size"
+    return None
+
+
+def _freeze(model: Any, function: Any) -> Frozen:
+    size = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in function.variables)
+    if size > _LARGEST_GRAPH:
+        raise CannotFreezeError(
+            f"{model.name!r} has {size / 2**30:.1f} GiB of weights; a frozen graph holds less than 2 GiB"
+        )
+    frozen = convert_to_constants.convert_variables_to_constants_v2(
+        function, lower_control_flow=False, aggressive_inlining=True
+    )
+    given = {tensor.name for tensor in function.inputs[: len(function.structured_input_signature[0])]}
+    left = [tensor for tensor in frozen.inputs if tensor.name not in given]
+    if left:
+        raise CannotFreezeError(f"{model.name!r} reads {left[0].name.split(':')[0]!r}, a table that cannot be frozen")
+    specs = list(function.structured_input_signature[0])
     names = [tensor.name for tensor in frozen.inputs]
-    results = [tensor.name for tensor in frozen.outputs]
-
-    @tf.function(input_signature=list(function.structured_input_signature[0]))
-    def infer(*tensors: Any) -> dict[str, Any]:
-        found = tf.import_graph_def(graph_def, dict(zip(names, tensors, strict=True)), results, name="")
-        return dict(zip(sorted(function.structured_outputs), found, strict=True))
-
-    return infer.get_concrete_function()
+    return Frozen(frozen.graph.as_graph_def(), specs, names, [tensor.name for tensor in frozen.outputs])
 
 
 def _inputs(model: Any, batch_size: int | None, input_shapes: Any) -> tuple[Any, list[tf.TensorSpec]]:
