@@ -248,13 +248,52 @@ def add_training(graph: Graph, function: Any, variables: Sequence[tf.Variable] =
     return Graph(graph.ops + step.ops, graph.inputs + step.inputs, graph.outputs + step.outputs, step.variables)
 
 
+def trace_called(graph: Graph, op: Op, function: str, inputs: Sequence[Tensor]) -> Graph:
+    """The flat graph of a function that an op of `graph` calls when it likes (a loop's body, a branch), on `inputs`."""
+    body = _function_graph(op.source.graph, function)
+    flattener = _Flattener(None, known=graph.variables)
+    env: dict[int, Tensor] = {id(p): t for p, t in zip(body.inputs, inputs, strict=True)}
+    flattener._body(body, env, f"{op.name}/")
+    outputs = [env[id(t)] for t in body.outputs]
+    return Graph(_live(flattener.ops, outputs), list(inputs), outputs, graph.variables)
+
+
+def trace_loop(graph: Graph, op: Op) -> tuple[Graph, Graph]:
+    """The condition and the body of a `While` op of `graph`, as flat graphs with the same inputs.
+
+    An input that no step changes is the op's own input, so that what it comes from can be followed out of the loop. Any
+    other is a new tensor that no op makes; its shape is that of the first step, and None if it differs in later ones.
+    """
+    body_name, cond_name = op.attr("body").name, op.attr("cond").name
+    raw = _function_graph(op.source.graph, body_name)
+    inputs = [
+        given if _passed_on(raw, i) else Tensor(given.shape, given.dtype, variable=given.variable)
+        for i, given in enumerate(op.inputs)
+    ]
+    body = trace_called(graph, op, body_name, inputs)
+    while changed := [i for i, t in enumerate(inputs) if t.shape is not None and t.shape != body.outputs[i].shape]:
+        for i in changed:
+            inputs[i] = Tensor(None, inputs[i].dtype, variable=inputs[i].variable)
+        body = trace_called(graph, op, body_name, inputs)
+    return trace_called(graph, op, cond_name, inputs), body
+
+
+def _passed_on(body: Any, index: int) -> bool:
+    """Whether a loop's body returns its input of that index as it came."""
+    result = body.outputs[index]
+    while result.op.type == "Identity":
+        result = result.op.inputs[0]
+    return result is body.inputs[index]
+
+
 class _Flattener:
     def __init__(self, function: Any, variables: Sequence[tf.Variable] = (), known: Sequence[tf.Variable] = ()):
         self.function = function
         self.ops: list[Op] = []
         self.variables: list[tf.Variable] = list(known)
         # The model's own last: of a distributed variable the function has the replica that it reads, not all.
-        self._by_handle = {variable_key(v): v for v in (*function.variables, *variables)}
+        known_to_function = function.variables if function is not None else ()
+        self._by_handle = {variable_key(v): v for v in (*known_to_function, *variables)}
         self._known: dict[int, int] = {variable_key(v): i for i, v in enumerate(known)}
 
     def run(self, input_shapes: Sequence[Any] | None) -> Graph:
