@@ -49,22 +49,29 @@ _CLASS_NAMESPACES = (
 _FUNCTION_NAMESPACES = ("activations", "constraints", "initializers", "losses", "metrics", "regularizers")
 # Not in the public namespaces, and yet in files: internals, and names of earlier versions.
 _MORE_CLASSES = frozenset(
-    """Functional Policy PolicyV1 AddMetric AddLoss BatchNormalizationV1 BatchNormalizationV2 CuDNNGRU CuDNNLSTM
+    re.findall(
+        r"[\w.]+",
+        """Functional Policy PolicyV1 AddMetric AddLoss BatchNormalizationV1 BatchNormalizationV2 CuDNNGRU CuDNNLSTM
     DeviceWrapper DropoutWrapper ResidualWrapper SyncBatchNormalization GRUV1 GRUV2 LSTMV1 LSTMV2 GRUCellV1 GRUCellV2
     LSTMCellV1 LSTMCellV2 InputSpec SequenceFeatures LinearModel WideDeepModel LossScaleOptimizer QuantizedDTypePolicy
-    QuantizedFloat8DTypePolicy ConstantSparsity PolynomialDecay PruningSchedule TFOpLambda SlicingOpLambda TensorFlowOpLayer ClassMethod InstanceProperty InstanceMethod
-    """.split()
+    QuantizedFloat8DTypePolicy ConstantSparsity PolynomialDecay PruningSchedule LayerScale StochasticDepth
+    TFOpLambda SlicingOpLambda TensorFlowOpLayer ClassMethod InstanceProperty InstanceMethod
+    """,
+    )
 )
+# Modules whose classes are all harmless: the ops of Keras 3, which are classes, and tfmot's layers and quantizers.
 _OWN_MODULE = re.compile(
-    r"(tf_)?keras(\.src)?\.(applications|ops)\.[\w.]+|(tensorflow_model_optimization|tfmot_asp)\.[\w.]+"
+    r"keras\.src\.ops\.\w+|tensorflow_model_optimization\.python\.core\.(?!.*test)[\w.]+|tfmot_asp\.wrapper"
 )
 _CLASS = re.compile(r"_?[A-Z]\w*")
 
 # Known classes whose options need a look.
 _WITH_OPTIONS = frozenset(
-    "TFOpLambda SlicingOpLambda TensorFlowOpLayer ClassMethod InstanceProperty InstanceMethod StringLookup "
-    "IntegerLookup TextVectorization".split()
-)
+    {
+        "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceProperty", "InstanceMethod",
+        "StringLookup", "IntegerLookup", "TextVectorization",
+    }
+)  # fmt: skip
 _RAGGED_AND_SPARSE = re.compile(
     r"(nested_)?(flat_)?values|(nested_)?row_\w+|value_rowids|nrows|bounding_shape|with_\w+|merge_dims|to_tensor"
     r"|to_sparse|indices|dense_shape|from_\w+"

@@ -119,8 +119,8 @@ def _load_saved_model(path: Path, allow_unsafe: bool) -> Any:
     metadata = [json.loads(text) for text in _keras_metadata(path)]
     if not metadata:
         raise ValueError(
-            f"{str(path)!r} is a SavedModel without Keras layers, as tf.saved_model.save and model.export write it: it can "
-            "be verified, but not pruned, permuted or exported. Save the model with tf_keras' model.save instead"
+            f"{str(path)!r} is a SavedModel without Keras layers, as tf.saved_model.save and model.export write it: it "
+            "can be verified, but not pruned, permuted or exported. Save the model with tf_keras' model.save instead"
         )
     import tf_keras
 

@@ -79,21 +79,26 @@ _SYMBOL_NAMESPACES = re.compile(
 )
 _ASSERTIONS = re.compile(r"debugging\.(assert_\w+|check_numerics)")
 _TOP_LEVEL = frozenset(
-    """abs acos acosh add add_n argmax argmin argsort as_string asin asinh atan atan2 atanh batch_gather
-    batch_to_space batch_to_space_nd bitcast boolean_mask broadcast_dynamic_shape broadcast_static_shape broadcast_to
-    cast ceil clip_by_norm clip_by_value complex concat constant convert_to_tensor cos cosh cumprod cumsum depth_to_space
-    digamma div div_no_nan divide dynamic_partition dynamic_stitch einsum ensure_shape equal erf erfc exp expand_dims
-    expm1 eye fill floor floordiv floormod gather gather_nd greater greater_equal histogram_fixed_width identity
-    identity_n is_finite is_inf is_nan less less_equal lgamma linspace log log1p log_sigmoid logical_and logical_not
-    logical_or logical_xor matmul matrix_band_part matrix_diag maximum meshgrid minimum mod multiply negative norm
-    not_equal one_hot ones ones_like pad pow range rank real realdiv reciprocal reduce_all reduce_any reduce_join
-    reduce_logsumexp reduce_max reduce_mean reduce_min reduce_prod reduce_sum repeat reshape reverse reverse_sequence
-    rint roll round rsqrt saturate_cast scalar_mul scatter_nd searchsorted segment_max segment_mean segment_min
-    segment_prod segment_sum sequence_mask shape shape_n sigmoid sign sin sinh size slice sort space_to_batch
-    space_to_batch_nd space_to_depth split sqrt square squared_difference squeeze stack stop_gradient strided_slice
-    string_split string_to_number subtract tan tanh tensor_scatter_nd_add tensor_scatter_nd_update tensordot tile
-    transpose truediv truncatediv truncatemod unique unique_with_counts unsorted_segment_sum unstack where
-    zeros zeros_like""".split()
+    re.findall(
+        r"[\w.]+",
+        """
+        abs acos acosh add add_n argmax argmin argsort as_string asin asinh atan atan2 atanh batch_gather
+        batch_to_space batch_to_space_nd bitcast boolean_mask broadcast_dynamic_shape broadcast_static_shape
+        broadcast_to cast ceil clip_by_norm clip_by_value complex concat constant convert_to_tensor cos cosh cumprod
+        cumsum depth_to_space digamma div div_no_nan divide dynamic_partition dynamic_stitch einsum ensure_shape
+        equal erf erfc exp expand_dims expm1 eye fill floor floordiv floormod gather gather_nd greater greater_equal
+        histogram_fixed_width identity identity_n is_finite is_inf is_nan less less_equal lgamma linspace log log1p
+        log_sigmoid logical_and logical_not logical_or logical_xor matmul matrix_band_part matrix_diag maximum
+        meshgrid minimum mod multiply negative norm not_equal one_hot ones ones_like pad pow range rank real realdiv
+        reciprocal reduce_all reduce_any reduce_join reduce_logsumexp reduce_max reduce_mean reduce_min reduce_prod
+        reduce_sum repeat reshape reverse reverse_sequence rint roll round rsqrt saturate_cast scalar_mul scatter_nd
+        searchsorted segment_max segment_mean segment_min segment_prod segment_sum sequence_mask shape shape_n
+        sigmoid sign sin sinh size slice sort space_to_batch space_to_batch_nd space_to_depth split sqrt square
+        squared_difference squeeze stack stop_gradient strided_slice string_split string_to_number subtract tan tanh
+        tensor_scatter_nd_add tensor_scatter_nd_update tensordot tile transpose truediv truncatediv truncatemod
+        unique unique_with_counts unsorted_segment_sum unstack where zeros zeros_like
+        """,
+    )
 )
 
 

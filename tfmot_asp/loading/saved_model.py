@@ -19,9 +19,9 @@ _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op", "table_initializer
 def check_saved_model(path: Any, *, allow_unsafe: bool = False) -> None:
     """Makes sure that loading a SavedModel, or running it, does nothing but compute.
 
-    ``tf.saved_model.load`` runs parts of the graph (initializers of tables, restoring), and any op may be in it. Allowed
-    are ops that compute, variables, tables, control flow and random numbers: see ``tfmot_asp.loading.ops``. Ops that
-    read and write checkpoints are allowed to the saver alone. The file is read as data, nothing of it is run.
+    ``tf.saved_model.load`` runs parts of the graph (initializers of tables, restoring), and any op may be in it.
+    Allowed are ops that compute, variables, tables, control flow and random numbers: see ``tfmot_asp.loading.ops``.
+    Ops that read and write checkpoints are allowed to the saver alone. The file is read as data, nothing of it is run.
 
     Args:
         path: folder of a SavedModel, of whatever origin.
