@@ -107,6 +107,7 @@ def depends_on(graph: Graph, varying: Collection[Tensor]) -> set[Tensor]:
 
 def _count(graph: Graph, varying: Collection[Tensor]) -> Count:
     depends = depends_on(graph, varying)
+    dilated = _dilated(graph)
     products: list[Product] = []
     uncounted: list[str] = []
     for op in graph.ops:
@@ -117,24 +118,49 @@ def _count(graph: Graph, varying: Collection[Tensor]) -> Count:
         elif op.type in _CHOICES:
             inner = _count_branches(graph, op, depends)
         else:
-            inner = _count_op(op, depends)
+            inner = _count_op(op, depends, dilated.get(op, op.outputs[0] if op.outputs else None))
         products += inner.products
         uncounted += inner.uncounted
     return Count(tuple(products), tuple(uncounted))
 
 
-def _count_op(op: Op, depends: Collection[Tensor]) -> Count:
+def _count_op(op: Op, depends: Collection[Tensor], result: Tensor | None) -> Count:
     measure = _MEASURES.get(op.type)
     if measure is None:
         return Count((), (f"{op}: what it computes is not known here",) if _hides_products(op) else ())
-    if op.type == "Einsum" and len(op.inputs) != 2:
-        return Count((), () if len(op.inputs) < 2 else (f"{op}: a product of {len(op.inputs)} operands",))
+    if len(op.inputs) < 2:
+        return Count((), ())  # an einsum of one operand: a sum, a diagonal or a transposition
     constant = [index for index in _OPERANDS.get(op.type, (0, 1)) if op.inputs[index] not in depends]
     weight = constant[0] if constant else None
-    if any(op.inputs[index].shape is None for index in _OPERANDS.get(op.type, (0, 1))) or op.outputs[0].shape is None:
+    tensors = [result, *(op.inputs[index] for index in _OPERANDS.get(op.type, (0, 1)))]
+    if result is None or any(tensor is None or tensor.shape is None for tensor in tensors):
         return Count((), (f"{op}: its size depends on the data",))
     variables = _variables_behind(op.inputs[weight]) if weight is not None else ()
-    return Count((Product(op.name, op.type, measure(op, weight), variables, weight is not None),), ())
+    return Count((Product(op.name, op.type, measure(op, weight, _shape(result)), variables, weight is not None),), ())
+
+
+def _dilated(graph: Graph) -> dict[Op, Tensor]:
+    """The results of dilated convolutions that TensorFlow computes as plain ones, in between two rearrangements.
+
+    These cut the image into batches, of up to `dilation - 1` rows more than there are. What a dilated convolution
+    computes, and what runtimes make of the three ops, is the result of the last.
+    """
+
+    def skip(tensor: Tensor) -> Op | None:
+        while tensor.op is not None and tensor.op.type in _AROUND_CONVOLUTIONS:
+            tensor = tensor.op.inputs[0]
+        return tensor.op
+
+    results = {}
+    for op in graph.ops:
+        if op.type == "BatchToSpaceND" and (inner := skip(op.inputs[0])) is not None and "Conv" in inner.type:
+            before = skip(inner.inputs[0]) if inner.inputs else None
+            if before is not None and before.type == "SpaceToBatchND":
+                results[inner] = op.outputs[0]
+    return results
+
+
+_AROUND_CONVOLUTIONS = frozenset({"Identity", "ExpandDims", "Squeeze", "Reshape", "BiasAdd"})
 
 
 def _variables_behind(tensor: Tensor) -> tuple[int, ...]:
@@ -200,9 +226,11 @@ def _number_of_steps(op: Op, condition: Graph, body: Graph) -> int | None:
     while stack:
         test = stack.pop()
         maker = test.op
-        if maker is None:
+        if test.value is not None:
+            known += [] if test.value else [0]
+        elif maker is None:
             return None
-        if maker.type in ("Identity", "LogicalAnd"):
+        elif maker.type in ("Identity", "LogicalAnd"):
             stack += maker.inputs
         elif maker.type in ("Less", "LessEqual", "Greater", "GreaterEqual"):
             steps = _steps_until(op, maker, body)
@@ -240,31 +268,32 @@ def _increment(result: Tensor, counter: Tensor) -> float | None:
     return None if added is None or added.value is None or added.value.ndim else float(added.value)
 
 
-# The size of each product. `weight` is the index of the constant operand, None if there is none.
+# The size of each product. `weight` is the index of the constant operand, None if there is none, `result` the shape of
+# what it makes.
 
 
-def _convolution(op: Op, weight: int | None) -> GemmSize:
+def _convolution(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
     kernel, groups = _shape(op.inputs[1]), _channels(op, op.inputs[0]) // max(1, _shape(op.inputs[1])[-2])
     outputs = kernel[-1]
-    positions = math.prod(_shape(op.outputs[0])) // max(1, outputs)
+    positions = math.prod(result) // max(1, outputs)
     groups = max(1, groups)
     return GemmSize(positions, outputs // groups, math.prod(kernel[:-1]), groups)
 
 
-def _depthwise_convolution(op: Op, weight: int | None) -> GemmSize:
+def _depthwise_convolution(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
     height, width, channels, multiplier = _shape(op.inputs[1])
-    positions = math.prod(_shape(op.outputs[0])) // max(1, channels * multiplier)
+    positions = math.prod(result) // max(1, channels * multiplier)
     return GemmSize(positions, multiplier, height * width, channels)
 
 
-def _transposed_convolution(op: Op, weight: int | None) -> GemmSize:
+def _transposed_convolution(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
     """Each input position makes one value per kernel position and output channel."""
     *kernel, outputs, inputs = _shape(op.inputs[1])
     positions = math.prod(_shape(op.inputs[2])) // max(1, inputs)
     return GemmSize(positions, math.prod(kernel) * outputs, inputs)
 
 
-def _matrix_product(op: Op, weight: int | None) -> GemmSize:
+def _matrix_product(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
     single = op.type.endswith("MatMul") and not op.type.startswith("Batch")
     names = ("transpose_a", "transpose_b") if single else ("adj_x", "adj_y")
     left, right = list(_shape(op.inputs[0])), list(_shape(op.inputs[1]))
@@ -273,7 +302,7 @@ def _matrix_product(op: Op, weight: int | None) -> GemmSize:
     if op.attr(names[1], False):
         right[-2:] = right[:-3:-1]
     (*left_batch, rows, summed), (*right_batch, _, columns) = left, right
-    batch = math.prod(_shape(op.outputs[0])[:-2])
+    batch = math.prod(result[:-2])
     if weight == 0:
         rows, columns, left_batch, right_batch = columns, rows, right_batch, left_batch
     if weight is not None and math.prod(right_batch) == 1:
@@ -281,7 +310,7 @@ def _matrix_product(op: Op, weight: int | None) -> GemmSize:
     return GemmSize(rows, columns, summed, batch)
 
 
-def _einsum(op: Op, weight: int | None) -> GemmSize:
+def _einsum(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
     equation = op.attr("equation")
     equation = equation.decode() if isinstance(equation, bytes) else equation
     terms, output = equation.replace(" ", "").split("->")
@@ -321,7 +350,7 @@ def _channels(op: Op, tensor: Tensor) -> int:
     return _shape(tensor)[-1 if last else 1]
 
 
-_MEASURES: dict[str, Callable[[Op, int | None], GemmSize]] = {
+_MEASURES: dict[str, Callable[[Op, int | None, Sequence[int]], GemmSize]] = {
     "Conv2D": _convolution,
     "_FusedConv2D": _convolution,
     "Conv3D": _convolution,
