@@ -1,0 +1,58 @@
+"""The command line ``tfmot-asp``: inspect, permute, prune, verify, plot, export and search, on files.
+
+Exit codes: 0 done; 1 a check failed (``verify``); 2 wrong usage or bad input; 130 interrupted. Results go to standard
+output, as tables or with ``--json`` as one JSON document; everything else goes to standard error. ``--help`` and
+``--version`` load no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tfmot_asp.cli.parser import make_parser
+from tfmot_asp.cli.terminal import Console, closed_pipe
+
+INTERRUPTED = 130
+FAILED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        argv: the arguments after the program's name; by default those of this process.
+
+    Returns:
+        0, 1, 2 or 130, see above; 141 if the reader of the output went away, as programs in C return.
+
+    Example:
+        >>> from tfmot_asp.cli import main
+        >>> main(["verify", "exported"])
+        0
+    """
+    try:
+        try:
+            arguments = make_parser().parse_args(argv)
+        except SystemExit as end:  # argparse's way of ending, after usage errors, --help and --version
+            sys.stdout.flush()
+            return int(end.code or 0)
+        with Console(arguments) as console:
+            try:
+                code = arguments.run(arguments, console)
+            except KeyboardInterrupt:
+                console.error("interrupted; nothing was written")
+                return INTERRUPTED
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                if arguments.debug:
+                    raise
+                console.failure(error)
+                return FAILED
+            console.flush()
+            return code
+    except BrokenPipeError:
+        return closed_pipe()
+    except KeyboardInterrupt:
+        return INTERRUPTED

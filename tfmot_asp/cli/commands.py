@@ -1,0 +1,204 @@
+"""What the commands on models do. Each takes the parsed arguments and the console, and returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from tfmot_asp.cli.options import import_modules, input_shapes, policy
+from tfmot_asp.cli.terminal import Console, load_tensorflow
+from tfmot_asp.cli.writing import HDF5, check_output, write_model
+
+_MODEL_FORMATS = (".keras", *HDF5, "")
+_NOT_PLANNED = "No permutation could be planned: "
+
+
+def inspect(arguments: argparse.Namespace, console: Console) -> int:
+    """What would be pruned and permuted, and what not, and why. Changes nothing."""
+    model = load(arguments)
+    from tfmot_asp.report import sparsity_report
+
+    rule, shapes = policy(arguments, model), input_shapes(arguments.input_shape)
+    report = sparsity_report(
+        model,
+        policy=rule,
+        sparsity_m_by_n=arguments.m_by_n,
+        batch_size=arguments.batch_size or 1,
+        input_shapes=shapes,
+    )
+    plan = _planned(model, rule, shapes, arguments.m_by_n)
+    text = f"{report}\n\n{_plan_table(plan)}"
+    console.result(text, {"model": str(arguments.model), "sparsity": report.to_dict(), "permutation": plan})
+    return 0
+
+
+def permute(arguments: argparse.Namespace, console: Console) -> int:
+    """Reorders the channels of a model; the weights stay dense."""
+    check_output(arguments.output, arguments.model, force=arguments.force, formats=_MODEL_FORMATS)
+    for extra in (arguments.report, arguments.plot):
+        if extra is not None and extra.exists() and not arguments.force:
+            raise FileExistsError(f"{str(extra)!r} exists; give another name, or --force to replace it")
+    model = load(arguments)
+    import tfmot_asp
+
+    report = tfmot_asp.permute(
+        model,
+        policy=policy(arguments, model),
+        input_shapes=input_shapes(arguments.input_shape),
+        sparsity_m_by_n=arguments.m_by_n,
+        plot_to_file=arguments.plot,
+        **_search_options(arguments, console),
+    )
+    _write(model, arguments)
+    if arguments.report is not None:
+        report.save(arguments.report)
+    data = _permutation_data(report)
+    console.result(f"{report}\nWrote {arguments.output}", {"output": str(arguments.output), "permutation": data})
+    return 0
+
+
+def prune(arguments: argparse.Namespace, console: Console) -> int:
+    """Permutes a model, then sets the smallest weights to zero."""
+    check_output(arguments.output, arguments.model, force=arguments.force, formats=_MODEL_FORMATS)
+    model = load(arguments)
+    import tfmot_asp
+
+    options = {**_search_options(arguments, console), "input_shapes": input_shapes(arguments.input_shape)}
+    pruned = tfmot_asp.prune_trained_model(
+        model,
+        policy=policy(arguments, model),
+        permute=options if arguments.permute else False,
+        sparsity_m_by_n=arguments.m_by_n,
+    )
+    report, permutation = pruned.report, pruned.permutation
+    pruned.remove()
+    _write(model, arguments)
+    parts = [str(permutation), ""] if permutation is not None else []
+    parts += [str(report), f"Wrote {arguments.output}"]
+    console.result(
+        "\n".join(parts),
+        {
+            "output": str(arguments.output),
+            "permutation": None if permutation is None else _permutation_data(permutation),
+            "sparsity": report.to_dict(),
+        },
+    )
+    console.note(
+        "Pruned in one shot. Fine-tune it to regain accuracy: tfmot_asp.prune_trained_model(model, permute=False)"
+    )
+    return 0
+
+
+def verify(arguments: argparse.Namespace, console: Console) -> int:
+    """Checks the pattern in a written file. Returns 1 if it does not hold."""
+    import_modules(arguments.imports)
+    load_tensorflow()
+    from tfmot_asp import export
+
+    trust = {"allow_unsafe": True} if arguments.allow_unsafe else {}
+    report = export.verify(arguments.file, sparsity_m_by_n=arguments.m_by_n, **trust)
+    console.result(str(report), report.to_dict())
+    return 0 if report.ok else 1
+
+
+def plot(arguments: argparse.Namespace, console: Console) -> int:
+    """Draws what would be permuted, and what blocks the rest."""
+    from tfmot_asp.permutation.plot import check_plot_path
+
+    check_plot_path(arguments.output)
+    if arguments.output.exists() and not arguments.force:
+        raise FileExistsError(f"{str(arguments.output)!r} exists; give another -o, or --force to replace it")
+    model = load(arguments)
+    from tfmot_asp.permutation.picture.outline import outline
+    from tfmot_asp.permutation.plan import plan_model
+    from tfmot_asp.permutation.plot import plot as draw
+
+    plan = plan_model(
+        model,
+        policy=policy(arguments, model),
+        input_shapes=input_shapes(arguments.input_shape),
+        sparsity_m_by_n=arguments.m_by_n,
+    )
+    picture = outline(plan, model)
+    draw(picture, arguments.output)
+    data = {"output": str(arguments.output), "ops": len(picture.ops)}
+    console.result(f"Drew {len(picture.ops)} ops to {arguments.output}", data)
+    return 0
+
+
+def load(arguments: argparse.Namespace) -> Any:
+    """The model of the MODEL argument. Checks first what needs no TensorFlow."""
+    from tfmot_asp.loading import load_model
+    from tfmot_asp.loading.files import detect
+
+    detect(arguments.model)
+    load_tensorflow()
+    import_modules(arguments.imports)
+    return load_model(arguments.model, allow_unsafe=arguments.allow_unsafe)
+
+
+def _write(model: Any, arguments: argparse.Namespace) -> None:
+    write_model(model, arguments.output, force=arguments.force, allow_unsafe=arguments.allow_unsafe)
+
+
+def _search_options(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    return {
+        "device": arguments.device,
+        "effort": arguments.effort,
+        "seed": arguments.seed,
+        "progress": console.progress,
+    }
+
+
+def _permutation_data(report: Any) -> dict[str, Any]:
+    """The report without the outline of the model's ops, which is for drawing."""
+    data: dict[str, Any] = dataclasses.replace(report, outline=None).to_dict()
+    del data["outline"]
+    return data
+
+
+def _planned(model: Any, rule: Any, shapes: Any, m_by_n: tuple[int, int]) -> dict[str, Any]:
+    """What `permute` would do, from the plan alone; ``"refused"`` says why there is none."""
+    from tfmot_asp.permutation.plan import plan_model
+
+    try:
+        planned = plan_model(model, policy=rule, input_shapes=shapes, sparsity_m_by_n=m_by_n)
+    except ValueError as error:
+        return {"refused": str(error), "layers": [], "groups": []}
+    plan = planned.plan
+    layers = []
+    for kernel, kind, movable, reason in zip(plan.kernels, planned.kinds, plan.movable, plan.reasons, strict=True):
+        size = kernel.reduction_size
+        status = "permuted" if movable == size else "partly permuted" if movable else "fixed"
+        row = {"name": kernel.name, "kind": kind, "status": status}
+        layers.append({**row, "size": size, "movable": int(movable), "reason": reason})
+    layers += [
+        {"name": layer.name, "kind": layer.kind, "status": "fixed", "size": None, "movable": 0, "reason": layer.reason}
+        for layer in planned.unused
+    ]
+    groups = [
+        {"name": group.name, "size": group.size, "layers": [plan.kernels[index].name for index in group.kernels]}
+        for group in plan.groups
+    ]
+    return {"refused": None, "layers": layers, "groups": groups}
+
+
+def _plan_table(plan: dict[str, Any]) -> str:
+    from tfmot_asp.report_table import align
+
+    if plan["refused"] is not None:
+        return _NOT_PLANNED + plan["refused"]
+    rows = [
+        (
+            layer["name"],
+            layer["kind"],
+            layer["status"],
+            "-" if layer["size"] is None else f"{layer['movable']} of {layer['size']}",
+            layer["reason"] or "",
+        )
+        for layer in plan["layers"]
+    ]
+    movable = sum(layer["status"] != "fixed" for layer in plan["layers"])
+    summary = f"{movable} of {len(rows)} prunable kernels would be permuted, in {len(plan['groups'])} groups"
+    return "\n".join([summary, *align(("layer", "kind", "would be", "input channels", "why not"), rows)])

@@ -1,0 +1,68 @@
+"""``tfmot-asp search``: the channel order of one array, without a model and without TensorFlow."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfmot_asp.cli.options import read_array
+from tfmot_asp.cli.terminal import Console
+from tfmot_asp.cli.writing import check_output
+
+
+def search(arguments: argparse.Namespace, console: Console) -> int:
+    """Searches the order of an array's channels, and writes it if ``-o`` is given."""
+    if arguments.output is not None:
+        check_output(arguments.output, arguments.weights, force=arguments.force, formats=(".npy",))
+    matrix = _matrix(read_array(arguments.weights), arguments.axis, arguments.weights)
+    from tfmot_asp.permutation.search import search as search_order
+
+    result = search_order(
+        matrix,
+        m_by_n=arguments.m_by_n,
+        device=arguments.device,
+        effort=arguments.effort,
+        seed=arguments.seed,
+        progress=console.progress,
+        time_limit=arguments.time_limit,
+    )
+    lines = [str(result)]
+    if arguments.output is not None:
+        _save(result.permutation, arguments.output, force=arguments.force)
+        lines.append(f"Wrote {arguments.output}: new = np.take(old, permutation, axis={arguments.axis})")
+    else:
+        lines.append(" ".join(map(str, result.permutation)))
+    output = None if arguments.output is None else str(arguments.output)
+    data = {"weights": str(arguments.weights), "rows": matrix.shape[0], "output": output, **result.to_dict()}
+    console.result("\n".join(lines), data)
+    return 0
+
+
+def _matrix(array: Any, axis: int | None, path: Path) -> np.ndarray:
+    """The array as (rows, channels): the given axis last, the others flattened."""
+    if isinstance(array, dict):
+        raise ValueError(f"{str(path)!r} holds several arrays ({', '.join(array) or 'none'}); save one as an .npy file")
+    if array.ndim < 2:
+        raise ValueError(
+            f"{str(path)!r} has the shape {array.shape}: a matrix of weights is needed, or a kernel and its --axis"
+        )
+    if axis is None:
+        if array.ndim > 2:
+            raise ValueError(
+                f"{str(path)!r} has the shape {array.shape}: say with --axis which of its {array.ndim} axes holds the "
+                f"channels that are summed over (in Keras the last but one, --axis {array.ndim - 2})"
+            )
+        axis = 1
+    if not -array.ndim <= axis < array.ndim:
+        raise ValueError(f"--axis {axis}: {str(path)!r} has the shape {array.shape}, so only {array.ndim} axes")
+    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+
+
+def _save(permutation: np.ndarray, output: Path, *, force: bool) -> None:
+    from tfmot_asp.export.files import replacing
+
+    with replacing(output, overwrite=force, what="an array") as written:
+        np.save(written, permutation.astype(np.int64))

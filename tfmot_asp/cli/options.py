@@ -1,0 +1,156 @@
+"""From the text of options to what the library takes: shapes, patterns, kinds, layers to skip, arrays."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import fnmatch
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tfmot_asp.eligibility import SUPPORTED_KINDS, SparseTensorCoreRule
+
+
+def pattern(text: str) -> tuple[int, int]:
+    """``"2:4"`` as (2, 4)."""
+    from tfmot_asp.masks import check_m_by_n
+
+    try:
+        m, n = (int(part) for part in text.replace(",", ":").split(":"))
+        return check_m_by_n((m, n))
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no pattern such as 2:4, m zeros in every n weights ({error})"
+        ) from None
+
+
+def kinds(text: str) -> tuple[str, ...]:
+    """``"Dense,Conv2D"`` as ("Dense", "Conv2D")."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in SUPPORTED_KINDS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"{text!r}: kinds are {', '.join(SUPPORTED_KINDS)}")
+    return names
+
+
+def count(text: str) -> int:
+    """A positive integer."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
+    return value
+
+
+def named_shape(text: str) -> tuple[str | None, tuple[int | None, ...]]:
+    """``"1,224,224,3"`` as (None, (1, 224, 224, 3)), ``"ids=?,128"`` as ("ids", (None, 128))."""
+    name, equals, sizes = text.rpartition("=")
+    try:
+        shape = tuple(None if size.strip() in ("?", "None") else int(size) for size in sizes.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or any(size is not None and size < 1 for size in shape) or (equals and not name):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape such as 1,224,224,3 (? for an open batch) or name=1,128, with the batch first"
+        )
+    return name or None, shape
+
+
+def input_shapes(given: list[tuple[str | None, tuple[int | None, ...]]] | None) -> Any:
+    """What the library calls ``input_shapes``: one shape, a list, a dict by input name, or None."""
+    if not given:
+        return None
+    names = [name for name, _ in given]
+    if all(name is not None for name in names):
+        if len(set(names)) != len(names):
+            raise ValueError(f"--input-shape names an input twice: {', '.join(map(str, names))}")
+        return dict(given)
+    if any(name is not None for name in names):
+        raise ValueError("--input-shape: name all inputs (ids=1,128) or none of them")
+    shapes = [shape for _, shape in given]
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def policy(arguments: argparse.Namespace, model: Any) -> SparseTensorCoreRule:
+    """The rule that the options ask for.
+
+    Raises:
+        ValueError: if a layer to skip is not in the model.
+    """
+    from tfmot_asp import layouts
+
+    layers = layouts.all_layers(model)
+    names = sorted({name for name, _ in layers} | {str(layer.name) for _, layer in layers})
+    for wanted in arguments.skip:
+        if not fnmatch.filter(names, wanted):
+            close = difflib.get_close_matches(wanted, names, n=3)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise ValueError(f"--skip {wanted!r}: the model has no such layer{hint} (`inspect` lists them)")
+    skipped = [
+        layer
+        for name, layer in layers
+        if any(fnmatch.fnmatchcase(n, wanted) for n in (name, str(layer.name)) for wanted in arguments.skip)
+    ]
+    return SparseTensorCoreRule(
+        padding=arguments.padding, skip=skipped, kinds=arguments.kinds, min_channels=arguments.min_channels
+    )
+
+
+def import_modules(names: list[str]) -> None:
+    """Imports modules that register custom layers, from the current folder too.
+
+    Raises:
+        ImportError: naming the option.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        except ImportError as error:
+            raise ImportError(f"--import {name}: {error}") from error
+
+
+def read_array(path: Path) -> Any:
+    """The array of an ``.npy`` file, or the dict of arrays of an ``.npz`` file. Pickled objects are refused.
+
+    Raises:
+        FileNotFoundError, ValueError: if it cannot be read.
+    """
+    import zipfile
+
+    import numpy as np
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder, not an .npy or .npz file")
+    try:
+        # Mapped, not read: a file is as large as it says, or it cannot be mapped.
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with contextlib.closing(loaded):
+            return {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in reason:
+            reason = "it holds Python objects, or is no NumPy file at all"
+        raise ValueError(f"{str(path)!r} cannot be read as NumPy arrays: {reason}") from None

@@ -1,0 +1,175 @@
+"""Where output goes: results to standard output, everything else to standard error, and TensorFlow's noise nowhere."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+PROGRAM = "tfmot-asp"
+
+_NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx", "onnx", "numba", "h5py")
+
+
+class Console:
+    """The terminal as a command sees it: a context manager, in which printing goes to standard error.
+
+    Attributes:
+        progress: whether to show progress bars.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._json: bool = arguments.json
+        self._quiet: bool = arguments.quiet
+        self._verbose: bool = arguments.verbose
+        self._out: TextIO = sys.stdout
+        self._scopes = contextlib.ExitStack()
+        self.progress: bool = not arguments.quiet and sys.stderr.isatty()
+
+    def __enter__(self) -> Console:
+        # Standard output belongs to the result: what libraries print must not get between.
+        self._scopes.enter_context(contextlib.redirect_stdout(sys.stderr))
+        self._scopes.enter_context(_logging(self._level()))
+        self._scopes.enter_context(_warnings())
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._scopes.close()
+
+    def result(self, text: str, data: dict[str, Any]) -> None:
+        """Prints a command's result: the text, or with ``--json`` the data."""
+        if self._json:
+            text = json.dumps(plain(data), indent=1, allow_nan=False)
+        self._out.write(f"{text}\n")
+
+    def note(self, text: str) -> None:
+        """Says something on standard error, unless ``--quiet``."""
+        if not self._quiet:
+            sys.stderr.write(f"{text}\n")
+
+    def error(self, text: str) -> None:
+        """Says on standard error why the command ends, and with ``--json`` on standard output too."""
+        sys.stderr.write(f"{PROGRAM}: error: {text}\n")
+        if self._json:
+            self.result("", {"error": text})
+            self.flush()
+
+    def failure(self, error: Exception) -> None:
+        """The same, for an exception."""
+        text = str(error).strip() or type(error).__name__
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            text = f"{os.fsdecode(error.filename)!r}: {error.strerror}"
+        known = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
+        if not isinstance(error, known):
+            text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+        self.error(text)
+
+    def flush(self) -> None:
+        """Makes sure that the output has arrived, or raises BrokenPipeError."""
+        self._out.flush()
+
+    def _level(self) -> int:
+        return logging.ERROR if self._quiet else logging.INFO if self._verbose else logging.WARNING
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow without its messages about CUDA and CPU features, which it writes to the file descriptor."""
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _held_stderr():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for GPUs, and logs that there are none
+
+
+def plain(value: Any) -> Any:
+    """Data as JSON can hold it: numbers that are not finite become None, NumPy's become Python's."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def closed_pipe() -> int:
+    """What to do when nobody reads standard output any more, as after ``| head``: end quietly."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
+@contextlib.contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Holds back what is written to the file descriptor; shows it after all if the block fails."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        try:
+            os.dup2(held.fileno(), 2)
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            held.seek(0)
+            os.write(2, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+class _Handler(logging.Handler):
+    """Writes to standard error as it is at the time, one line per record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        sys.stderr.write(f"{PROGRAM}: {level}{record.getMessage()}\n")
+
+
+@contextlib.contextmanager
+def _logging(level: int) -> Iterator[None]:
+    ours, handler = logging.getLogger("tfmot_asp"), _Handler()
+    before = {name: logging.getLogger(name).level for name in (*_NOISY_LOGGERS, ours.name)}
+    propagate = ours.propagate
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ours.setLevel(level)
+    ours.addHandler(handler)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.propagate = propagate
+        for name, was in before.items():
+            logging.getLogger(name).setLevel(was)
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    """Shows our own warnings, on one line, and hides those of libraries, which their users can do nothing about."""
+
+    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+        sys.stderr.write(f"{PROGRAM}: warning: {message}\n")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"tfmot_asp\b")
+        warnings.showwarning = show
+        yield

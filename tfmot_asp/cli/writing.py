@@ -1,0 +1,84 @@
+"""Writes a model back in the format that the output's name asks for, and reads it again before it takes its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HDF5 = (".h5", ".hdf5")
+
+
+def check_output(output: Path, source: Path, *, force: bool, formats: tuple[str, ...] | None = None) -> None:
+    """Makes sure, before long work, that the result can be written.
+
+    Args:
+        output: what ``-o`` names.
+        source: what is read.
+        force: whether to replace what is there.
+        formats: suffixes that the output may have; ``""`` is a folder.
+
+    Raises:
+        ValueError: if the suffix is another, or the output is the source.
+        FileExistsError: if something is there.
+    """
+    if formats is not None and output.suffix.lower() not in formats:
+        wanted = ", ".join(suffix or "a folder without a suffix" for suffix in formats)
+        raise ValueError(f"{str(output)!r} has the suffix {output.suffix!r}; this command writes {wanted}")
+    if not output.exists():
+        return
+    if output.resolve() == source.resolve() and not force:
+        raise FileExistsError(f"{str(output)!r} is the file that is read; give another -o, or --force to replace it")
+    if not force:
+        raise FileExistsError(f"{str(output)!r} exists; give another -o, or --force to replace it")
+    is_folder = output.suffix == "" if formats is None or "" in formats else False
+    if output.is_dir() != is_folder or (is_folder and not (output / "saved_model.pb").exists()):
+        raise FileExistsError(f"{str(output)!r} exists and is of another kind, so --force does not replace it")
+
+
+def write_model(model: Any, output: Path, *, force: bool, allow_unsafe: bool) -> None:
+    """Writes a model as ``.keras``, ``.h5`` or, without a suffix, as a SavedModel with its layers.
+
+    It is written beside its place, read back and compared, and renamed: an error or Ctrl-C leaves nothing behind.
+
+    Raises:
+        ValueError: if Keras cannot write the model in that format.
+        RuntimeError: if what was written is not the model.
+    """
+    from tfmot_asp import layouts
+    from tfmot_asp.export.files import replacing
+
+    suffix = output.suffix.lower()
+    if suffix == "" and layouts.is_keras3(model):
+        raise ValueError(
+            f"{str(output)!r} would be a SavedModel with layers, which Keras 3 does not write: give -o a .keras "
+            "name, or use `export --to saved_model`"
+        )
+    is_ours = (lambda path: (path / "saved_model.pb").is_file()) if suffix == "" else Path.is_file
+    with replacing(output, overwrite=force, what="a model", is_ours=is_ours) as written:
+        try:
+            model.save(str(written))
+        except (NotImplementedError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"Keras cannot write this model as {suffix or 'a SavedModel'}: {reason:.300}") from error
+        _compare(model, written, allow_unsafe)
+
+
+def _compare(model: Any, written: Path, allow_unsafe: bool) -> None:
+    from tfmot_asp.loading import load_model
+
+    again = load_model(written, allow_unsafe=allow_unsafe)
+    ours = {id(v): np.asarray(v) for v in model.weights}.values()
+    theirs = {id(v): np.asarray(v) for v in again.weights}.values()
+    if sorted(map(_key, ours)) != sorted(map(_key, theirs)):
+        raise RuntimeError(
+            f"the {written.suffix or 'SavedModel'} file does not hold the weights of the model; not kept"
+        )
+
+
+def _key(array: np.ndarray) -> tuple[tuple[int, ...], str, bytes]:
+    """Equal for equal arrays. The order of a model's weights may change as it is saved, what they are may not."""
+    import hashlib
+
+    return array.shape, str(array.dtype), hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
