@@ -48,6 +48,13 @@ class GraphEdit:
         """Makes input ``index`` of a node another tensor."""
         self.nodes[name].input[index] = tensor
 
+    def redirect(self, old: str, new: str) -> None:
+        """Makes whatever reads the node ``old`` read ``new``."""
+        for node in self.nodes.values():
+            for index, tensor in enumerate(node.input):
+                if tensor.removesuffix(":0") == old:
+                    node.input[index] = new
+
     def change_constant(self, name: str, index: int, value: np.ndarray, dtype: tf.DType) -> None:
         """Gives a node another constant as input ``index``: under the old one's name, if nothing else reads that."""
         old = node_of(self.nodes[name].input[index])
@@ -59,7 +66,9 @@ class GraphEdit:
 
     def finish(self, outputs: Iterable[str]) -> Any:
         """The graph that the outputs need, and the functions that it calls."""
+        outputs = list(outputs)
         self._drop_idle_controls()
+        self._skip_identities()
         needed: set[str] = set()
         stack = [node_of(output) for output in outputs]
         stack += [node.name for node in self.nodes.values() if node.op == "Placeholder"]  # unused inputs too
@@ -89,6 +98,21 @@ class GraphEdit:
             if len(kept) < len(node.input):
                 del node.input[:]
                 node.input.extend(kept)
+
+    def _skip_identities(self) -> None:
+        """Makes what reads an ``Identity`` read its input."""
+
+        def source(tensor: str) -> str:
+            while not tensor.startswith("^") and ":" not in tensor:
+                node = self.nodes[tensor]
+                if node.op != "Identity" or len(node.input) != 1:
+                    break
+                tensor = node.input[0].removesuffix(":0")
+            return tensor
+
+        for node in self.nodes.values():
+            for index, tensor in enumerate(node.input):
+                node.input[index] = source(tensor)
 
 
 def node_of(tensor: str) -> str:

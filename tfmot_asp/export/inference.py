@@ -6,6 +6,8 @@ What an exporter writes starts here, so that all of them export the same functio
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,7 @@ def inference_function(
     *,
     fold_batch_norm: bool = True,
     weights_dtype: Any = None,
+    inline_xla: bool = True,
 ) -> Any:
     """The same as ``serving_function``, made plain for converters, and compared with it on a random input.
 
@@ -112,6 +115,8 @@ def inference_function(
         fold_batch_norm: whether to fold it.
         weights_dtype: ``"float16"`` or ``"bfloat16"`` to store float32 weights in, each with a cast to float32 after
             it; products are computed in float32 all the same.
+        inline_xla: whether functions that ask for XLA are inlined, as converters need it. tf_keras wraps grouped
+            convolutions so, because TensorFlow's CPU kernels cannot run all graphs that have them.
 
     Returns:
         A ``ConcreteFunction`` without variables, with the inputs and outputs of ``serving_function``.
@@ -125,6 +130,8 @@ def inference_function(
     specs = list(function.structured_input_signature[0])
     keys = sorted(function.structured_outputs)
     frozen = _freeze(model, function)
+    if inline_xla:
+        frozen = _inlined(frozen)
     names = weight_names(trace_function(function))
     # Folding first; what it cannot do must not keep the rest from being done.
     for fold in (True, False) if fold_batch_norm else (False,):
@@ -176,7 +183,8 @@ def outputs_differ(function: Any, other: Any, tolerance: float | None = None) ->
     probe = probe_inputs(function)
     if probe is None:
         return None
-    expected, got = function(**probe), other(**probe)
+    with _remapping_off():
+        expected, got = function(**probe), other(**probe)
     for name, value in expected.items():
         before, after = (
             np.asarray(tf.cast(v, tf.float64)) if v.dtype.is_floating else np.asarray(v) for v in (value, got[name])
@@ -189,6 +197,18 @@ def outputs_differ(function: Any, other: Any, tolerance: float | None = None) ->
             change = float(np.nanmax(np.abs(before - after))) / (scale or 1)
             return f"output {name!r} changes by {change:.1e} of its size"
     return None
+
+
+@contextmanager
+def _remapping_off() -> Iterator[None]:
+    """Keeps TensorFlow from fusing a grouped convolution with what follows: its CPU has no kernel for the result."""
+    before = tf.config.optimizer.get_experimental_options().get("remapping")
+    tf.config.optimizer.set_experimental_options({"remapping": False})
+    try:
+        yield
+    finally:
+        # Absent means the default, which is on.
+        tf.config.optimizer.set_experimental_options({"remapping": True if before is None else before})
 
 
 def _freeze(model: Any, function: Any) -> Frozen:
@@ -205,8 +225,28 @@ def _freeze(model: Any, function: Any) -> Frozen:
     if left:
         raise CannotFreezeError(f"{model.name!r} reads {left[0].name.split(':')[0]!r}, a table that cannot be frozen")
     specs = list(function.structured_input_signature[0])
-    names = [tensor.name for tensor in frozen.inputs]
-    return Frozen(frozen.graph.as_graph_def(), specs, names, [tensor.name for tensor in frozen.outputs])
+    return _frozen(frozen, specs)
+
+
+def _frozen(function: Any, specs: list[tf.TensorSpec]) -> Frozen:
+    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
+    return Frozen(function.graph.as_graph_def(), specs, inputs, outputs)
+
+
+def _inlined(frozen: Frozen) -> Frozen:
+    """The graph with the bodies of functions that ask for XLA in place of their calls."""
+    graph_def = frozen.graph_def
+    marks = ("_XlaMustCompile", "_noinline")
+    marked = [part for part in (*graph_def.node, *graph_def.library.function) if any(m in part.attr for m in marks)]
+    if not marked:
+        return frozen
+    for part in marked:
+        for mark in marks:
+            part.attr.pop(mark, None)
+    inlined = convert_to_constants.convert_variables_to_constants_v2(
+        frozen.function(), lower_control_flow=False, aggressive_inlining=True
+    )
+    return _frozen(inlined, frozen.specs)
 
 
 def _inputs(model: Any, batch_size: int | None, input_shapes: Any) -> tuple[Any, list[tf.TensorSpec]]:

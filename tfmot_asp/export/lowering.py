@@ -152,27 +152,35 @@ def lower(
 def _constants(analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> None:
     made: dict[int, str] = {}
     weights: dict[tuple[str, tuple[int, ...]], list[tuple[np.ndarray, str]]] = {}
+
+    def weight_constant(op: Op, tensor: Tensor, value: np.ndarray) -> str:
+        """One constant for all layers that read the same variable, with the variable's name."""
+        name = names.get(op.name, op.name)
+        same = weights.setdefault((name, value.shape), [])
+        found = next((constant for other, constant in same if np.array_equal(other, value)), None)
+        if found is None:
+            found = edit.constant(name, value, tensor.dtype)
+            same.append((value, found))
+        return found
+
     for op in analysis.graph.ops:
-        if op.name not in edit.nodes:
-            continue  # inside a function
         operands = _weight_operands(op)
+        inside = op.name not in edit.nodes  # a function that is called
         for index, tensor in enumerate(op.inputs):
-            if tensor.op is None or (tensor.op.type == "Const" and index not in operands):
+            is_weight = index in operands
+            if tensor.op is None or (tensor.op.type == "Const" and not is_weight) or (inside and not is_weight):
                 continue
-            value = analysis.weight(op, index) if index in operands else analysis.value(tensor)
-            if value is None or (value.size > _LARGEST and index not in operands):
+            value = analysis.weight(op, index) if is_weight else analysis.value(tensor)
+            if value is None or (value.size > _LARGEST and not is_weight):
                 continue
-            if id(tensor) not in made and index in operands:
-                # One constant for all layers that read the same variable, and with the variable's name.
-                name = names.get(op.name, tensor.op.name)
-                same = weights.setdefault((name, value.shape), [])
-                found = next((constant for other, constant in same if np.array_equal(other, value)), None)
-                made[id(tensor)] = found or edit.constant(name, value, tensor.dtype)
-                same.append((value, made[id(tensor)]))
-            elif id(tensor) not in made:
-                made[id(tensor)] = edit.constant(f"{tensor.op.name}/value", value, tensor.dtype)
-            edit.set_input(op.name, index, made[id(tensor)])
-        if op.type == "Reshape" and analysis.value(op.inputs[1]) is None:
+            if id(tensor) not in made:
+                name = weight_constant(op, tensor, value) if is_weight else f"{tensor.op.name}/value"
+                made[id(tensor)] = name if is_weight else edit.constant(name, value, tensor.dtype)
+            if not inside:
+                edit.set_input(op.name, index, made[id(tensor)])
+            elif tensor.op.name in edit.nodes:
+                edit.redirect(tensor.op.name, made[id(tensor)])
+        if op.type == "Reshape" and not inside and analysis.value(op.inputs[1]) is None:
             shape = analysis.shape(op.outputs[0])
             if shape is not None and shape.count(-1) <= 1 and 0 not in shape:
                 edit.set_input(op.name, 1, edit.constant(f"{op.name}/shape", np.array(shape, np.int32), tf.int32))

@@ -81,7 +81,12 @@ def saved_model(
         function = original
         try:
             function = inference_function(
-                plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm, weights_dtype=narrow
+                plain,
+                batch_size,
+                input_shapes,
+                fold_batch_norm=fold_batch_norm,
+                weights_dtype=narrow,
+                inline_xla=False,  # the SavedModel must run on CPUs too
             )
         except CannotFreezeError as error:
             if narrow is not None:
