@@ -1,7 +1,19 @@
 """Write pruned models for deployment, and verify what was written: ``saved_model(model, path)``, ``verify(path)``."""
 
 # Imported here and not on first use: importing a submodule later would put the module over the function of its name.
+from tfmot_asp.export.onnx import onnx
 from tfmot_asp.export.saved_model import saved_model
+from tfmot_asp.export.tensorrt_log import TensorRTSparsity, parse_tensorrt_log
+from tfmot_asp.export.trtexec import trtexec_command
 from tfmot_asp.export.verify import VerificationReport, VerifiedLayer, verify
 
-__all__ = ["VerificationReport", "VerifiedLayer", "saved_model", "verify"]
+__all__ = [
+    "TensorRTSparsity",
+    "VerificationReport",
+    "VerifiedLayer",
+    "onnx",
+    "parse_tensorrt_log",
+    "saved_model",
+    "trtexec_command",
+    "verify",
+]

@@ -79,6 +79,38 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Puts the nodes of a graph into an order in which each comes after those that it reads, as ONNX demands."""
+    producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    nodes = [type(node).FromString(node.SerializeToString()) for node in graph.node]
+    order: list[int] = []
+    done: set[int] = set()
+    for start in range(len(nodes)):
+        stack = [start]
+        while stack:
+            index = stack[-1]
+            sources = {producers[name] for name in _reads(nodes[index]) if name in producers}
+            missing = sources - done - {index}
+            if index in done or not missing:
+                stack.pop()
+                if index not in done:
+                    done.add(index)
+                    order.append(index)
+            else:
+                stack.extend(missing)
+    del graph.node[:]
+    graph.node.extend(nodes[i] for i in order)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, and those that its bodies read from around it."""
+    yield from node.input
+    for body in _bodies(node):
+        for inner in body.node:
+            yield from _reads(inner)
+        yield from (output.name for output in body.output)
+
+
 class Scope:
     """A graph, or the body of an If, Loop or Scan, which sees the tensors of the graphs around it.
 

@@ -53,10 +53,18 @@ def read_onnx(path: Path) -> list[Gemm]:
     path = Path(path)
     model = load_onnx(path)
     try:
-        scope = Scope(model, model.graph)
-        return [gemm for inner, node in scope.walk() for gemm in _gemms(inner, node)]
+        return gemms_of(model)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is no valid ONNX model: {error}") from error
+
+
+def gemms_of(model: onnx.ModelProto) -> list[Gemm]:
+    """The same for a model in memory.
+
+    Raises:
+        ValueError: if a node reads a tensor that does not exist.
+    """
+    return [gemm for scope, node in Scope(model, model.graph).walk() for gemm in _gemms(scope, node)]
 
 
 def _gemms(scope: Scope, node: onnx.NodeProto) -> list[Gemm]:
@@ -75,7 +83,7 @@ def _gemms(scope: Scope, node: onnx.NodeProto) -> list[Gemm]:
 
 
 def _describe(scope: Scope, node: onnx.NodeProto, operand: _Operand, name: str) -> Gemm:
-    source, given = scope.source(name), attributes(node)
+    source, given = scope.source(name).removesuffix(":0"), attributes(node)  # tf2onnx keeps TensorFlow's tensor names
     groups = int(given.get("group", 1)) if node.op_type in _GROUPED else 1
     try:
         weight = _weight(scope, node, operand, name)

@@ -1,0 +1,162 @@
+"""Rewrites for tf2onnx: TensorFlow ops that it has no counterpart for, or a needlessly involved one.
+
+- ``Erfc``, from exact GELU: tf2onnx knows ``Erf`` only.
+- ``Einsum`` of two activations, from attention: tf2onnx spells it out as some forty shape ops around the product;
+  TensorRT recognises attention by its two matrix products.
+- ``FusedBatchNormV3`` in training mode, from tf_keras' ``LayerNormalization``: tf2onnx writes a batch norm of computed
+  moments, which overflows in float16. ``LayerNormalization`` accumulates in float32.
+
+Each is a function of tf2onnx's graph and its nodes, as ``custom_rewriter`` takes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# The first opset with an op LayerNormalization.
+LAYER_NORM_OPSET = 17
+
+
+def rewrite_erfc(graph: Any, nodes: list[Any]) -> list[Any]:
+    """``erfc(x)`` becomes ``1 - erf(x)``."""
+    for node in nodes:
+        if node.type != "Erfc":
+            continue
+        dtype, shape = graph.get_dtype(node.output[0]), graph.get_shape(node.output[0])
+        one = graph.make_const(f"{node.name}/one", np.ones((), _numpy_dtype(dtype)))
+        inputs, outputs = list(node.input), list(node.output)
+        graph.remove_node(node.name)
+        erf = graph.make_node("Erf", inputs, name=f"{node.name}/Erf", shapes=[shape], dtypes=[dtype])
+        graph.make_node(
+            "Sub", [one.output[0], erf.output[0]], outputs=outputs, name=node.name, shapes=[shape], dtypes=[dtype]
+        )
+    return graph.get_nodes()
+
+
+def rewrite_einsum(graph: Any, nodes: list[Any]) -> list[Any]:
+    """An einsum that is one batched matrix product becomes ``Transpose``, ``MatMul`` and ``Transpose``."""
+    for node in nodes:
+        if node.type != "Einsum" or len(node.input) != 2:
+            continue
+        orders = matmul_orders(node.get_attr_value("equation").decode())
+        if orders is None:
+            continue
+        dtype, shape = graph.get_dtype(node.output[0]), graph.get_shape(node.output[0])
+        inputs, outputs = list(node.input), list(node.output)
+        graph.remove_node(node.name)
+        operands = [
+            _transposed(graph, name, order, f"{node.name}/operand_{i}")
+            for i, (name, order) in enumerate(zip(inputs, orders[:2], strict=True))
+        ]
+        last = orders[2]
+        if last == sorted(last):
+            graph.make_node("MatMul", operands, outputs=outputs, name=node.name, shapes=[shape], dtypes=[dtype])
+            continue
+        inner = None if shape is None else [shape[last.index(i)] for i in range(len(last))]
+        product = graph.make_node("MatMul", operands, name=f"{node.name}/MatMul", shapes=[inner], dtypes=[dtype])
+        graph.make_node(
+            "Transpose",
+            product.output,
+            attr={"perm": last},
+            outputs=outputs,
+            name=node.name,
+            shapes=[shape],
+            dtypes=[dtype],
+        )
+    return graph.get_nodes()
+
+
+def matmul_orders(equation: str) -> tuple[list[int], list[int], list[int]] | None:
+    """How to transpose both operands and the result of an einsum so that it is a batched matrix product.
+
+    Args:
+        equation: such as ``"btnh,bsnh->bnts"``.
+
+    Returns:
+        Three permutations, or None if the equation is no such product: it sums over exactly one letter, each operand
+        brings exactly one letter of its own, and all others are batch.
+
+    Example:
+        >>> matmul_orders("btnh,bsnh->bnts")
+        ([0, 2, 1, 3], [0, 2, 3, 1], [0, 1, 2, 3])
+    """
+    terms, arrow, output = equation.replace(" ", "").partition("->")
+    left, _, right = terms.partition(",")
+    if not arrow or "." in equation or any(len(set(term)) != len(term) for term in (left, right, output)):
+        return None
+    batch = [letter for letter in output if letter in left and letter in right]
+    summed = [letter for letter in left if letter in right and letter not in output]
+    rows = [letter for letter in left if letter in output and letter not in right]
+    columns = [letter for letter in right if letter in output and letter not in left]
+    alone = len(left) + len(right) - 2 * len(batch) - 2 * len(summed) - len(rows) - len(columns)
+    if alone or not (len(summed) == len(rows) == len(columns) == 1) or len(output) != len(batch) + 2:
+        return None
+    made = batch + rows + columns
+    return (
+        [left.index(letter) for letter in batch + rows + summed],
+        [right.index(letter) for letter in batch + summed + columns],
+        [made.index(letter) for letter in output],
+    )
+
+
+def rewrite_layer_norm(graph: Any, nodes: list[Any]) -> list[Any]:
+    """A batch norm over a batch of one, (1, rows, features, 1) channels first, becomes a layer norm of each row."""
+    if graph.opset < LAYER_NORM_OPSET:
+        return nodes
+    for node in nodes:
+        if not node.type.startswith("FusedBatchNorm") or not node.get_attr_value("is_training", True):
+            continue
+        shape = graph.get_shape(node.input[0])
+        channels_first = node.get_attr_value("data_format", b"NHWC") in (b"NCHW", "NCHW")
+        unused = all(not graph.find_output_consumers(name) for name in node.output[1:])
+        if not channels_first or shape is None or len(shape) != 4 or shape[0] != 1 or shape[3] != 1 or shape[2] < 1:
+            continue
+        if not unused or not (_filled_with(node.inputs[1], 1.0) and _filled_with(node.inputs[2], 0.0)):
+            continue
+        dtype, epsilon = graph.get_dtype(node.output[0]), node.get_attr_value("epsilon")
+        source, output = node.input[0], node.output[0]
+        ones = graph.make_const(f"{node.name}/ones", np.ones((shape[2], 1), _numpy_dtype(dtype)))
+        graph.remove_node(node.name)
+        graph.make_node(
+            "LayerNormalization",
+            [source, ones.output[0]],
+            attr={"axis": 2, "epsilon": epsilon},
+            outputs=[output],
+            name=node.name,
+            shapes=[shape],
+            dtypes=[dtype],
+        )
+    return graph.get_nodes()
+
+
+REWRITES = [rewrite_erfc, rewrite_einsum, rewrite_layer_norm]
+
+
+def _transposed(graph: Any, name: str, order: list[int], label: str) -> str:
+    if order == sorted(order):
+        return name
+    shape = graph.get_shape(name)
+    node = graph.make_node(
+        "Transpose",
+        [name],
+        attr={"perm": order},
+        name=label,
+        shapes=[None if shape is None else [shape[i] for i in order]],
+        dtypes=[graph.get_dtype(name)],
+    )
+    return node.output[0]
+
+
+def _filled_with(node: Any, value: float) -> bool:
+    """Whether every element of a node's output has one known value."""
+    if node.is_const():
+        return bool(np.all(node.get_tensor_value(as_list=False) == value))
+    return node.type == "Fill" and node.inputs[1].is_const() and _filled_with(node.inputs[1], value)
+
+
+def _numpy_dtype(onnx_dtype: int) -> Any:
+    from tf2onnx.utils import map_onnx_to_numpy_type
+
+    return map_onnx_to_numpy_type(onnx_dtype)
