@@ -210,11 +210,17 @@ def text(tmp_path):
 
 
 FILES = {
-    "truncated": (truncated, "cannot be read as a Keras model"),
+    "truncated": (truncated, "is damaged or cut short"),
     "broken": (broken_saved_model, "cannot be read as a SavedModel"),
     "no signature": (without_signature, "has no signature 'serving_default', it has none"),
-    "code in keras": (with_code("m.keras"), "has a Lambda layer, which is Python code"),
-    "code in h5": (with_code("m.h5"), "has a Lambda layer, which is Python code"),
+    "code in keras": (
+        with_code("m.keras"),
+        r"its layer 'lambda.*' is a Lambda layer, which is Python code.* allow_unsafe=True",
+    ),
+    "code in h5": (
+        with_code("m.h5"),
+        r"its layer 'lambda.*' is a Lambda layer, which is Python code.* allow_unsafe=True",
+    ),
     "text": (text, "is no SavedModel folder and no .keras, .h5, .onnx or .tflite file"),
 }
 
@@ -227,6 +233,11 @@ def test_files_that_cannot_be_verified_give_an_error_and_run_nothing(case, tmp_p
     with pytest.raises(ValueError, match=match):
         tfmot_asp.export.verify(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_is_trusted_is_verified_all_the_same(tmp_path):
+    path = with_code("m.keras")(tmp_path)
+    assert tfmot_asp.export.verify(path, allow_unsafe=True).layers == ()
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -6,7 +6,7 @@ What an exporter writes starts here, so that all of them export the same functio
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -228,7 +228,7 @@ def _freeze(model: Any, function: Any) -> Frozen:
     return _frozen(frozen, specs)
 
 
-def _frozen(function: Any, specs: list[tf.TensorSpec]) -> Frozen:
+def _frozen(function: Any, specs: Sequence[tf.TensorSpec]) -> Frozen:
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
     return Frozen(function.graph.as_graph_def(), specs, inputs, outputs)
 

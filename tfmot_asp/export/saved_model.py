@@ -100,7 +100,7 @@ def saved_model(
         holder.tables = [part for part in parts if hasattr(part, "resource_handle")]
         tf.saved_model.save(holder, str(written), signatures={"serving_default": function})
         _compare(function, written)
-        report = verify(written, sparsity_m_by_n=m_by_n)
+        report = verify(written, sparsity_m_by_n=m_by_n, allow_unsafe=True)
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))
     return replace(report, path=str(path))
 
@@ -111,7 +111,7 @@ def _is_saved_model(path: Path) -> bool:
 
 def _compare(function: Any, written: Path) -> None:
     """Compares a written SavedModel with the function that it was written from: weights bit for bit, and outputs."""
-    loaded = load_signature(written)
+    loaded = load_signature(written, allow_unsafe=True)
     ours, theirs = find_gemms(trace_function(function)), find_gemms(trace_function(loaded))
     if [gemm.type for gemm in ours] != [gemm.type for gemm in theirs]:
         raise RuntimeError(f"the SavedModel has {len(theirs)} matrix products where the model has {len(ours)}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import tensorflow as tf
 from tfmot_asp import masks
 from tfmot_asp.eligibility import INPUT_MULTIPLE, OUTPUT_MULTIPLE
 from tfmot_asp.export.gemms import Gemm, find_gemms
+from tfmot_asp.loading import check_saved_model, load_model
 from tfmot_asp.permutation.trace import trace, trace_function
 from tfmot_asp.report import align
 
@@ -133,7 +132,9 @@ class VerificationReport:
         return "\n".join([*align(header, rows), summary, *self.notes])
 
 
-def verify(path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N) -> VerificationReport:
+def verify(
+    path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N, allow_unsafe: bool = False
+) -> VerificationReport:
     """Opens a written model and checks the weight of each matrix product in it.
 
     Products and their weights are found in the graph, not by name: see ``tfmot_asp.export.gemms``. Products inside
@@ -141,16 +142,17 @@ def verify(path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N
 
     Args:
         path: a SavedModel folder (its ``serving_default`` signature is read), a ``.keras`` or ``.h5`` file of
-            tf_keras, a ``.keras`` file of Keras 3, an ONNX file (``.onnx``) or a TFLite file (``.tflite``). Files that
-            hold Python code (Lambda layers) are refused.
+            tf_keras, a ``.keras`` file of Keras 3, an ONNX file (``.onnx``) or a TFLite file (``.tflite``).
         sparsity_m_by_n: the pattern to look for.
+        allow_unsafe: read a file that can run code (a Lambda layer, an op that writes files), because you trust where
+            it comes from. Without it such a file is refused before anything of it runs.
 
     Returns:
         A ``VerificationReport``; its ``ok`` says whether the file is fit for sparse Tensor Cores.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if it is none of these formats, damaged, without a signature, or holds Python code.
+        ValueError: if it is none of these formats, damaged, without a signature, or can run code.
 
     Example:
         >>> report = tfmot_asp.export.verify("exported")
@@ -161,16 +163,16 @@ def verify(path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r} to verify")
-    return VerificationReport(str(path), m_by_n, tuple(_check(gemm, m_by_n) for gemm in _gemms(path)))
+    return VerificationReport(str(path), m_by_n, tuple(_check(gemm, m_by_n) for gemm in _gemms(path, allow_unsafe)))
 
 
-def _gemms(path: Path) -> list[Gemm]:
+def _gemms(path: Path, allow_unsafe: bool) -> list[Gemm]:
     """The matrix products in a file, by the format that its name says."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        return find_gemms(trace_function(load_signature(path)))
+        return find_gemms(trace_function(load_signature(path, allow_unsafe)))
     if suffix in (".keras", ".h5", ".hdf5"):
-        return find_gemms(trace(_load_keras(path)))
+        return find_gemms(trace(load_model(path, allow_unsafe=allow_unsafe)))
     if suffix == ".onnx":
         from tfmot_asp.export.read_onnx import read_onnx
 
@@ -182,12 +184,13 @@ def _gemms(path: Path) -> list[Gemm]:
     raise ValueError(f"{str(path)!r} is no SavedModel folder and no .keras, .h5, .onnx or .tflite file")
 
 
-def load_signature(path: Path) -> Any:
+def load_signature(path: Path, allow_unsafe: bool = False) -> Any:
     """The ``serving_default`` function of a SavedModel.
 
     Raises:
         ValueError: if the folder is no readable SavedModel, or has no such signature.
     """
+    check_saved_model(path, allow_unsafe=allow_unsafe)  # before TensorFlow runs what a SavedModel runs on loading
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:  # damaged files fail in many ways, parse errors and missing ops among them
@@ -241,47 +244,3 @@ def _obstacle(gemm: Gemm, shape: tuple[int, ...]) -> str:
     if outputs % OUTPUT_MULTIPLE:
         return f"{outputs} outputs, no multiple of {OUTPUT_MULTIPLE}"
     return ""
-
-
-def _load_keras(path: Path) -> Any:
-    """Loads a Keras file with the Keras that wrote it, unless it carries Python code."""
-    try:
-        if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                config = archive.read("config.json").decode()
-                version = json.loads(archive.read("metadata.json")).get("keras_version", "2")
-        else:
-            import h5py  # a dependency of TensorFlow
-
-            with h5py.File(path, "r") as file:
-                config = file.attrs["model_config"]
-                config = config.decode() if isinstance(config, bytes) else config
-                version = "2"
-        if _holds_code(json.loads(config)):
-            raise ValueError("it has a Lambda layer, which is Python code; nothing in it is run. Export a SavedModel")
-        if version.startswith("3."):
-            import keras
-
-            return keras.saving.load_model(path, compile=False)
-        import tf_keras
-
-        from tfmot_asp.prune import prune_scope
-
-        with prune_scope():
-            return tf_keras.models.load_model(path, compile=False)
-    except Exception as error:  # as above: a damaged or foreign file must give an error that names it
-        raise ValueError(f"{str(path)!r} cannot be read as a Keras model: {error}") from error
-
-
-def _holds_code(config: Any) -> bool:
-    """Whether a model's config holds a Lambda layer or a pickled function, at any depth."""
-    stack = [config]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            if str(node.get("class_name", "")).split(">")[-1] in ("Lambda", "__lambda__"):
-                return True
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
-    return False
