@@ -122,7 +122,7 @@ class SparseTensorCoreRule:
             return f"{title} is not built, so its input size is unknown; call the model on a batch or build it first"
         if getattr(inner, "lora_enabled", False):
             return f"{title} has LoRA enabled: its effective kernel is a sum, so a mask on one term is no 2:4 pattern"
-        kernels = layouts.kernels_of(inner)
+        kernels = layouts.kernels_of(layer)
         if kind.startswith("Separable"):
             kernels = [kernel for kernel in kernels if kernel.layout.reduction_axes]
         if not kernels:

@@ -195,7 +195,7 @@ def kernels_of(layer: Any) -> list[Kernel]:
     Returns:
         Its kernels; empty for a layer without any, and for one that has not been built.
     """
-    layer = unwrap(layer)
+    outer, layer = layer, unwrap(layer)
     if _isinstance(layer, "Bidirectional"):
         halves = (getattr(layer, "forward_layer", None), getattr(layer, "backward_layer", None))
         return [kernel for half in halves if half is not None for kernel in kernels_of(half)]
@@ -214,6 +214,8 @@ def kernels_of(layer: Any) -> list[Kernel]:
     kernels = []
     for attribute in _attributes(layer, kind):
         variable = getattr(layer, attribute, None)
+        if holds_quantized(outer):
+            variable = _trained_variables(outer).get(attribute, variable)
         rank = None if variable is None else getattr(variable.shape, "rank", None) or len(variable.shape)
         if variable is not None and rank:
             kernels.append(Kernel(layer, attribute, variable, _layout(layer, kind, attribute, rank)))
@@ -243,12 +245,29 @@ def all_layers(model: Any) -> list[NamedLayer]:
             continue
         seen.add(id(node))
         children = _sublayers(node)
+        if holds_quantized(node):  # its variables are the wrapper's: the layer inside computes with quantized copies
+            placed.append(((*path, str(node.name), str(unwrap(node).name)), node))
+            continue
         here = (*path, str(getattr(node, "name", type(node).__name__)))
         if is_keras_layer(node) and (not children or _owns_weights(node)):
             placed.append((here, node))
         below = path if node is model else here  # the model's own name would only lengthen every path
         stack.extend((below, child) for child in reversed(children))
     return _with_clear_names(placed)
+
+
+def holds_quantized(layer: Any) -> bool:
+    """Whether ``layer`` is tfmot's wrapper for quantization-aware training around a layer with weights.
+
+    It takes the variables that it quantizes over from the layer inside, which then computes with tensors. Found by its
+    name, so that tfmot need not be loaded.
+    """
+    wrapper = any(base.__name__ == "QuantizeWrapper" for base in type(layer).__mro__)
+    return wrapper and bool(getattr(layer, "_weight_vars", None))
+
+
+def _trained_variables(wrapper: Any) -> dict[str, Any]:
+    return {str(entry[0].name).split(":")[0].split("/")[-1]: entry[0] for entry in wrapper._weight_vars}
 
 
 def _with_clear_names(placed: list[tuple[tuple[str, ...], Any]]) -> list[NamedLayer]:

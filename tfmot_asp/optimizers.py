@@ -16,6 +16,7 @@ from tfmot_asp import asp, layouts
 from tfmot_asp.constraints import is_masked
 from tfmot_asp.eligibility import SparseTensorCoreRule
 from tfmot_asp.first_step import FirstStepMasks
+from tfmot_asp.quantized import check_not_quantized
 
 _OWN = ("_optimizer", "_asp", "_wrapper_name")
 _Delegating: Any = tf.__internal__.tracking.DelegatingTrackableMixin
@@ -338,6 +339,7 @@ def _prunable_kernels(model: Any, rule: SparseTensorCoreRule) -> dict[str, layou
             f"model {model.name!r} is not built, so its kernels do not exist yet: call it on a batch, or build it with "
             "model.build(input_shape)"
         )
+    check_not_quantized(model)
     found: dict[str, layouts.Kernel] = {}
     seen: set[int] = set()
     for name, layer in layouts.all_layers(model):

@@ -10,6 +10,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper im
 
 from tfmot_asp import layouts
 from tfmot_asp.eligibility import DEFAULT_KINDS, Skip, SparseTensorCoreRule, no_prunable_layer_message
+from tfmot_asp.quantized import check_not_quantized
 
 
 class PruneForSparseTensorCores(tfmot.sparsity.keras.PruningPolicy):
@@ -83,6 +84,7 @@ class PruneForSparseTensorCores(tfmot.sparsity.keras.PruningPolicy):
             ValueError: if not, with each layer's reason in the last case.
         """
         check_structure(model)
+        check_not_quantized(model)
         reasons = [(name, self.why(layer)) for name, layer in outer_layers(model)]
         if all(reason is not None for _, reason in reasons):
             raise ValueError(no_prunable_layer_message(model, reasons))

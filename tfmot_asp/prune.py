@@ -14,6 +14,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wra
 from tfmot_asp import layouts, masks, schedule
 from tfmot_asp.eligibility import no_prunable_layer_message
 from tfmot_asp.policy import PruneForSparseTensorCores, check_structure, outer_layers
+from tfmot_asp.quantized import check_not_quantized
 from tfmot_asp.wrapper import PruneLowMagnitude
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def prune_low_magnitude(
         >>> model = tfmot_asp.strip_pruning(pruned)
     """
     _check_type(to_prune)
+    check_not_quantized(to_prune)
     if sparsity_m_by_n is None:
         if isinstance(permute, Mapping):
             raise ValueError("permute=... applies to an m by n pattern; with sparsity_m_by_n=None nothing is permuted")

@@ -20,6 +20,7 @@ from tfmot_asp import layouts, masks
 from tfmot_asp.constraints import attach_mask, detach_mask, mask_of
 from tfmot_asp.eligibility import SparseTensorCoreRule, no_prunable_layer_message, why_dense
 from tfmot_asp.layouts import read
+from tfmot_asp.quantized import check_not_quantized
 from tfmot_asp.report import SparsityReport, sparsity_report
 
 logger = logging.getLogger(__name__)
@@ -248,6 +249,7 @@ def _kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
             f"{model!s:.80}"
         )
     layouts.check_backend(model)
+    check_not_quantized(model)
     if not getattr(model, "built", False):
         raise ValueError(
             f"{model.name!r} is not built, so its kernels do not exist yet: call it on a batch, or build it with "
