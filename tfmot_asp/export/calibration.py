@@ -187,8 +187,8 @@ def _entropy_bins(counts: np.ndarray) -> int:
     """How many bins to keep so that 128 levels lose the least information (Migacz, GTC 2017).
 
     For each candidate, the values beyond it are clipped into its last bin; the distribution is then compared, by its
-    Kullback-Leibler divergence, with itself on 128 levels. The first bin, of zeros, says nothing about where to clip: it
-    counts as the second.
+    Kullback-Leibler divergence, with itself on 128 levels. The first bin, of zeros, says nothing about where to clip:
+    it counts as the second.
     """
     top = int(np.flatnonzero(counts)[-1]) + 1
     counts = np.concatenate([counts[1:2], counts[1:]])

@@ -25,7 +25,7 @@ from tfmot_asp.export.inference import (
     serving_function,
 )
 from tfmot_asp.export.onnx_convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
-from tfmot_asp.export.onnx_float16 import to_float16
+from tfmot_asp.export.onnx_float16 import check_activations, check_weights, to_float16
 from tfmot_asp.export.onnx_graph import import_onnx
 from tfmot_asp.export.onnx_int8 import calibrate, insert_quantizers, plan_quantization
 from tfmot_asp.export.onnx_run import (
@@ -108,8 +108,8 @@ def onnx(
             array (one input), a tuple of arrays, a dict of arrays by input name, or an iterable of batches in these
             forms such as a ``tf.data.Dataset``.
         calibration_method: how the largest magnitude of an activation is chosen: ``"percentile"``, ``"mse"``,
-            ``"entropy"`` or ``"minmax"``. Percentiles do well on most models (Wu et al., "Integer Quantization for Deep Learning
-            Inference", 2020, table 5).
+            ``"entropy"`` or ``"minmax"``. High percentiles do well on most models: Wu et al., "Integer Quantization for
+            Deep Learning Inference", 2020, arXiv:2004.09602.
         percentile: of the magnitudes that are kept, in percent.
         keep_float: with int8, names of nodes or weights (as in the report) that are not quantized.
         int8_weights: with int8, store weights in int8: a quarter of the size, for TensorRT 10 and later.
@@ -144,25 +144,32 @@ def onnx(
         if precision == "int8" or calibration_data is not None:
             data = _Data(calibration_data, list(original.structured_input_signature[0]))
         function = inference_function(plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm)
-        converted = convert(function, opset, inputs_as_nchw)
+        converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs))
         expected = probes(original)
         difference = _compare(session(converted), expected, inputs_as_nchw, OUTPUT_TOLERANCE)
         notes: list[str] = []
+        given = []
+        if data is not None and precision != "int8":
+            given = [(batch, outputs_of(original, batch)) for batch in data.some()]
         if precision == "fp16":
-            converted = to_float16(converted, gemms_of(converted), float16_io)
+            check_weights(gemms_of(converted))
+            what = "calibration_data" if given else "random inputs (give calibration_data to judge by typical ones)"
+            check_activations(
+                converted, (in_file_layout(batch, inputs_as_nchw) for batch, _ in given or expected), what
+            )
+            converted = to_float16(converted, float16_io)
         elif precision == "int8":
             assert data is not None
             converted = _quantize(converted, int8, data, m_by_n, inputs_as_nchw, notes)
         import_onnx().save(converted, str(written))
-        if data is not None:
-            given = [(batch, outputs_of(original, batch)) for batch in data.some()]
         if precision == "int8":
+            assert data is not None
+            given = [(batch, outputs_of(original, batch)) for batch in data.some()]
             notes.append(_compare_int8(written, expected, given, inputs_as_nchw))
         else:
-            expected += given if data is not None else []
             tolerance = HALF_TOLERANCE if precision == "fp16" else OUTPUT_TOLERANCE
-            difference = _compare(session(written), expected, inputs_as_nchw, tolerance)
-            if expected:
+            difference = _compare(session(written), expected + given, inputs_as_nchw, tolerance)
+            if expected + given:
                 notes.append(f"onnxruntime: outputs differ from the Keras model's by {difference:.1e} of their size.")
         report = verify(written, sparsity_m_by_n=m_by_n)
         _check_nothing_lost(original, report, m_by_n)

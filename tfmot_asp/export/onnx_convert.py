@@ -62,13 +62,19 @@ def check_opset(opset: Any) -> int:
     return opset
 
 
-def convert(function: Any, opset: int = DEFAULT_OPSET, inputs_as_nchw: Sequence[str] = ()) -> onnx.ModelProto:
+def convert(
+    function: Any,
+    opset: int = DEFAULT_OPSET,
+    inputs_as_nchw: Sequence[str] = (),
+    output_order: Sequence[str] | None = None,
+) -> onnx.ModelProto:
     """Converts a frozen function.
 
     Args:
         function: a ``ConcreteFunction`` without variables; ``structured_outputs`` is a dict.
         opset: of the ONNX file.
         inputs_as_nchw: names of image inputs that the file is to take channels first.
+        output_order: names of the outputs, in the order in which the file is to list them.
 
     Returns:
         The model, checked by onnx's checker with shapes inferred. Its inputs and outputs have the names of the
@@ -103,7 +109,7 @@ def convert(function: Any, opset: int = DEFAULT_OPSET, inputs_as_nchw: Sequence[
                 raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
         model = tf2onnx.optimizer.optimize_graph(converted).make_model("tfmot_asp")
     _check_ops(model, opset)
-    _tidy(model, list(function.structured_outputs), specs)
+    _tidy(model, list(output_order or function.structured_outputs), specs)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     onnx.checker.check_model(model, full_check=True)
     return model

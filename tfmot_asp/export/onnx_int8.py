@@ -25,7 +25,7 @@ import numpy as np
 from tfmot_asp.export.calibration import Histogram
 from tfmot_asp.export.onnx_epilogue import MOVING, Epilogues, shapes_of
 from tfmot_asp.export.onnx_graph import Scope, attributes, import_onnx, node_name
-from tfmot_asp.export.onnx_run import session
+from tfmot_asp.export.onnx_run import Watcher
 
 if TYPE_CHECKING:
     import onnx
@@ -125,24 +125,12 @@ def calibrate(
     Returns:
         For each activation of the plan, the magnitude that becomes 127.
     """
-    onnx = import_onnx()
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
     names = plan.activations
-    fed = {value.name for value in model.graph.input}
-    stated = {value.name for value in model.graph.output}
-    hidden = [name for name in names if name not in fed | stated]
-    watched.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in hidden
-    )
-    runner = session(watched, optimize=False)
+    watcher = Watcher(model, names)
     histograms = {name: Histogram() for name in names}
-    wanted = [name for name in names if name not in fed]
     for batch in batches:
-        feeds = {name: value for name, value in batch.items() if name in fed}
-        values = dict(zip(wanted, runner.run(wanted, feeds), strict=True)) if wanted else {}
-        for name, histogram in histograms.items():
-            histogram.add(batch[name] if name in fed else values[name])
+        for name, value in watcher.values(batch).items():
+            histograms[name].add(value)
     ranges = {name: histogram.range(method, percentile) for name, histogram in histograms.items()}
     producers = {name: node for node in model.graph.node for name in node.output}
     return {name: ranges[_same_values(name, ranges, producers)] for name in ranges}

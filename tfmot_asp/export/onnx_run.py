@@ -46,6 +46,30 @@ def session(model: onnx.ModelProto | Path, optimize: bool = True) -> Any:
         raise RuntimeError(f"onnxruntime cannot run the ONNX model: {error}") from error
 
 
+class Watcher:
+    """Runs a model and gives chosen tensors inside it."""
+
+    def __init__(self, model: onnx.ModelProto, names: Sequence[str]) -> None:
+        """Makes the tensors outputs of a copy of the model; inputs may be among them."""
+        from onnx import ModelProto, TensorProto, helper
+
+        self._fed = {value.name for value in model.graph.input}
+        self._inputs = [name for name in names if name in self._fed]
+        self._computed = [name for name in names if name not in self._fed]
+        stated = {value.name for value in model.graph.output}
+        watched = ModelProto()
+        watched.CopyFrom(model)
+        hidden = [name for name in self._computed if name not in stated]
+        watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in hidden)
+        self._session = session(watched, optimize=False)
+
+    def values(self, batch: Batch) -> Batch:
+        """The tensors for one batch, in the layout of the file."""
+        feeds = {name: value for name, value in batch.items() if name in self._fed}
+        computed = self._session.run(self._computed, feeds) if self._computed else []
+        return {name: batch[name] for name in self._inputs} | dict(zip(self._computed, computed, strict=True))
+
+
 def probes(function: Any) -> list[tuple[Batch, Batch]]:
     """Random inputs for a function, and its outputs for them: batches of 1 and 3 if the batch axis is open.
 
