@@ -7,6 +7,7 @@ output, as tables or with ``--json`` as one JSON document; everything else goes 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["verify", "exported"])
         0
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as by >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the rest of the process)
     try:
         try:
             arguments = make_parser().parse_args(argv)
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 code = arguments.run(arguments, console)
             except KeyboardInterrupt:
-                console.error("interrupted; nothing was written")
+                console.error("interrupted")
                 return INTERRUPTED
             except BrokenPipeError:
                 raise

@@ -65,14 +65,14 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
     import tfmot_asp
 
     options = {**_search_options(arguments, console), "input_shapes": input_shapes(arguments.input_shape)}
+    rule, m_by_n = policy(arguments, model), arguments.m_by_n
     pruned = tfmot_asp.prune_trained_model(
-        model,
-        policy=policy(arguments, model),
-        permute=options if arguments.permute else False,
-        sparsity_m_by_n=arguments.m_by_n,
+        model, policy=rule, permute=options if arguments.permute else False, sparsity_m_by_n=m_by_n
     )
-    report, permutation = pruned.report, pruned.permutation
     pruned.remove()
+    permutation = pruned.permutation
+    report = tfmot_asp.sparsity_report(model, policy=rule, sparsity_m_by_n=m_by_n, batch_size=None)
+    report = dataclasses.replace(report, notes=())  # that sizes were left out; `inspect` has them
     _write(model, arguments)
     parts = [str(permutation), ""] if permutation is not None else []
     parts += [str(report), f"Wrote {arguments.output}"]
@@ -96,24 +96,23 @@ def verify(arguments: argparse.Namespace, console: Console) -> int:
     load_tensorflow()
     from tfmot_asp import export
 
-    trust = {"allow_unsafe": True} if arguments.allow_unsafe else {}
-    report = export.verify(arguments.file, sparsity_m_by_n=arguments.m_by_n, **trust)
+    report = export.verify(arguments.file, sparsity_m_by_n=arguments.m_by_n, allow_unsafe=arguments.allow_unsafe)
     console.result(str(report), report.to_dict())
     return 0 if report.ok else 1
 
 
 def plot(arguments: argparse.Namespace, console: Console) -> int:
     """Draws what would be permuted, and what blocks the rest."""
-    from tfmot_asp.permutation.plot import check_plot_path
-
-    check_plot_path(arguments.output)
     if arguments.output.exists() and not arguments.force:
         raise FileExistsError(f"{str(arguments.output)!r} exists; give another -o, or --force to replace it")
-    model = load(arguments)
+    load_tensorflow()
     from tfmot_asp.permutation.picture.outline import outline
     from tfmot_asp.permutation.plan import plan_model
+    from tfmot_asp.permutation.plot import check_plot_path
     from tfmot_asp.permutation.plot import plot as draw
 
+    check_plot_path(arguments.output)
+    model = load(arguments)
     plan = plan_model(
         model,
         policy=policy(arguments, model),

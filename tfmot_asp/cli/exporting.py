@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import Any
 
 from tfmot_asp.cli.commands import load
@@ -35,7 +34,7 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
         if arguments.quantize is not None:
             options["quantize"] = arguments.quantize
         if data is not None:
-            options["representative_dataset"] = _samples(data)
+            options["representative_dataset"] = data
     else:
         options |= {"batch_size": arguments.batch_size, "fold_batch_norm": arguments.fold_batch_norm}
     if target == "saved_model":
@@ -61,24 +60,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
     precision = arguments.precision
     if precision is not None and precision not in _PRECISIONS[target]:
         raise ValueError(f"--to {target} writes {' or '.join(_PRECISIONS[target])}, not {precision}")
-    calibrated = precision == "int8" or arguments.quantize == "int8"
-    if calibrated and arguments.calibration_data is None:
+    if precision == "int8" and arguments.calibration_data is None:
         raise ValueError(
             "int8 needs --calibration-data: typical inputs, as an .npy file, or .npz with an array per input"
         )
-    if arguments.calibration_data is not None and not calibrated:
-        raise ValueError("--calibration-data is for int8 alone")
-
-
-def _samples(data: Any) -> Any:
-    """A representative dataset as TFLite wants it: a function that yields one sample at a time, with its batch axis."""
-
-    def samples() -> Iterator[Any]:
-        if isinstance(data, dict):
-            for index in range(min(len(array) for array in data.values())):
-                yield {name: array[index : index + 1] for name, array in data.items()}
-        else:
-            for index in range(len(data)):
-                yield [data[index : index + 1]]
-
-    return samples

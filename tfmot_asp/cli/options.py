@@ -151,6 +151,6 @@ def read_array(path: Path) -> Any:
             return {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "pickle" in reason:
+        if "pickle" in reason or "Python objects" in reason:
             reason = "it holds Python objects, or is no NumPy file at all"
         raise ValueError(f"{str(path)!r} cannot be read as NumPy arrays: {reason}") from None

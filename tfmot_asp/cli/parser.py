@@ -258,7 +258,7 @@ def _export_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("what is written")
     group.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of ONNX and SavedModel weights (fp32)")
     group.add_argument("--quantize", choices=("float16", "int8"), help="of TFLite (default: none)")
-    group.add_argument("--calibration-data", type=Path, metavar="FILE", help="typical inputs for int8: .npy or .npz")
+    group.add_argument("--calibration-data", type=Path, metavar="FILE", help="typical inputs, for int8: .npy or .npz")
     group.add_argument("--batch-size", type=options.count, metavar="N", help="fixed batch size (default: open)")
     group.add_argument("--opset", type=options.count, metavar="N", help="of ONNX")
     group.add_argument(

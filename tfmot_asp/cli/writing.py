@@ -68,7 +68,13 @@ def write_model(model: Any, output: Path, *, force: bool, allow_unsafe: bool) ->
 def _compare(model: Any, written: Path, allow_unsafe: bool) -> None:
     from tfmot_asp.loading import load_model
 
-    again = load_model(written, allow_unsafe=allow_unsafe)
+    try:
+        again = load_model(written, allow_unsafe=allow_unsafe)
+    except ValueError as error:
+        reason = str(error).replace(repr(str(written)), "it")
+        raise ValueError(
+            f"what Keras writes as {written.suffix or 'SavedModel'} cannot be read again: {reason}"
+        ) from error
     ours = {id(v): np.asarray(v) for v in model.weights}.values()
     theirs = {id(v): np.asarray(v) for v in again.weights}.values()
     if sorted(map(_key, ours)) != sorted(map(_key, theirs)):

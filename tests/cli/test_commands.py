@@ -1,0 +1,637 @@
+"""Every command, on real files, by its exit code and what it prints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from tf_keras import layers
+
+import tfmot_asp
+from tests.small_models import convnet
+from tfmot_asp.cli import main
+from tfmot_asp.loading import load_model
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder to work in, with a model that has prunable and other layers."""
+    monkeypatch.chdir(tmp_path)
+    convnet().save("model.keras")
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command; gives exit code, standard output and standard error."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """Runs a command that must fail with a message on standard error alone, and leave nothing behind."""
+
+    def fails(*arguments, because, code=2):
+        before = sorted(os.listdir())
+        got, out, err = run(*arguments)
+        assert got == code
+        assert out == ""
+        assert because in err
+        assert sorted(os.listdir()) == before
+        return err
+
+    return fails
+
+
+def weights(path):
+    return [np.asarray(weight) for weight in load_model(path).get_weights()]
+
+
+# inspect
+
+
+def test_inspect_says_what_would_happen_and_why_not(here, run):
+    code, out, err = run("inspect", "model.keras")
+    assert (code, err) == (0, "")
+    assert "stem   Conv2D  3x3x3x16" in out
+    assert "has 3 input channels; sparse Tensor Cores need a multiple of 16" in out
+    assert "3 of 3 prunable kernels would be permuted, in 2 groups" in out
+    assert "head   Dense   permuted  32 of 32" in out
+
+
+def test_inspect_as_json(here, run):
+    code, out, _ = run("inspect", "model.keras", "--json", "--batch-size", 4)
+    data = json.loads(out)
+    assert code == 0
+    assert [layer["name"] for layer in data["permutation"]["layers"]] == ["conv", "fc", "head"]
+    assert {layer["status"] for layer in data["permutation"]["layers"]} == {"permuted"}
+    assert data["sparsity"]["input_shapes"] == [[4, 8, 8, 3]]
+    assert next(row for row in data["sparsity"]["layers"] if row["name"] == "stem")["reason"] is not None
+
+
+def test_inspect_names_what_blocks_a_permutation(here, run):
+    x = layers.Input((16,))
+    y = layers.Dense(16, name="late")(tf.cumsum(layers.Dense(16, name="early")(x), axis=1))
+    tf_keras.Model(x, y).save("blocked.keras")
+    _, out, _ = run("inspect", "blocked.keras", "--json")
+    rows = {row["name"]: row for row in json.loads(out)["permutation"]["layers"]}
+    assert rows["late"]["status"] == "fixed"
+    assert "Cumsum" in rows["late"]["reason"]
+
+
+def test_inspect_of_a_model_without_anything_to_prune(here, run):
+    tf_keras.Sequential([layers.Input((3,)), layers.Dense(3)]).save("tiny.keras")
+    code, out, _ = run("inspect", "tiny.keras")
+    assert code == 0
+    assert "No permutation could be planned" in out
+    assert "has 3 input features" in out
+
+
+def test_inspect_of_open_sizes(here, run):
+    x = layers.Input((None, None, 16), name="image")
+    tf_keras.Model(x, layers.Conv2D(16, 3)(layers.Conv2D(16, 3)(x))).save("open.keras")
+    code, out, _ = run("inspect", "open.keras")
+    assert code == 0
+    assert "pass input_shapes" in out
+    for shape in ("1,32,32,16", "?,32,32,16", "image=1,32,32,16"):
+        code, out, _ = run("inspect", "open.keras", "--input-shape", shape)
+        assert code == 0
+        assert "2 of 2 prunable kernels would be permuted" in out or "1 of 2" in out
+
+
+def test_inspect_of_several_inputs(here, run):
+    a, b = layers.Input((None, 16), name="a"), layers.Input((None, 16), name="b")
+    y = layers.Dense(16)(layers.Dense(16, name="mine")(a) + layers.Dense(16, name="other")(b))
+    tf_keras.Model([a, b], y).save("two.keras")
+    for shapes in (["a=1,4,16", "b=1,4,16"], ["1,4,16", "1,4,16"]):
+        code, out, err = run("inspect", "two.keras", *(x for s in shapes for x in ("--input-shape", s)), "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["permutation"]["refused"] is None
+    code, _, err = run("inspect", "two.keras", "--input-shape", "a=1,4,16", "--input-shape", "1,4,16")
+    assert code == 2
+    assert "name all inputs" in err
+
+
+# permute and prune
+
+
+@pytest.mark.parametrize(("source", "target"), [("model.keras", "out.keras"), ("model.h5", "out.h5"), ("saved", "out")])
+def test_permute_keeps_the_function_and_the_format(here, run, source, target):
+    if source != "model.keras":
+        convnet().save(source)
+    code, out, err = run("permute", source, "-o", target, "--effort", "fast")
+    assert (code, err) == (0, "")
+    assert out.endswith(f"Wrote {target}\n")
+    before, after = load_model(source), load_model(target)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(before(images), after(images), rtol=1e-4, atol=1e-5)
+    assert not all(map(np.array_equal, before.get_weights(), after.get_weights()))
+
+
+def test_permute_is_what_the_library_does(here, run):
+    model = load_model("model.keras")
+    report = tfmot_asp.permute(model, effort="fast", seed=3)
+    code, out, _ = run(
+        "permute", "model.keras", "-o", "out.keras", "--effort", "fast", "--seed", 3, "--json", "--report", "r.json"
+    )
+    assert code == 0
+    data = json.loads(out)
+    assert data["output"] == "out.keras"
+    assert [group["order"] for group in data["permutation"]["groups"]] == [list(group.order) for group in report.groups]
+    for expected, got in zip(model.get_weights(), weights("out.keras"), strict=True):
+        np.testing.assert_array_equal(expected, got)
+    stored = tfmot_asp.PermutationReport.load("r.json")
+    assert stored.groups == report.groups
+    assert str(tfmot_asp.PermutationReport.load("r.json").apply_to(load_model("model.keras"))).count("permuted") > 2
+
+
+def test_prune_writes_what_verify_accepts(here, run):
+    assert run("verify", "model.keras")[0] == 1
+    code, out, err = run("prune", "model.keras", "-o", "sparse.keras", "--effort", "fast")
+    assert code == 0
+    assert "3 of 3 prunable kernels permuted" in out
+    assert "3 of 3 prunable kernels are 2:4" in out
+    assert "Fine-tune it" in err
+    code, out, _ = run("verify", "sparse.keras", "--json")
+    assert code == 0
+    assert json.loads(out)["sparse"] == 3
+    assert tfmot_asp.sparsity_report(load_model("sparse.keras"), batch_size=None).sparse == 3
+
+
+@pytest.mark.parametrize("target", ["sparse.keras", "sparse.h5", "sparse"])
+def test_prune_without_permutation_is_the_mask(here, run, target):
+    code, out, err = run("prune", "model.keras", "-o", target, "--no-permute", "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["permutation"] is None
+    for dense, sparse in zip(weights("model.keras"), weights(target), strict=True):
+        kept = sparse != 0
+        np.testing.assert_array_equal(dense[kept], sparse[kept])
+
+
+def test_the_policy_options(here, run):
+    code, out, _ = run("prune", "model.keras", "-o", "a.keras", "--skip", "h*", "--effort", "fast", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)["sparsity"]["layers"]}
+    assert {name for name, row in rows.items() if row["zeros"] == 0.5} == {"conv", "fc"}
+    assert "skip asks for it" in rows["head"]["reason"]
+    code, out, _ = run("prune", "model.keras", "-o", "b.keras", "--kinds", "Conv2D", "--effort", "fast", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)["sparsity"]["layers"]}
+    assert {name for name, row in rows.items() if row["zeros"] == 0.5} == {"conv"}
+    _, out, _ = run("inspect", "model.keras", "--min-channels", 32, "--json")
+    rows = {row["name"]: row for row in json.loads(out)["sparsity"]["layers"]}
+    assert {name for name, row in rows.items() if row["reason"] is None} == {"fc"}
+
+
+def test_other_patterns(here, run):
+    assert run("prune", "model.keras", "-o", "one.keras", "--m-by-n", "1:4", "--effort", "fast", "-q")[0] == 0
+    assert run("verify", "one.keras", "--m-by-n", "1:4")[0] == 0
+    assert run("verify", "one.keras")[0] == 1
+
+
+def test_keras_3_models(here, run, fails):
+    model = keras.Sequential([keras.layers.Input((16,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(8)])
+    model.save("three.keras")
+    assert run("inspect", "three.keras")[0] == 0
+    assert run("prune", "three.keras", "-o", "sparse.keras", "--effort", "fast", "-q")[0] == 0
+    assert run("verify", "sparse.keras")[0] == 0
+    assert isinstance(load_model("sparse.keras"), keras.Model)
+    fails("permute", "three.keras", "-o", "folder", "--effort", "fast", "-q", because="which Keras 3 does not write")
+
+
+def test_nothing_is_replaced_unless_forced(here, run, fails):
+    convnet().save("other.keras")
+    other = (here / "other.keras").read_bytes()
+    fails("permute", "model.keras", "-o", "model.keras", because="is the file that is read")
+    fails("prune", "model.keras", "-o", "other.keras", because="exists; give another -o, or --force")
+    assert (here / "other.keras").read_bytes() == other
+    (here / "full").mkdir()
+    (here / "full" / "thesis.txt").write_text("years of work")
+    fails("prune", "model.keras", "-o", "full", "--force", because="of another kind")
+    (here / "folder.keras").mkdir()
+    fails("prune", "model.keras", "-o", "folder.keras", "--force", because="of another kind")
+    assert run("prune", "model.keras", "-o", "other.keras", "--force", "--effort", "fast", "-q")[0] == 0
+    assert run("verify", "other.keras")[0] == 0
+    assert run("prune", "model.keras", "-o", "model.keras", "--force", "--effort", "fast", "-q")[0] == 0
+    assert run("verify", "model.keras")[0] == 0
+    assert sorted(os.listdir()) == ["folder.keras", "full", "model.keras", "other.keras"]
+
+
+def test_a_file_that_was_written_wrongly_is_not_kept(here, run, fails, monkeypatch):
+    def wrong(self, path, *args, **kwargs):
+        original(convnet(), path, *args, **kwargs)  # with other weights
+
+    original = tf_keras.Model.save
+    monkeypatch.setattr(tf_keras.Model, "save", wrong)
+    fails(
+        "permute",
+        "model.keras",
+        "-o",
+        "out.keras",
+        "--effort",
+        "fast",
+        because="does not hold the weights of the model",
+    )
+
+
+def test_an_interrupt_leaves_nothing_behind(here, run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tfmot_asp.cli.writing._compare", interrupted)  # the file is written by then
+    code, out, err = run("prune", "model.keras", "-o", "out.keras", "--effort", "fast")
+    assert (code, out) == (130, "")
+    assert err.endswith("tfmot-asp: error: interrupted\n")
+    assert os.listdir() == ["model.keras"]
+
+
+def test_models_that_keras_cannot_write_in_a_format(here, fails):
+    class Doubled(layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+    tf_keras.Sequential([layers.Input((16,)), Doubled(), layers.Dense(16), layers.Dense(8)]).save("revived")
+    fails(
+        "permute",
+        "revived",
+        "-o",
+        "out.keras",
+        "--effort",
+        "fast",
+        because="what Keras writes as .keras cannot be read again: it cannot",
+    )
+
+
+# verify
+
+
+def test_verify_of_every_format(here, run):
+    run("prune", "model.keras", "-o", "sparse.keras", "--effort", "fast", "-q")
+    assert run("export", "sparse.keras", "--to", "saved_model", "-o", "exported")[0] == 0
+    for path in ("sparse.keras", "exported"):
+        code, out, _ = run("verify", path)
+        assert code == 0
+        assert f"{path}: 3 of 4 weights have 2 zeros in every 4 values; ok" in out
+
+
+def test_verify_finds_a_planted_violation(here, run):
+    run("prune", "model.keras", "-o", "sparse.keras", "--effort", "fast", "-q")
+    model = load_model("sparse.keras")
+    kernel = model.get_layer("fc").kernel
+    values = kernel.numpy()
+    values[:4, 5] = 1
+    kernel.assign(values)
+    model.save("planted.keras")
+    code, out, _ = run("verify", "planted.keras", "--json")
+    assert code == 1
+    row = next(row for row in json.loads(out)["layers"] if row["name"].startswith("fc"))
+    assert (row["status"], row["violations"]) == ("broken", 1)
+
+
+# plot
+
+
+def test_plot(here, run, fails):
+    code, out, _ = run("plot", "model.keras", "-o", "graph.dot")
+    assert code == 0
+    assert "Drew" in out
+    assert "digraph" in (here / "graph.dot").read_text()
+    fails("plot", "model.keras", "-o", "graph.dot", because="exists")
+    assert json.loads(run("plot", "model.keras", "-o", "graph.dot", "--force", "--json")[1])["output"] == "graph.dot"
+    fails("plot", "model.keras", "-o", "graph.bmp", because="its suffix '.bmp' is none of")
+
+
+# export
+
+
+def test_export_prints_what_was_verified(here, run):
+    run("prune", "model.keras", "-o", "sparse.keras", "--effort", "fast", "-q")
+    code, out, err = run("export", "sparse.keras", "--to", "saved_model", "-o", "exported", "--batch-size", 2, "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert data["ok"]
+    assert data["output"] == "exported"
+    signature = tf.saved_model.load("exported").signatures["serving_default"]
+    assert signature.structured_input_signature[1]["image"].shape == (2, 8, 8, 3)
+
+
+def test_export_of_a_dense_model_says_so(here, run):
+    code, out, err = run("export", "model.keras", "--to", "saved_model", "-o", "exported")
+    assert code == 0
+    assert "NOT ok" in out
+    assert "No weight in it is 2:4" in err
+
+
+def test_export_passes_its_options_on(here, run, monkeypatch):
+    """To stand-ins: the exporters have tests of their own."""
+    calls = {}
+
+    class Report:
+        sparse = 1
+
+        def to_dict(self):
+            return {"ok": True}
+
+    for name in ("onnx", "tflite"):
+        monkeypatch.setattr(
+            f"tfmot_asp.export.{name}",
+            lambda model, path, name=name, **o: calls.update({name: o}) or Report(),
+            raising=False,
+        )
+    np.save("images.npy", np.zeros((5, 8, 8, 3), np.float32))
+    np.savez("images.npz", image=np.zeros((5, 8, 8, 3), np.float32))
+    command = "export", "model.keras", "--to", "onnx", "-o", "m.onnx"
+    assert run(*command, "--precision", "int8", "--calibration-data", "images.npy", "--opset", 17, "--force")[0] == 0
+    onnx = calls["onnx"]
+    assert onnx.pop("calibration_data").shape == (5, 8, 8, 3)
+    assert onnx == {
+        "overwrite": True, "input_shapes": None, "batch_size": None, "fold_batch_norm": True, "precision": "int8",
+        "opset": 17,
+    }  # fmt: skip
+    assert run(*command, "--no-fold-batch-norm", "--input-shape", "1,8,8,3", "--batch-size", 3)[0] == 0
+    assert calls["onnx"] == {
+        "overwrite": False, "input_shapes": (1, 8, 8, 3), "batch_size": 3, "fold_batch_norm": False,
+        "precision": "fp32", "calibration_data": None,
+    }  # fmt: skip
+    command = "export", "model.keras", "--to", "tflite", "-o", "m.tflite"
+    assert run(*command, "--quantize", "int8", "--calibration-data", "images.npz")[0] == 0
+    assert list(calls["tflite"].pop("representative_dataset")) == ["image"]
+    assert calls["tflite"] == {"overwrite": False, "input_shapes": None, "quantize": "int8"}
+    assert run(*command)[0] == 0
+    assert calls["tflite"] == {"overwrite": False, "input_shapes": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "because"),
+    [
+        (["--to", "onnx", "-o", "m.tflite"], "has the suffix '.tflite'; this command writes .onnx"),
+        (["--to", "saved_model", "-o", "m.onnx"], "this command writes a folder without a suffix"),
+        (
+            ["--to", "onnx", "-o", "m.onnx", "--quantize", "int8"],
+            "--quantize goes with --to tflite, not with --to onnx",
+        ),
+        (["--to", "tflite", "-o", "m.tflite", "--opset", "17"], "--opset goes with --to onnx, not with --to tflite"),
+        (["--to", "tflite", "-o", "m.tflite", "--no-fold-batch-norm"], "--no-fold-batch-norm goes with --to onnx"),
+        (["--to", "saved_model", "-o", "m", "--precision", "int8"], "--to saved_model writes fp32 or fp16, not int8"),
+        (["--to", "onnx", "-o", "m.onnx", "--precision", "int8"], "int8 needs --calibration-data"),
+        (
+            ["--to", "onnx", "-o", "m.onnx", "--precision", "int8", "--calibration-data", "none.npy"],
+            "there is no file 'none.npy'",
+        ),
+        (["--to", "saved_model", "-o", "model.keras"], "this command writes a folder"),
+    ],
+)
+def test_export_refuses_options_that_do_not_fit(here, fails, options, because):
+    fails("export", "model.keras", *options, because=because)
+
+
+# search
+
+
+def test_search_is_what_the_library_does(here, run):
+    matrix = np.random.default_rng(0).normal(size=(32, 16))
+    np.save("m.npy", matrix)
+    expected = tfmot_asp.search(matrix, effort="fast", seed=1)
+    code, out, err = run("search", "m.npy", "-o", "order.npy", "--effort", "fast", "--seed", 1)
+    assert (code, err) == (0, "")
+    assert "np.take(old, permutation, axis=1)" in out
+    order = np.load("order.npy")
+    np.testing.assert_array_equal(order, expected.permutation)
+    code, out, _ = run("search", "m.npy", "--effort", "fast", "--seed", 1)
+    assert out.splitlines()[1] == " ".join(map(str, expected.permutation))
+    data = json.loads(run("search", "m.npy", "--effort", "fast", "--seed", 1, "--json")[1])
+    assert data["permutation"] == expected.permutation.tolist()
+    assert data["retained_after"] == expected.retained_after
+
+
+@pytest.mark.parametrize("axis", [0, 2, -2])
+def test_search_of_a_kernel_along_an_axis(here, run, axis):
+    kernel = np.random.default_rng(0).normal(size=(16, 3, 16, 8)).astype(np.float16)
+    np.save("kernel.npy", kernel)
+    data = json.loads(run("search", "kernel.npy", "--axis", axis, "--effort", "fast", "--json")[1])
+    matrix = np.moveaxis(kernel, axis, -1).reshape(-1, kernel.shape[axis])
+    assert data["permutation"] == tfmot_asp.search(matrix, effort="fast").permutation.tolist()
+    code, out, _ = run("search", "kernel.npy", "--axis", axis, "--effort", "fast", "-o", "order.npy")
+    assert code == 0
+    assert f"axis={axis % 4})" in out
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.float16, ">f8"])
+def test_search_takes_any_real_numbers(here, run, dtype):
+    np.save("m.npy", np.random.default_rng(0).integers(-9, 9, (8, 8)).astype(dtype))
+    assert run("search", "m.npy", "--effort", "fast")[0] == 0
+
+
+def test_search_of_what_is_no_matrix(here, fails):
+    np.save("vector.npy", np.ones(4))
+    np.save("scalar.npy", np.float32(3))
+    np.save("nan.npy", np.array([[np.nan, 1, 2, 3]]))
+    np.save("words.npy", np.array([["a", "b"]]))
+    np.save("empty.npy", np.ones((0, 4)))
+    np.save("conv.npy", np.ones((3, 3, 16, 8)))
+    np.save("objects.npy", np.array([[print]], dtype=object), allow_pickle=True)
+    np.savez("two.npz", a=np.ones((4, 4)), b=np.ones((4, 4)))
+    (here / "text.npy").write_text("1 2 3")
+    (here / "nothing.npy").write_bytes(b"")
+    whole = (here / "conv.npy").read_bytes()
+    (here / "cut.npy").write_bytes(whole[:-100])
+    header = np.lib.format.header_data_from_array_1_0(np.ones((2, 2)))
+    with open("huge.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (10**9, 10**9)})
+    for name, because in {
+        "vector.npy": "a matrix of weights is needed",
+        "scalar.npy": "a matrix of weights is needed",
+        "nan.npy": "NaN",
+        "words.npy": "real numbers",
+        "empty.npy": "empty",
+        "conv.npy": "say with --axis which of its 4 axes",
+        "objects.npy": "it holds Python objects",
+        "two.npz": "holds several arrays (a, b)",
+        "text.npy": "no NumPy file",
+        "nothing.npy": "cannot be read as NumPy arrays",
+        "cut.npy": "cannot be read as NumPy arrays",
+        "huge.npy": "cannot be read as NumPy arrays",
+        "nowhere.npy": "there is no file 'nowhere.npy'",
+        ".": "is a folder",
+        "model.keras": "cannot be read as NumPy arrays",
+    }.items():
+        fails("search", name, because=because)
+    fails("search", "conv.npy", "--axis", 4, because="only 4 axes")
+    fails("search", "conv.npy", "--axis", 2, "--device", "cuda", because="device='cuda' cannot be used")
+    fails("search", "conv.npy", "--axis", 2, "-o", "conv.npy", because="is the file that is read")
+    fails("search", "conv.npy", "--axis", 2, "-o", "order.txt", because="this command writes .npy")
+
+
+def test_a_pickle_does_not_run(here, fails):
+    payload = b"cposix\nsystem\n(S'touch marker'\ntR."
+    for name in ("evil.npy", "evil.npz", "evil.keras", "evil.h5"):
+        (here / name).write_bytes(payload)
+    fails("search", "evil.npy", because="no NumPy file")
+    fails("export", "model.keras", "--to", "onnx", "-o", "m.onnx", "--calibration-data", "evil.npz", because="evil.npz")
+    fails("inspect", "evil.keras", because="neither a .keras archive")
+    fails("inspect", "evil.h5", because="neither a .keras archive")
+
+
+# bad input and usage
+
+
+def test_bad_models(here, fails):
+    (here / "picture.keras").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (here / "cut.keras").write_bytes((here / "model.keras").read_bytes()[:2000])
+    for command in (["inspect"], ["permute", "-o", "out.keras"], ["verify"], ["plot", "-o", "out.dot"]):
+        fails(command[0], "nowhere.keras", *command[1:], because="there is no file or folder 'nowhere.keras'")
+        fails(command[0], "picture.keras", *command[1:], because="neither a .keras archive")
+        fails(command[0], "cut.keras", *command[1:], because="damaged")
+
+
+def test_lambda_layers_need_to_be_allowed(here, run, fails):
+    model = tf_keras.Sequential([layers.Input((16,)), layers.Lambda(lambda x: x + 1, name="plus"), layers.Dense(16)])
+    model.save("code.keras")
+    fails("inspect", "code.keras", because="'plus' is a Lambda layer, which is Python code")
+    fails("verify", "code.keras", because="'plus' is a Lambda layer")
+    assert run("inspect", "code.keras", "--allow-unsafe")[0] == 0
+    assert run("prune", "code.keras", "-o", "out.keras", "--allow-unsafe", "--effort", "fast")[0] == 0
+    assert run("verify", "out.keras", "--allow-unsafe")[0] == 0
+
+
+def test_custom_layers_can_be_imported(here, run, fails, monkeypatch):
+    source = """
+        import tf_keras
+
+        @tf_keras.saving.register_keras_serializable(package="cli_test")
+        class Scaled(tf_keras.layers.Layer):
+            def call(self, inputs):
+                return 3 * inputs
+        """
+    (here / "scaled_layers.py").write_text(textwrap.dedent(source))
+    code = (
+        "import scaled_layers as s, tf_keras as k; L = k.layers; k.Sequential([L.Input((16,)), s.Scaled(name='mine'), "
+    )
+    code += "L.Dense(16)]).save('custom.keras')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    fails("inspect", "custom.keras", because="'mine' is a custom Scaled of module 'scaled_layers'")
+    fails("inspect", "custom.keras", "--import", "no_such_module", because="--import no_such_module: No module named")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run("inspect", "custom.keras", "--import", "scaled_layers")[0] == 0
+
+
+def test_errors_as_json(here, run):
+    code, out, err = run("inspect", "nowhere.keras", "--json")
+    assert code == 2
+    assert json.loads(out) == {"error": "there is no file or folder 'nowhere.keras'"}
+    assert "nowhere.keras" in err
+
+
+def test_layers_to_skip_must_exist(here, fails):
+    fails("inspect", "model.keras", "--skip", "haed", because="no such layer; did you mean 'head'?")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["bogus"],
+        ["inspect"],
+        ["permute", "model.keras"],
+        ["inspect", "model.keras", "--kinds", "Dens"],
+        ["inspect", "model.keras", "--m-by-n", "4:2"],
+        ["inspect", "model.keras", "--m-by-n", "x"],
+        ["inspect", "model.keras", "--input-shape", "1,x"],
+        ["inspect", "model.keras", "--input-shape", "1,-3"],
+        ["inspect", "model.keras", "--batch-size", "0"],
+        ["export", "model.keras", "--to", "word", "-o", "x"],
+        ["search", "m.npy", "--time-limit", "nan"],
+        ["search", "m.npy", "--eff", "fast"],
+    ],
+)
+def test_wrong_usage(here, run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: tfmot-asp")
+
+
+def test_unexpected_errors_are_one_line(here, run, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("tfmot_asp.loading.load_model", broken)
+    code, _, err = run("inspect", "model.keras")
+    assert code == 2
+    assert err == "tfmot-asp: error: unexpected ZeroDivisionError: a defect (--debug shows where)\n"
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", "model.keras", "--debug"])
+
+
+def test_our_warnings_are_shown_and_quiet_hides_them(here, run, monkeypatch):
+    import logging
+
+    real = load_model
+
+    def noisy(*arguments, **options):
+        sys.stdout.write("a library prints\n")
+        logging.getLogger("tfmot_asp.somewhere").warning("look at this")
+        logging.getLogger("tensorflow").warning("noise")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("tfmot_asp.loading.load_model", noisy)
+    _, out, err = run("inspect", "model.keras", "--json")
+    json.loads(out)
+    assert err == "a library prints\ntfmot-asp: warning: look at this\n"
+    _, _, err = run("inspect", "model.keras", "--json", "--quiet")
+    assert "look at this" not in err
+
+
+# as programs
+
+
+def program(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tfmot_asp", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        **options,
+    )
+
+
+def test_a_program_prints_its_result_and_nothing_else(here):
+    process = program("inspect", "model.keras", "--json")
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert json.loads(out)["model"] == "model.keras"
+
+
+def test_a_reader_that_goes_away(here):
+    np.save("m.npy", np.random.default_rng(0).normal(size=(4, 4096)))
+    process = program("search", "m.npy", "--effort", "fast")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+    process.stderr.close()
+
+
+def test_ctrl_c(here):
+    np.save("m.npy", np.random.default_rng(0).normal(size=(2048, 2048)))
+    process = program("search", "m.npy", "--effort", "thorough", "-o", "order.npy", "-v", "--device", "cpu")
+    assert "Searching an order of 2048 columns" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert sorted(os.listdir()) == ["m.npy", "model.keras"]

@@ -1,0 +1,125 @@
+"""The examples in the help of every command, and in docs/cli.md, run as they stand."""
+
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tf_keras
+from tf_keras import layers
+
+import tfmot_asp
+from tests.small_models import convnet
+from tfmot_asp.cli import main
+from tfmot_asp.cli.parser import make_parser
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def subcommands():
+    (action,) = (action for action in make_parser()._actions if action.choices and action.dest != "help")
+    return dict(action.choices)
+
+
+def examples():
+    texts = [make_parser().epilog, *(command.epilog for command in subcommands().values())]
+    return [line.strip() for text in texts for line in text.splitlines() if line.startswith("  tfmot-asp")]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """What the examples read."""
+    folder = tmp_path_factory.mktemp("files")
+    model = convnet()
+    model.save(folder / "model.keras")
+    with pytest.warns(UserWarning, match="HDF5"):
+        model.save(folder / "model.h5")
+    x = layers.Input((None, None, 16))
+    tf_keras.Model(x, layers.Conv2D(16, 3)(layers.Conv2D(16, 3)(x))).save(folder / "any_size.keras")
+    tfmot_asp.prune_trained_model(model, permute=False).remove()
+    model.save(folder / "sparse.keras")
+    tfmot_asp.export.saved_model(model, folder / "exported")
+    generator = np.random.default_rng(0)
+    np.save(folder / "matrix.npy", generator.normal(size=(32, 16)))
+    np.save(folder / "conv_kernel.npy", generator.normal(size=(3, 3, 16, 8)))
+    np.save(folder / "images.npy", generator.normal(size=(16, 8, 8, 3)).astype(np.float32))
+    return folder
+
+
+def needs(command):
+    if ".svg" in command and shutil.which("dot") is None:
+        pytest.skip("needs Graphviz")
+    if "--to onnx" in command:
+        pytest.importorskip("tf2onnx")
+        pytest.importorskip("onnxruntime")
+
+
+def test_there_are_examples_of_every_command():
+    assert {example.split()[1] for example in examples()} == set(subcommands())
+    assert all("examples:" in command.epilog for command in subcommands().values())
+
+
+@pytest.mark.parametrize("example", dict.fromkeys(examples()))
+def test_examples_work(example, files, tmp_path, monkeypatch, capsys):
+    needs(example)
+    words = shlex.split(example)[1:]
+    outputs = {name for flag, name in zip(words, words[1:], strict=False) if flag in ("-o", "--report")}
+    for file in files.iterdir():
+        if file.name not in outputs:
+            (shutil.copytree if file.is_dir() else shutil.copy)(file, tmp_path / file.name)
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0, capsys.readouterr().err
+    assert all((tmp_path / name).exists() for name in outputs)
+    captured = capsys.readouterr()
+    assert captured.out.strip()
+    assert "Traceback" not in captured.err
+
+
+def test_the_commands_of_the_documentation_work(files, tmp_path, monkeypatch, capsys):
+    commands = re.findall(r"^\$ (tfmot-asp .*)$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    assert {command.split()[1] for command in commands} >= set(subcommands())
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    for written in ("sparse.keras", "exported"):
+        target = tmp_path / written
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        needs(command)
+        assert main(shlex.split(command)[1:]) == (1 if command == "tfmot-asp verify model.keras" else 0), command
+        capsys.readouterr()
+
+
+def test_help_of_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in subcommands():
+        assert f"    {name} " in text
+        assert main([name, "--help"]) == 0
+        assert "examples:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"tfmot-asp {tfmot_asp.__version__} (Python 3.")
+    assert "tensorflow 2." in out
+
+
+def test_help_and_version_load_nothing_heavy():
+    code = (
+        "import sys; from tfmot_asp.cli import main; main(['--help']); main(['prune', '--help']); main(['--version']);"
+        "main(['bogus']); heavy = {'tensorflow', 'keras', 'tf_keras', 'numba', 'scipy', 'h5py', 'onnx'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_program_is_installed_under_its_name():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert 'tfmot-asp = "tfmot_asp.cli:main"' in text
+    assert make_parser().prog == "tfmot-asp"
