@@ -4,6 +4,8 @@
 from tfmot_asp.export.onnx import onnx
 from tfmot_asp.export.saved_model import saved_model
 from tfmot_asp.export.tensorrt_log import TensorRTSparsity, parse_tensorrt_log
+from tfmot_asp.export.tflite import tflite
+from tfmot_asp.export.tftrt import tftrt
 from tfmot_asp.export.trtexec import trtexec_command
 from tfmot_asp.export.verify import VerificationReport, VerifiedLayer, verify
 
@@ -14,6 +16,8 @@ __all__ = [
     "onnx",
     "parse_tensorrt_log",
     "saved_model",
+    "tflite",
+    "tftrt",
     "trtexec_command",
     "verify",
 ]

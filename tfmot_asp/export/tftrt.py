@@ -1,0 +1,254 @@
+"""Converts a SavedModel with TF-TRT, TensorFlow's own bridge to TensorRT, with sparse kernels allowed.
+
+TF-TRT is part of TensorFlow up to 2.17 (Linux, built against TensorRT 8.6). It asks TensorRT for sparse kernels
+(``BuilderFlag::kSPARSE_WEIGHTS``) where the GPU has them, in TensorFlow 2.12 to 2.17, unless the environment variable
+``TF_TRT_SPARSE_MODE`` is 0; its log then says ``[TF-TRT] Sparse compute capability is enabled.``
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_asp.export.files import replacing
+from tfmot_asp.export.verify import load_signature, verify
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("FP32", "FP16", "INT8")
+SPARSE_MODE = "TF_TRT_SPARSE_MODE"
+
+_ELSEWHERE = (
+    "TF-TRT is part of TensorFlow up to 2.17 on Linux, with the libraries of TensorRT 8.6 (pip install "
+    "tensorflow[and-cuda]==2.17.1 tensorrt==8.6.1, then put tensorrt_libs on LD_LIBRARY_PATH), and of NVIDIA's "
+    "TensorFlow containers on NGC up to 25.02 (tensorflow:25.02-tf2-py3). With any other TensorFlow go by ONNX: "
+    "tfmot_asp.export.onnx(model, path), then trtexec --sparsity=enable"
+)
+
+
+def tftrt(
+    saved_model_dir: Any,
+    out_dir: Any,
+    precision: str = "FP16",
+    *,
+    input_shapes: Any = None,
+    calibration_data: Any = None,
+    max_workspace_size_bytes: int = 8 << 30,
+    minimum_segment_size: int = 3,
+    maximum_cached_engines: int = 1,
+    allow_build_at_runtime: bool = True,
+    overwrite: bool = False,
+) -> Any:
+    """Converts a SavedModel to one whose graph runs in TensorRT, sparse where that is faster.
+
+    The SavedModel's constants are checked for 2:4 first, TensorRT's engines are built for the given shapes, and the
+    result is saved with them: they fit the kind of GPU that they were built on.
+
+    Args:
+        saved_model_dir: what ``export.saved_model`` wrote, or any SavedModel with a ``serving_default`` signature.
+        out_dir: folder to write.
+        precision: ``"FP32"``, ``"FP16"`` or ``"INT8"``. Sparse kernels exist for FP16 and INT8 (and TF32, for
+            ``"FP32"`` on Ampere and later).
+        input_shapes: shapes to build engines for: one shape, a list of shapes for several inputs, or a dict by input
+            name. A list of such, each as a dict, makes one profile that spans all of them. Needed where the signature
+            leaves an axis open; by default the signature's own shapes.
+        calibration_data: an iterable of batches for INT8, each an array, or a dict by input name.
+        max_workspace_size_bytes: GPU memory that TensorRT may use to try kernels, and to run them.
+        minimum_segment_size: fewest ops that are worth an engine.
+        maximum_cached_engines: engines kept for different input shapes; TF-TRT runs others in TensorFlow.
+        allow_build_at_runtime: whether an engine may be built while serving, for a shape that none was built for.
+        overwrite: replace an existing SavedModel at ``out_dir``.
+
+    Returns:
+        TF-TRT's converter, after ``convert``, ``build`` and ``save``; its ``summary()`` prints what became an engine.
+
+    Raises:
+        RuntimeError: if this TensorFlow has no TensorRT, or there is no GPU.
+        ValueError: if an argument is unusable, or the SavedModel has no 2:4 weights.
+        FileNotFoundError: if there is no SavedModel.
+        FileExistsError: if ``out_dir`` exists.
+
+    Example:
+        >>> tfmot_asp.export.saved_model(model, "exported", batch_size=64)
+        >>> tfmot_asp.export.tftrt("exported", "converted", precision="FP16")
+    """
+    parameters = conversion_parameters(
+        precision,
+        max_workspace_size_bytes=max_workspace_size_bytes,
+        minimum_segment_size=minimum_segment_size,
+        maximum_cached_engines=maximum_cached_engines,
+        allow_build_at_runtime=allow_build_at_runtime,
+        use_calibration=calibration_data is not None,
+    )
+    source, out = Path(saved_model_dir), Path(out_dir)
+    if parameters["precision_mode"] == "INT8" and calibration_data is None:
+        raise ValueError("precision 'INT8' needs calibration_data: some batches of typical inputs")
+    if parameters["precision_mode"] != "INT8" and calibration_data is not None:
+        raise ValueError(f"calibration_data is for precision 'INT8' only, got {precision!r}")
+    report = verify(source)
+    if not report.sparse:
+        raise ValueError(
+            f"no weight in {str(source)!r} is 2:4, so there is nothing for sparse kernels to gain:\n{report}"
+        )
+    function = load_signature(source)
+    batches = example_inputs(function, input_shapes)
+    converter = _converter(source, parameters, dynamic=_has_open_axes(function))
+    with replacing(
+        out, overwrite=overwrite, what="a SavedModel", is_ours=lambda p: (p / "saved_model.pb").exists()
+    ) as new:
+        if calibration_data is None:
+            converter.convert()
+        else:
+            converter.convert(calibration_input_fn=lambda: _batches(function, calibration_data))
+        converter.build(input_fn=lambda: iter(batches))
+        converter.save(str(new))
+    if os.environ.get(SPARSE_MODE) == "0":
+        logger.warning("%s=0 is set: the engines were built without sparse kernels", SPARSE_MODE)
+    return converter
+
+
+def conversion_parameters(precision: str = "FP16", **options: Any) -> dict[str, Any]:
+    """The keyword arguments of ``tf.experimental.tensorrt.ConversionParams`` (TensorFlow 2.17), checked.
+
+    Args:
+        precision: ``"FP32"``, ``"FP16"`` or ``"INT8"``, in any case.
+        **options: ``max_workspace_size_bytes``, ``minimum_segment_size``, ``maximum_cached_engines``,
+            ``use_calibration`` and ``allow_build_at_runtime``, as ``tftrt`` describes them.
+
+    Raises:
+        ValueError: if one is of the wrong type, or too small.
+    """
+    if not isinstance(precision, str) or precision.upper() not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    for name, least in (("max_workspace_size_bytes", 1), ("minimum_segment_size", 1), ("maximum_cached_engines", 1)):
+        value = options.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return {"precision_mode": precision.upper(), **options}
+
+
+def example_inputs(function: Any, input_shapes: Any = None) -> list[dict[str, tf.Tensor]]:
+    """Random inputs of the shapes that engines are to be built for.
+
+    Args:
+        function: the signature of a SavedModel.
+        input_shapes: as for ``tftrt``.
+
+    Returns:
+        A dict of tensors by input name for each set of shapes.
+
+    Raises:
+        ValueError: if the shapes do not fit the signature, or are missing where it leaves an axis open.
+    """
+    specs = {spec.name: spec for spec in function.structured_input_signature[1].values()}
+    several = isinstance(input_shapes, Sequence) and all(isinstance(shapes, Mapping) for shapes in input_shapes)
+    sets = list(input_shapes) if several and input_shapes else [input_shapes]
+    generator = np.random.default_rng(0)
+    batches = []
+    for shapes in sets:
+        chosen = _shapes(specs, shapes)
+        batch = {}
+        for name, spec in specs.items():
+            values = generator.standard_normal(chosen[name]) if spec.dtype.is_floating else np.zeros(chosen[name])
+            batch[name] = tf.cast(tf.constant(values), spec.dtype)
+        batches.append(batch)
+    return batches
+
+
+def _shapes(specs: dict[str, tf.TensorSpec], shapes: Any) -> dict[str, list[int]]:
+    names = list(specs)
+    if shapes is None:
+        given: dict[str, Any] = {name: spec.shape for name, spec in specs.items()}
+    elif isinstance(shapes, Mapping):
+        given = dict(shapes)
+    elif all(isinstance(size, int | np.integer) for size in shapes):
+        given = dict.fromkeys(names, shapes) if len(names) == 1 else {}
+    else:
+        given = dict(zip(names, shapes, strict=True)) if len(shapes) == len(names) else {}
+    if sorted(given) != sorted(names):
+        raise ValueError(f"input_shapes must name the inputs {names}, got {shapes!r}")
+    for name, shape in given.items():
+        sizes = list(shape)
+        if any(size is None for size in sizes):
+            raise ValueError(
+                f"input {name!r} has the open shape {tuple(sizes)}, and an engine needs its sizes: pass "
+                "input_shapes=(batch, ...), or export the SavedModel with batch_size=..."
+            )
+        if not specs[name].shape.is_compatible_with(sizes) or any(size < 1 for size in sizes):
+            raise ValueError(f"input {name!r} takes {tuple(specs[name].shape)}, got {tuple(sizes)}")
+        given[name] = [int(size) for size in sizes]
+    return given
+
+
+def _batches(function: Any, data: Any) -> Iterator[dict[str, tf.Tensor]]:
+    specs = {spec.name: spec for spec in function.structured_input_signature[1].values()}
+    for batch in data:
+        if not isinstance(batch, Mapping):
+            if len(specs) != 1:
+                raise ValueError(
+                    f"calibration_data must give dicts of the inputs {list(specs)}, got a {type(batch).__name__}"
+                )
+            batch = {next(iter(specs)): batch}
+        yield {name: tf.cast(tf.convert_to_tensor(batch[name]), spec.dtype) for name, spec in specs.items()}
+
+
+def _has_open_axes(function: Any) -> bool:
+    return any(not spec.shape.is_fully_defined() for spec in function.structured_input_signature[1].values())
+
+
+def _converter(source: Path, parameters: dict[str, Any], *, dynamic: bool) -> Any:
+    """TF-TRT's converter, with a dynamic shape profile where the signature leaves axes open.
+
+    Raises:
+        RuntimeError: if this TensorFlow, or this machine, cannot convert.
+    """
+    if (problem := why_not()) is not None:
+        raise RuntimeError(f"{problem}. {_ELSEWHERE}")
+    try:
+        return tf.experimental.tensorrt.Converter(**converter_arguments(source, parameters, dynamic=dynamic))
+    except RuntimeError as error:
+        raise RuntimeError(f"TensorFlow {tf.__version__} cannot convert: {error}. {_ELSEWHERE}") from error
+
+
+def converter_arguments(source: Any, parameters: dict[str, Any], *, dynamic: bool) -> dict[str, Any]:
+    """The keyword arguments of ``tf.experimental.tensorrt.Converter`` (TensorFlow 2.17).
+
+    Args:
+        source: folder of the SavedModel.
+        parameters: from ``conversion_parameters``.
+        dynamic: whether its signature leaves axes open. One profile then spans all shapes that engines are built for.
+    """
+    profile = {"use_dynamic_shape": True, "dynamic_shape_profile_strategy": "Range"} if dynamic else {}
+    return {
+        "input_saved_model_dir": str(source),
+        "input_saved_model_signature_key": "serving_default",
+        **parameters,
+        **profile,
+    }
+
+
+def why_not() -> str | None:
+    """Why TF-TRT cannot run here; None if it can."""
+    try:
+        from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils as bridge
+
+        built_against = tuple(bridge.get_linked_tensorrt_version())
+        usable = bool(bridge.is_tensorrt_enabled())
+    except (ImportError, AttributeError):
+        built_against, usable = (0, 0, 0), False
+    if not any(built_against):
+        return f"TensorFlow {tf.__version__} was built without TensorRT"
+    if not usable:
+        version = ".".join(map(str, built_against))
+        return (
+            f"TensorFlow {tf.__version__} was built against TensorRT {version}, whose libraries it does not find here"
+        )
+    if not tf.config.list_physical_devices("GPU"):
+        return f"TensorFlow {tf.__version__} sees no GPU, and TF-TRT builds its engines on one"
+    return None
