@@ -467,7 +467,7 @@ def test_search_of_what_is_no_matrix(here, fails):
         "huge.npy": "cannot be read as NumPy arrays",
         "nowhere.npy": "there is no file 'nowhere.npy'",
         ".": "is a folder",
-        "model.keras": "cannot be read as NumPy arrays",
+        "model.keras": "cannot be read as NumPy arrays: it is no NumPy file",
     }.items():
         fails("search", name, because=because)
     fails("search", "conv.npy", "--axis", 4, because="only 4 axes")

@@ -148,9 +148,12 @@ def read_array(path: Path) -> Any:
         if isinstance(loaded, np.ndarray):
             return loaded
         with contextlib.closing(loaded):
-            return {name: loaded[name] for name in loaded.files}
+            arrays = {name: loaded[name] for name in loaded.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # a zip archive of something else
+            raise ValueError("it is no NumPy file")
+        return arrays
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "pickle" in reason or "Python objects" in reason:
-            reason = "it holds Python objects, or is no NumPy file at all"
+            reason = "it holds Python objects, or is no NumPy file"
         raise ValueError(f"{str(path)!r} cannot be read as NumPy arrays: {reason}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,4 +285,5 @@ class _Version(argparse.Action):
                 found.append(f"{package} {metadata.version(package)}")
             except metadata.PackageNotFoundError:
                 continue
-        parser.exit(0, f"tfmot-asp {__version__} ({', '.join(found)})\n")
+        sys.stdout.write(f"tfmot-asp {__version__} ({', '.join(found)})\n")
+        parser.exit()
