@@ -19,7 +19,7 @@ def exported(tmp_path_factory):
 
 def test_what_is_exported_is_sparse_and_has_no_batch_norm(exported):
     report = verify(exported)
-    assert [layer.status for layer in report.layers] == ["dense"] + ["sparse"] * 7  # the stem has one channel
+    assert [layer.status for layer in report.layers] == ["small"] + ["sparse"] * 7  # the stem has one input channel
     assert report.ok
 
 

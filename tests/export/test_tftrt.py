@@ -3,6 +3,7 @@
 import inspect
 import logging
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def exported(tmp_path_factory):
 class Recorder:
     """Does what TF-TRT's converter does with files, and writes down the rest."""
 
-    made: list["Recorder"] = []
+    made: ClassVar[list["Recorder"]] = []
 
     def __init__(self, **arguments):
         inspect.signature(tf.experimental.tensorrt.Converter.__init__).bind(None, **arguments)
@@ -150,7 +151,7 @@ def test_unusable_arguments(exported, recorder, tmp_path, options, match):
 
 
 def test_a_dense_model_is_refused(exported, recorder, tmp_path):
-    with pytest.raises(ValueError, match="no weight in .*dense' is 2:4"):
+    with pytest.raises(ValueError, match=r"no weight in .*dense' is 2:4"):
         convert(exported / "dense", tmp_path / "out", input_shapes=(4, 16))
 
 

@@ -61,3 +61,8 @@ def check_target(
         raise FileExistsError(
             f"{str(path)!r} exists and is no {what.split(' ', 1)[-1]}, so overwrite=True does not replace it"
         )
+
+
+def is_saved_model(path: Path) -> bool:
+    """Whether a folder holds a SavedModel."""
+    return (path / "saved_model.pb").exists()

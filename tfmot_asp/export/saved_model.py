@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.export.files import replacing
+from tfmot_asp.export.files import is_saved_model, replacing
 from tfmot_asp.export.gemms import find_gemms
 from tfmot_asp.export.inference import (
     CannotFreezeError,
@@ -75,7 +75,7 @@ def saved_model(
     """
     path = Path(path)
     narrow = check_weights_dtype(dtype)
-    with replacing(path, overwrite=overwrite, what="a SavedModel", is_ours=_is_saved_model) as written:
+    with replacing(path, overwrite=overwrite, what="a SavedModel", is_ours=is_saved_model) as written:
         plain, m_by_n = plain_model(model)
         original = serving_function(plain, batch_size, input_shapes)
         function = original
@@ -103,10 +103,6 @@ def saved_model(
         report = verify(written, sparsity_m_by_n=m_by_n, allow_unsafe=True)
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))
     return replace(report, path=str(path))
-
-
-def _is_saved_model(path: Path) -> bool:
-    return (path / "saved_model.pb").exists()
 
 
 def _compare(function: Any, written: Path) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.files import replacing
+from tfmot_asp.export.calibration import calibration_batches
+from tfmot_asp.export.files import is_saved_model, replacing
 from tfmot_asp.export.verify import load_signature, verify
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def tftrt(
         input_shapes: shapes to build engines for: one shape, a list of shapes for several inputs, or a dict by input
             name. A list of such, each as a dict, makes one profile that spans all of them. Needed where the signature
             leaves an axis open; by default the signature's own shapes.
-        calibration_data: an iterable of batches for INT8, each an array, or a dict by input name.
+        calibration_data: typical inputs for INT8, as ``export.onnx`` takes them. All batches must have one shape.
         max_workspace_size_bytes: GPU memory that TensorRT may use to try kernels, and to run them.
         minimum_segment_size: fewest ops that are worth an engine.
         maximum_cached_engines: engines kept for different input shapes; TF-TRT runs others in TensorFlow.
@@ -93,19 +94,15 @@ def tftrt(
         raise ValueError(f"calibration_data is for precision 'INT8' only, got {precision!r}")
     report = verify(source)
     if not report.sparse:
-        raise ValueError(
-            f"no weight in {str(source)!r} is 2:4, so there is nothing for sparse kernels to gain:\n{report}"
-        )
+        raise ValueError(f"no weight in {str(source)!r} is 2:4, so sparse kernels have nothing to gain:\n{report}")
     function = load_signature(source)
     batches = example_inputs(function, input_shapes)
     converter = _converter(source, parameters, dynamic=_has_open_axes(function))
-    with replacing(
-        out, overwrite=overwrite, what="a SavedModel", is_ours=lambda p: (p / "saved_model.pb").exists()
-    ) as new:
+    with replacing(out, overwrite=overwrite, what="a SavedModel", is_ours=is_saved_model) as new:
         if calibration_data is None:
             converter.convert()
         else:
-            converter.convert(calibration_input_fn=lambda: _batches(function, calibration_data))
+            converter.convert(calibration_input_fn=lambda: calibration_batches(calibration_data, _specs(function)))
         converter.build(input_fn=lambda: iter(batches))
         converter.save(str(new))
     if os.environ.get(SPARSE_MODE) == "0":
@@ -146,7 +143,7 @@ def example_inputs(function: Any, input_shapes: Any = None) -> list[dict[str, tf
     Raises:
         ValueError: if the shapes do not fit the signature, or are missing where it leaves an axis open.
     """
-    specs = {spec.name: spec for spec in function.structured_input_signature[1].values()}
+    specs = {spec.name: spec for spec in _specs(function)}
     several = isinstance(input_shapes, Sequence) and all(isinstance(shapes, Mapping) for shapes in input_shapes)
     sets = list(input_shapes) if several and input_shapes else [input_shapes]
     generator = np.random.default_rng(0)
@@ -186,20 +183,12 @@ def _shapes(specs: dict[str, tf.TensorSpec], shapes: Any) -> dict[str, list[int]
     return given
 
 
-def _batches(function: Any, data: Any) -> Iterator[dict[str, tf.Tensor]]:
-    specs = {spec.name: spec for spec in function.structured_input_signature[1].values()}
-    for batch in data:
-        if not isinstance(batch, Mapping):
-            if len(specs) != 1:
-                raise ValueError(
-                    f"calibration_data must give dicts of the inputs {list(specs)}, got a {type(batch).__name__}"
-                )
-            batch = {next(iter(specs)): batch}
-        yield {name: tf.cast(tf.convert_to_tensor(batch[name]), spec.dtype) for name, spec in specs.items()}
+def _specs(function: Any) -> list[tf.TensorSpec]:
+    return list(function.structured_input_signature[1].values())
 
 
 def _has_open_axes(function: Any) -> bool:
-    return any(not spec.shape.is_fully_defined() for spec in function.structured_input_signature[1].values())
+    return any(not spec.shape.is_fully_defined() for spec in _specs(function))
 
 
 def _converter(source: Path, parameters: dict[str, Any], *, dynamic: bool) -> Any:
