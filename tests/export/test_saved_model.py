@@ -172,3 +172,86 @@ def test_unfinished_pruning_is_refused_and_finished_pruning_is_not(tmp_path):
 def test_what_is_no_built_model_is_refused(thing, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         tfmot_asp.export.saved_model(thing, tmp_path / "m")
+
+
+def folder_size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_batch_norm_is_folded_and_the_pattern_survives(trained, tmp_path):
+    pruned, x = trained
+    folded = tfmot_asp.export.saved_model(pruned, tmp_path / "folded")
+    plain = tfmot_asp.export.saved_model(pruned, tmp_path / "plain", fold_batch_norm=False)
+    assert [layer.status for layer in folded.layers] == [layer.status for layer in plain.layers]
+
+    def kinds(folder):
+        functions = load_signature(folder).graph.as_graph_def().library.function
+        return {node.op for function in functions for node in function.node_def}
+
+    assert "FusedBatchNormV3" in kinds(tmp_path / "plain")
+    assert "FusedBatchNormV3" not in kinds(tmp_path / "folded")
+    results = [load_signature(tmp_path / name)(image=tf.constant(x))["head"] for name in ("folded", "plain")]
+    np.testing.assert_allclose(*results, rtol=0, atol=1e-5 * np.abs(results[0]).max())
+
+
+def test_weights_in_half_precision_halve_the_file(tmp_path):
+    model = mlp(hidden=512, inputs=256)
+    pruned = tfmot_asp.prune_trained_model(model, permute=False)
+    tfmot_asp.export.saved_model(model, tmp_path / "single")
+    report = tfmot_asp.export.saved_model(model, tmp_path / "half", dtype="float16")
+    assert report.ok
+    assert {layer.name: layer.status for layer in report.layers} == {
+        "first/kernel/float16": "sparse",
+        "second/kernel/float16": "sparse",
+    }
+    assert folder_size(tmp_path / "half") < 0.55 * folder_size(tmp_path / "single")
+    x = tf.random.normal((5, 256))
+    (got,) = load_signature(tmp_path / "half")(x).values()
+    expected = model(x).numpy()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    pruned.remove()
+    model.get_layer("first").kernel.assign_add(1e5 * tf.ones((256, 512)))
+    with pytest.raises(ValueError, match=r"first/kernel has weights up to 1e\+05, too large for float16"):
+        tfmot_asp.export.saved_model(model, tmp_path / "large", dtype="float16")
+    assert sorted(os.listdir(tmp_path)) == ["half", "single"]
+
+
+def test_a_model_with_tables_keeps_its_variables_and_cannot_be_narrowed(tmp_path, caplog):
+    word = layers.Input((), dtype="string", name="word")
+    table = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")
+    model = tf_keras.Model(word, layers.Dense(8)(table(word)), name="words")
+    tfmot_asp.export.saved_model(model, tmp_path / "m")
+    assert "Exported with variables, and batch norm as it is: 'words' reads" in caplog.text
+    with pytest.raises(ValueError, match="weights cannot be stored in float16: 'words' reads"):
+        tfmot_asp.export.saved_model(model, tmp_path / "half", dtype="float16")
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_grouped_convolutions_run_where_they_are_served(tmp_path):
+    x = layers.Input((8, 8, 16))
+    y = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(32, 3, groups=4, name="grouped")(x)))
+    model = tf_keras.Model(x, layers.Conv2D(16, 1, name="after")(y))
+    report = tfmot_asp.export.saved_model(model, tmp_path / "m")
+    assert [layer.name for layer in report.layers] == ["grouped/kernel", "after/kernel"]
+    image = tf.random.normal((5, 8, 8, 16))
+    (got,) = load_signature(tmp_path / "m")(image).values()
+    np.testing.assert_allclose(got, model(image), rtol=0, atol=1e-5)
+
+
+def test_an_export_that_lost_the_pattern_is_refused(tmp_path, monkeypatch):
+    from tfmot_asp.export import folding
+
+    change = folding.GraphEdit.change_constant
+
+    def fill(self, name, index, value, dtype):
+        change(self, name, index, np.where(value == 0, 1e-9, value).astype(value.dtype), dtype)
+
+    monkeypatch.setattr(folding.GraphEdit, "change_constant", fill)
+    model = convnet()
+    tfmot_asp.prune_trained_model(model, permute=False)
+    model.get_layer("conv").bias.assign(tf.ones(16))
+    x = layers.Input((8, 8, 3))
+    normed = tf_keras.Model(x, layers.Rescaling(0.5)(model(x)))
+    with pytest.raises(RuntimeError, match=r"the export lost the pattern of head/kernel"):
+        tfmot_asp.export.saved_model(normed, tmp_path / "m")
+    assert os.listdir(tmp_path) == []
