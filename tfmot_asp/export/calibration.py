@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# Where an open batch axis leaves the choice: enough for the BLAS, little enough for memory.
-_BATCH = 32
+# Where an open batch axis leaves the choice: little, since the activations of all layers are kept at once.
+_BATCH = 8
 
 METHODS = ("percentile", "mse", "entropy", "minmax")
 

@@ -31,6 +31,7 @@ from tfmot_asp.export.onnx_int8 import calibrate, insert_quantizers, plan_quanti
 from tfmot_asp.export.onnx_run import (
     Batch,
     in_file_layout,
+    in_parts,
     largest_difference,
     outputs_of,
     probes,
@@ -53,6 +54,9 @@ _INT8_LIMIT = 0.5
 
 # Batches of calibration data that are kept for the comparison of outputs.
 _COMPARED = 4
+
+# Samples whose activations, of all layers, are held in memory at once.
+_WATCHED = 2
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,10 @@ def onnx(
     with replacing(path, overwrite=overwrite, what="an ONNX file") as written:
         plain, m_by_n = plain_model(model)
         original = serving_function(plain, batch_size, input_shapes)
+        specs = list(original.structured_input_signature[0])
         data = None
         if precision == "int8" or calibration_data is not None:
-            data = _Data(calibration_data, list(original.structured_input_signature[0]))
+            data = _Data(calibration_data, specs)
         function = inference_function(plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm)
         converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs))
         expected = probes(original)
@@ -154,9 +159,8 @@ def onnx(
         if precision == "fp16":
             check_weights(gemms_of(converted))
             what = "calibration_data" if given else "random inputs (give calibration_data to judge by typical ones)"
-            check_activations(
-                converted, (in_file_layout(batch, inputs_as_nchw) for batch, _ in given or expected), what
-            )
+            parts = (part for batch, _ in given or expected for part in in_parts(batch, specs, _WATCHED))
+            check_activations(converted, (in_file_layout(part, inputs_as_nchw) for part in parts), what)
             converted = to_float16(converted, float16_io)
         elif precision == "int8":
             assert data is not None

@@ -215,7 +215,7 @@ class _Editor:
     def constant(self, name: str, value: np.ndarray) -> str:
         """Adds an initializer."""
         name = self.fresh(name)
-        self.graph.initializer.append(import_onnx().numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.graph.initializer.append(import_onnx().numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def scale(self, name: str, largest: Any, axis: int | None) -> tuple[str, str]:
@@ -251,7 +251,7 @@ class _Editor:
         shaped = scales if axis is None else scales.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         levels = np.clip(np.rint(weight / shaped), -_LARGEST, _LARGEST).astype(np.int8)
         make, given = import_onnx().helper.make_node, {} if axis is None else {"axis": axis}
-        label, raw = self.fresh(f"{name}/DequantizeLinear"), self.constant(f"{name}/int8", levels)
+        label, raw = self.fresh(f"{name}/DequantizeLinear"), self.constant(name.removesuffix(":0"), levels)
         return [make("DequantizeLinear", [raw, scale, zero], [dequantized], name=label, **given)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,16 @@ def run(runner: Any, batch: Batch, inputs_as_nchw: Sequence[str] = ()) -> Batch:
             feeds[name] = value.astype(np.float16) if types[name] == "tensor(float16)" else value
     names = [value.name for value in runner.get_outputs()]
     return dict(zip(names, runner.run(names, feeds), strict=True))
+
+
+def in_parts(batch: Batch, specs: Sequence[tf.TensorSpec], size: int) -> Iterator[Batch]:
+    """A batch in smaller ones, if the batch axis of all inputs is open."""
+    if not all(spec.shape.rank and spec.shape[0] is None for spec in specs):
+        yield batch
+        return
+    total = next(iter(batch.values())).shape[0]
+    for start in range(0, total, size):
+        yield {name: value[start : start + size] for name, value in batch.items()}
 
 
 def in_file_layout(batch: Batch, inputs_as_nchw: Sequence[str] = ()) -> Batch:
