@@ -209,6 +209,7 @@ def text(tmp_path):
     return tmp_path / "m.txt"
 
 
+CODE = r"its layer 'lambda.*' is a Lambda layer, which is Python code.* allow_unsafe=True"
 FILES = {
     "truncated": (truncated, "is damaged or cut short"),
     "broken": (broken_saved_model, "cannot be read as a SavedModel"),
