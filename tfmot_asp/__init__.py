@@ -41,7 +41,7 @@ _HOME = {
     "SparsityReport": "tfmot_asp.report",
     "check_pruned_layers": "tfmot_asp.report",
 }
-_SUBPACKAGES = ("export", "permutation")
+_SUBPACKAGES = ("export", "loading", "permutation")
 
 __all__ = [*sorted(_HOME), *_SUBPACKAGES]
 
