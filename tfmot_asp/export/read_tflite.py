@@ -65,7 +65,8 @@ _OPAQUE = frozenset(
         ]
     }
 )
-_SAME_VALUES = frozenset({"DEQUANTIZE", "DENSIFY", "RESHAPE", "EXPAND_DIMS", "SQUEEZE"})
+_SAME_VALUES = frozenset({"DEQUANTIZE", "DENSIFY"})
+_RESHAPES = frozenset({"RESHAPE", "EXPAND_DIMS", "SQUEEZE"})
 _VARIES = ("RANDOM_", "MULTINOMIAL", "WHILE", "IF", "CALL", "STABLEHLO_COMPOSITE", "STABLEHLO_RNG")
 _MAX_CALLS = 10_000
 
@@ -158,7 +159,10 @@ class _Search:
             reduction, output = roles if roles is not None else ((), ())
             groups = _groups(op, reader.graph, weight)
             name = reader.graph.tensors[op.outputs[0]].name if op.outputs else op.type
-            self.found.append(Gemm(name, op.type, source.name or name, weight, reduction, output, groups, problem))
+            # What the converter made itself has a name that says nothing; of fused ops the first is enough.
+            nameless = not source.name or source.name.startswith(("tfl.", "arith."))
+            weight_name = (name if nameless else source.name).split(";")[0]
+            self.found.append(Gemm(name, op.type, weight_name, weight, reduction, output, groups, problem))
 
 
 class _Reader:
@@ -234,6 +238,8 @@ class _Reader:
             raise Unreadable("it is held in a variable, which gets its value when the model runs")
         values = [self.known[i] for i in op.inputs if i >= 0]
         if op.type in _SAME_VALUES:
+            return values[0]
+        if op.type in _RESHAPES:
             if -1 in output.shape or np.prod(output.shape) != values[0].size:
                 raise Unreadable(f"{op.type} between the weight and the product has no fixed shape")
             return values[0].reshape(output.shape)

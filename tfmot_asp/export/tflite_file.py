@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,6 +175,25 @@ class TfliteFile:
         except _DAMAGE as error:
             raise Unreadable(f"its stored values contradict its description: {error}") from error
 
+    def compressed_sizes(self) -> tuple[int, int]:
+        """Size of the file in bytes after deflate, and what it would be without the zeros of its weights.
+
+        For the latter each zero weight is replaced by some other weight of the same tensor; nothing else changes.
+        """
+        dense = bytearray(self._data)
+        generator = np.random.default_rng(0)
+        base = np.frombuffer(self._data, np.uint8).__array_interface__["data"][0]
+        for tensor in {tensor.buffer: tensor for graph in self.subgraphs for tensor in graph.tensors}.values():
+            if not tensor.constant or len(tensor.shape) < 2 or tensor.type not in ("FLOAT32", "FLOAT16", "INT8"):
+                continue
+            data = self._bytes_of(self._buffers[tensor.buffer])
+            offset = data.__array_interface__["data"][0] - base
+            values = np.frombuffer(dense, _DTYPES[tensor.type], data.size // _DTYPES[tensor.type].itemsize, offset)
+            others = values[values != 0]
+            if others.size:
+                values[values == 0] = generator.choice(others, values.size - others.size)
+        return len(zlib.compress(self._data, 9)), len(zlib.compress(bytes(dense), 9))
+
     def _count(self, length: int) -> int:
         """A vector's length, unless the file is too short to hold it: a damaged length must not keep us busy."""
         if not 0 <= length <= len(self._data):
@@ -242,7 +262,7 @@ def damage_reported(path: Path) -> Iterator[None]:
 
 def requantized(values: np.ndarray, tensor: TfliteTensor) -> np.ndarray:
     """What is left of real values once they are stored in a quantized tensor and read back."""
-    scale, zero_point = _scales(tensor)
+    scale, zero_point = quantization(tensor)
     if scale is None or tensor.type not in ("INT8", "UINT8", "INT16", "INT32"):
         raise Unreadable(f"it is quantized to {tensor.type} in a way that is not understood")
     limits = np.iinfo(_DTYPES[tensor.type])
@@ -287,7 +307,7 @@ def _elements(data: np.ndarray, kind: str, count: int) -> np.ndarray:
     return elements[:count]
 
 
-def _scales(tensor: TfliteTensor) -> tuple[np.ndarray | None, Any]:
+def quantization(tensor: TfliteTensor) -> tuple[np.ndarray | None, Any]:
     """Scale and zero point, shaped to broadcast with the tensor; (None, 0) if it is not quantized."""
     parameters = tensor.table.Quantization()
     if parameters is None:
@@ -315,7 +335,7 @@ def _scales(tensor: TfliteTensor) -> tuple[np.ndarray | None, Any]:
 
 
 def _dequantized(stored: np.ndarray, tensor: TfliteTensor) -> np.ndarray:
-    scale, zero_point = _scales(tensor)
+    scale, zero_point = quantization(tensor)
     if scale is None or stored.dtype.kind not in "iu":
         return stored
     with np.errstate(all="ignore"):  # a damaged scale may be anything
@@ -356,8 +376,8 @@ def _densify(tensor: TfliteTensor, sparsity: Any, stored: Callable[[int], np.nda
     position = coordinates[:, :rank]
     for number, axis in enumerate(blocked):
         position[:, axis] = position[:, axis] * sizes[rank + number] + coordinates[:, rank + number]
-    if tensor.table.Quantization() is not None and _scales(tensor)[0] is not None:
-        dense += np.broadcast_to(_scales(tensor)[1], dense.shape).astype(dense.dtype)  # what is not stored is zero
+    if tensor.table.Quantization() is not None and quantization(tensor)[0] is not None:
+        dense += np.broadcast_to(quantization(tensor)[1], dense.shape).astype(dense.dtype)  # what is not stored is zero
     if np.any(position < 0):
         raise ValueError("it has a negative index")
     dense[tuple(position.T)] = stored(len(position))
