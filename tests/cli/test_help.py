@@ -1,6 +1,7 @@
 """The examples in the help of every command, and in docs/cli.md, run as they stand."""
 
 import itertools
+import os
 import pathlib
 import re
 import shlex
@@ -41,6 +42,9 @@ def files(tmp_path_factory):
         model.save(folder / "model.h5")
     x = layers.Input((None, None, 3))
     tf_keras.Model(x, layers.Conv2D(16, 3)(layers.Conv2D(16, 3)(x))).save(folder / "any_size.keras")
+    tf_keras.Sequential([layers.Input((16,)), layers.Lambda(lambda x: x + 1, name="plus"), layers.Dense(16)]).save(
+        folder / "from_the_internet.keras"
+    )
     tfmot_asp.prune_trained_model(model, permute=False).remove()
     model.save(folder / "sparse.keras")
     tfmot_asp.export.saved_model(model, folder / "exported")
@@ -81,17 +85,20 @@ def test_examples_work(example, files, tmp_path, monkeypatch, capsys):
 
 
 def test_the_commands_of_the_documentation_work(files, tmp_path, monkeypatch, capsys):
-    commands = re.findall(r"^\$ (tfmot-asp .*)$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    text = (ROOT / "docs" / "cli.md").read_text()
+    commands = re.findall(r"^\$ (tfmot-asp .*)$", text, re.MULTILINE)
     assert {command.split()[1] for command in commands} >= set(subcommands())
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
-    for written in ("sparse.keras", "exported"):
-        target = tmp_path / written
-        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    (tmp_path / "sparse.keras").unlink()
+    shutil.rmtree(tmp_path / "exported")
     monkeypatch.chdir(tmp_path)
+    expected = {"tfmot-asp verify model.keras": 1, "tfmot-asp inspect from_the_internet.keras": 2}
     for command in commands:
         needs(command)
-        assert main(shlex.split(command)[1:]) == (1 if command == "tfmot-asp verify model.keras" else 0), command
-        capsys.readouterr()
+        assert main(shlex.split(command)[1:]) == expected.get(command, 0), command
+        captured = capsys.readouterr()
+        if expected.get(command) == 2:
+            assert captured.err in text
 
 
 def test_help_of_every_command(capsys):
@@ -118,6 +125,21 @@ def test_help_and_version_load_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_search_needs_no_tensorflow(files, tmp_path):
+    shutil.copy(files / "matrix.npy", tmp_path)
+    code = (
+        "import sys; from tfmot_asp.cli import main;"
+        "assert main(['search', 'matrix.npy', '-o', 'order.npy', '--effort', 'fast']) == 0;"
+        "heavy = {'tensorflow', 'keras', 'tf_keras', 'h5py'} & set(sys.modules); assert not heavy, heavy"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(np.load(tmp_path / "order.npy")) == list(range(16))
 
 
 def test_the_program_is_installed_under_its_name():

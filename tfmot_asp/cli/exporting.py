@@ -43,7 +43,8 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
         options |= {"precision": arguments.precision or "fp32", "calibration_data": data}
         if arguments.opset is not None:
             options["opset"] = arguments.opset
-    report = getattr(exporters, target)(model, arguments.output, **options)
+    with console.without_noise():  # of the TFLite converter
+        report = getattr(exporters, target)(model, arguments.output, **options)
     console.result(str(report), {"output": str(arguments.output), **report.to_dict()})
     if not report.sparse:
         console.note("No weight in it is 2:4: `tfmot-asp prune` comes first.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def search(arguments: argparse.Namespace, console: Console) -> int:
     )
     lines = [str(result)]
     if arguments.output is not None:
-        _save(result.permutation, arguments.output, force=arguments.force)
+        _save(result.permutation, arguments.output)
         lines.append(f"Wrote {arguments.output}: new = np.take(old, permutation, axis={axis})")
     else:
         lines.append(" ".join(map(str, result.permutation)))
@@ -66,8 +67,12 @@ def _axis(array: Any, axis: int | None, path: Path) -> int:
     return axis % array.ndim
 
 
-def _save(permutation: np.ndarray, output: Path, *, force: bool) -> None:
-    from tfmot_asp.export.files import replacing
-
-    with replacing(output, overwrite=force, what="an array") as written:
-        np.save(written, permutation.astype(np.int64))
+def _save(permutation: np.ndarray, output: Path) -> None:
+    """Writes the file beside its place first. (`export.files` does that too, but its package loads TensorFlow.)"""
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, permutation.astype(np.int64))
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -56,6 +56,20 @@ class Console:
         if not self._quiet:
             sys.stderr.write(f"{text}\n")
 
+    @contextlib.contextmanager
+    def without_noise(self) -> Iterator[None]:
+        """Hides what C++ libraries write to the file descriptor of standard error, and nothing else."""
+        if self._verbose or sys.stderr is not sys.__stderr__ or sys.__stderr__ is None:
+            yield
+            return
+        with contextlib.ExitStack() as scopes:
+            stream = scopes.enter_context(
+                open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+            )
+            scopes.enter_context(_held_stderr())
+            scopes.enter_context(contextlib.redirect_stderr(stream))
+            yield
+
     def error(self, text: str) -> None:
         """Says on standard error why the command ends, and with ``--json`` on standard output too."""
         sys.stderr.write(f"{PROGRAM}: error: {text}\n")
@@ -115,7 +129,7 @@ def closed_pipe() -> int:
 
 @contextlib.contextmanager
 def _held_stderr() -> Iterator[None]:
-    """Holds back what is written to the file descriptor; shows it after all if the block fails."""
+    """Holds back what is written to the file descriptor."""
     try:
         saved = os.dup(2)
     except OSError:  # it is closed
@@ -125,11 +139,6 @@ def _held_stderr() -> Iterator[None]:
         try:
             os.dup2(held.fileno(), 2)
             yield
-        except BaseException:
-            os.dup2(saved, 2)
-            held.seek(0)
-            os.write(2, held.read())
-            raise
         finally:
             os.dup2(saved, 2)
             os.close(saved)
