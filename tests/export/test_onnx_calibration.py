@@ -78,7 +78,7 @@ WRONG = {
     "empty array": (X[:0], IMAGE, "calibration_data is empty"),
     "empty batch": ([X[:0]], IMAGE, "batch 1 is empty"),
     "endless": (tf.data.Dataset.from_tensors(X).repeat(), IMAGE, r"endless dataset; say how much .* dataset\.take"),
-    "shape": (X[:, :3], IMAGE, r"batch 1: input 'image' has shape \(20, 3\), the model takes \(None, 4\)$"),
+    "shape": (X[:, :3], IMAGE, r"batch 1: input 'image' has shape \(8, 3\), the model takes \(None, 4\)$"),
     "no batch axis": (
         tf.data.Dataset.from_tensor_slices(X),
         IMAGE,

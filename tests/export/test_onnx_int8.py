@@ -39,6 +39,13 @@ def images(count=64, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 8, 8, 3)).astype(np.float32)
 
 
+def session_of(path):
+    """Computes quantizers as they stand: on CPUs without VNNI, onnxruntime's int8 kernels saturate."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(str(path), options)
+
+
 class File:
     """A written file as a graph to ask questions of."""
 
@@ -143,7 +150,6 @@ def test_the_file_computes_what_its_quantizers_say(tmp_path):
     x = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
     path = tmp_path / "m.onnx"
     tfmot_asp.export.onnx(model, path, precision="int8", calibration_data=x, calibration_method="minmax")
-    file = File(path)
 
     def fake(values, largest):
         step = (np.asarray(largest, np.float32) / np.float32(127)).astype(np.float32)
@@ -156,9 +162,7 @@ def test_the_file_computes_what_its_quantizers_say(tmp_path):
         y = fake(y, largest) @ fake(kernel, np.abs(kernel).max(axis=0)) + bias
         y, largest = np.asarray(layer.activation(y)), np.abs(exact).max()
     y = fake(y, largest)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(file.model.SerializeToString(), options)
+    session = session_of(path)
     (got,) = session.run(None, {session.get_inputs()[0].name: x})
     # A value half way between two levels may fall either way.
     assert np.mean(np.abs(got - y) > 1e-4) < 0.01
@@ -173,7 +177,7 @@ def test_weights_in_int8_make_the_same_outputs_and_a_small_file(written, tmp_pat
     assert report.sparse == 3
     assert {row.name for row in report.layers} == {f"{name}/kernel" for name in ("stem", "conv", "fc", "head")}
     feeds = {"image": images(5, seed=1)}
-    outputs = [ort.InferenceSession(str(p)).run(None, feeds)[0] for p in (path, tmp_path / "m.onnx")]
+    outputs = [session_of(p).run(None, feeds)[0] for p in (path, tmp_path / "m.onnx")]
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
     weights = sum(row.shape and int(np.prod(row.shape)) for row in report.layers)
     saved = path.stat().st_size - (tmp_path / "m.onnx").stat().st_size
@@ -213,12 +217,12 @@ def test_transformers_dynamic_batches_and_several_inputs(tmp_path):
         (product,) = [node for node in file.products() if node.name == row.op]
         file.check_quantizer(product.input[0], None)
         file.check_quantizer(product.input[1], 1)
-    session = ort.InferenceSession(str(tmp_path / "m.onnx"))
+    session = session_of(tmp_path / "m.onnx")
     for batch in (1, 3):
         part = {name: value[:batch] for name, value in feeds.items()}
         (got,) = session.run(None, part)
         expected = model([part["tokens"], part["extra"]]).numpy()
-        assert np.linalg.norm(got - expected) < 0.1 * np.linalg.norm(expected)
+        assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
 
 
 def test_transposed_convolutions_and_depthwise_have_the_axis_of_their_outputs(tmp_path):
@@ -243,7 +247,7 @@ def test_dead_channels_and_dead_inputs_are_no_division_by_zero(tmp_path):
     x = np.zeros((4, 8, 8, 3), np.float32)
     report = tfmot_asp.export.onnx(model, tmp_path / "z.onnx", precision="int8", calibration_data=x)
     assert report.sparse == 3
-    (got,) = ort.InferenceSession(str(tmp_path / "z.onnx")).run(None, {"image": x})
+    (got,) = session_of(tmp_path / "z.onnx").run(None, {"image": x})
     assert np.isfinite(got).all()
 
 
@@ -282,7 +286,7 @@ def test_the_quickstart_network_loses_less_than_a_point_of_accuracy(tmp_path):
     assert exact > 85, "not trained"
     report = tfmot_asp.export.onnx(final, tmp_path / "m.onnx", precision="int8", calibration_data=x[train][:256])
     assert report.ok
-    session = ort.InferenceSession(str(tmp_path / "m.onnx"))
+    session = session_of(tmp_path / "m.onnx")
     (scores,) = session.run(None, {session.get_inputs()[0].name: x[test]})
     quantized = 100 * float(np.mean(scores.argmax(-1) == y[test]))
     assert abs(exact - quantized) <= 1.0, (exact, quantized)

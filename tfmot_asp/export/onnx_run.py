@@ -27,8 +27,8 @@ def session(model: onnx.ModelProto | Path, optimize: bool = True) -> Any:
 
     Args:
         model: a model, or the path of its file.
-        optimize: whether onnxruntime may fuse nodes. Without, quantizers are computed as they stand in the file: some
-            CPUs saturate in int8 products.
+        optimize: whether onnxruntime may fuse nodes. Without, quantizers are computed as they stand in the file, as
+            TensorRT does; with it, the int8 products of CPUs without VNNI saturate (seen: 13 % off instead of 1.2 %).
 
     Raises:
         RuntimeError: if onnxruntime cannot run the model.
