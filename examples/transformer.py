@@ -39,8 +39,9 @@ def build_model(width: int = 64, heads: int = 4, blocks: int = 2) -> tf_keras.Mo
 
 
 def train(model: tf_keras.Model, data: tuple, epochs: int, callbacks: tuple = ()) -> None:
+    rate = tf_keras.optimizers.schedules.CosineDecay(1e-3, max(1, epochs) * -(-len(data[0]) // 32))
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf_keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    model.compile(tf_keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
     model.fit(*data, batch_size=32, epochs=epochs, verbose=2, callbacks=list(callbacks))
 
 

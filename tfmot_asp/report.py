@@ -249,9 +249,11 @@ def _with_sizes(
         for row, kernel, gemms in zip(report.layers, kernels, work.gemms, strict=True)
     ]
     idle = [row.name for row in rows if not row.gemms]
-    notes = [f"not counted: {reason}" for reason in work.uncounted]
+    notes = [f"totals and shares are not exact: {reason}" for reason in work.uncounted]
     if idle:
-        notes.append(f"no product with the kernel of {', '.join(dict.fromkeys(idle))} when the model is called")
+        notes.append(
+            f"no product was found with the kernel of {', '.join(dict.fromkeys(idle))} when the model is called"
+        )
     return replace(
         report,
         layers=tuple(rows),

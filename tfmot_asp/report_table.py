@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tfmot_asp.report import BestCase, LayerSparsity, SparsityReport
 
 _WIDTH = 150
+_NAME_WIDTH = 48
+_NOTES = 8
 _TITLE = re.compile(r"^\w+ '[^']*':? (?:is )?")  # what a reason starts with; the first columns of its row say the same
 
 
@@ -34,7 +36,9 @@ def render(report: SparsityReport) -> str:
     )
     if report.multiply_adds is not None:
         lines += ["", *_sizes(report)]
-    lines += [f"Note: {note}" for note in report.notes]
+    lines += [f"Note: {note}" for note in report.notes[:_NOTES]]
+    if len(report.notes) > _NOTES:
+        lines.append(f"Note: and {len(report.notes) - _NOTES} more, see .notes")
     return "\n".join(lines)
 
 
@@ -43,7 +47,11 @@ def _shortened(line: str) -> str:
 
 
 def _name(row: LayerSparsity) -> str:
-    return row.name if row.attribute in ("kernel", "_kernel") else f"{row.name}.{row.attribute}"
+    name = row.name if row.attribute in ("kernel", "_kernel") else f"{row.name}.{row.attribute}"
+    if len(name) <= _NAME_WIDTH:
+        return name
+    end = (_NAME_WIDTH - 3) // 2
+    return f"{name[: _NAME_WIDTH - 3 - end]}...{name[-end:]}"  # what tells names apart is at either end
 
 
 def _pattern_cells(row: LayerSparsity) -> tuple[str, ...]:
@@ -82,7 +90,8 @@ def _sizes(report: SparsityReport) -> list[str]:
         if verdict.reason:
             answer += f", {verdict.reason} {cite(verdict.source)}"
         work = (count_of(row.multiply_adds or 0), f"{100 * (row.share or 0):5.1f}%")
-        aligned = [_alignment(bad) for bad in (row.misaligned_fp16, row.misaligned_int8)]
+        sides = (row.misaligned_fp16, row.misaligned_int8)
+        aligned = [_alignment(bad) if row.reduction_axes else "-" for bad in sides]
         gemms = row.gemms or ()
         first = [str(value) for size in gemms[:1] for value in (size.m, size.n, size.k, size.groups, size.calls)]
         rows.append((_name(row), *(first or ["-", "-", "-", "-", "0"]), *work, *aligned, answer))
