@@ -35,6 +35,7 @@ _NO_SPEEDUP = (
     "2/3 zeros, and 1x1 convolutions (tensorflow/lite/delegates/xnnpack/README.md)."
 )
 _FLOAT_TOLERANCE = 1e-4  # relative to the largest output: another order of the same sums
+_HALF_LIMIT = 65504.0
 _HALF_TOLERANCE = 20 * 2.0**-11  # weights are rounded to 11 bits, layer after layer
 # Rounding noise adds up to a part of the signal; outputs that have nothing to do with each other differ by 1.4 times
 # their spread.
@@ -111,6 +112,8 @@ def tflite(
         if io_dtype != "float32" and quantize != "int8":
             raise ValueError(f"io_dtype={io_dtype!r} is for files that are quantized: give quantize='int8' as well")
         samples = _samples(representative_dataset, function, batch_size, required=quantize == "int8" and not trained)
+        if quantize == "float16":
+            _check_float16(function)
         half = computes_in_half(function)
         job = _Conversion(plain, quantize, samples, trained, io_dtype, select_tf_ops)
         job.run(widened(function) if half else function, written)
@@ -141,6 +144,13 @@ def _check_arguments(path: Path, quantize: str | None, io_dtype: str, batch_size
         raise ValueError(f"io_dtype must be one of {', '.join(map(repr, _IO_DTYPES))}, got {io_dtype!r}")
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be a positive number, or None for an open batch, got {batch_size!r}")
+
+
+def _check_float16(function: Any) -> None:
+    for gemm in find_gemms(trace_function(function)):
+        largest = 0.0 if gemm.weight is None else float(np.max(np.abs(gemm.weight), initial=0.0))
+        if largest > _HALF_LIMIT:  # the converter would clip it
+            raise ValueError(f"the weight {gemm.weight_name} reaches {largest:.3g}; float16 ends at {_HALF_LIMIT:,.0f}")
 
 
 def _has_fake_quantization(function: Any) -> bool:
@@ -311,7 +321,10 @@ def _compare(function: Any, written: Path, quantize: str | None, samples: Sample
         samples = [{name: np.asarray(value) for name, value in probe.items()}]
     samples = samples[:: max(1, len(samples) // _COMPARED_SAMPLES)][:_COMPARED_SAMPLES]
     expected = [function(**{name: tf.constant(value) for name, value in sample.items()}) for sample in samples]
-    got, steps = _run(written, samples)
+    try:
+        got, steps = _run(written, samples)
+    except _NeedsTensorFlowError:
+        return "Its outputs were not compared with the model's: this interpreter cannot run its TensorFlow ops."
     worst = 0.0
     for name in expected[0]:
         if not expected[0][name].dtype.is_floating:
@@ -323,7 +336,7 @@ def _compare(function: Any, written: Path, quantize: str | None, samples: Sample
         finite = np.isfinite(before)
         before, after = before[finite], after[finite]
         if not before.size:
-            continue
+            raise ValueError(f"the model's output {name!r} is NaN or infinite throughout; check its weights")
         worst = max(worst, _difference(name, before, after, quantize, steps.get(name, 0.0), tolerance))
     samples_text = f"{len(samples)} input{'s' if len(samples) > 1 else ''}"
     if quantize == "int8":
@@ -369,6 +382,10 @@ def _interpreter(path: Path) -> Any:
     return Interpreter(model_path=str(path))
 
 
+class _NeedsTensorFlowError(Exception):
+    """The file has SELECT_TF_OPS, and the interpreter at hand was built without them."""
+
+
 def _run(path: Path, samples: Samples) -> tuple[list[dict[str, np.ndarray]], dict[str, float]]:
     """The file's outputs in real numbers for each sample, and the size of a quantization step of each output."""
     try:
@@ -380,6 +397,8 @@ def _run(path: Path, samples: Samples) -> tuple[list[dict[str, np.ndarray]], dic
             fed = {name: _stored(value, inputs[name]) for name, value in sample.items() if name in inputs}
             results.append({name: _real(value, outputs[name]) for name, value in runner(**fed).items()})
     except (RuntimeError, ValueError) as error:
+        if "Select TensorFlow op" in str(error):
+            raise _NeedsTensorFlowError from error
         raise RuntimeError(f"the TFLite file does not run: {error}") from error
     graph = TfliteFile(path).subgraphs[0]
     steps = {}

@@ -364,6 +364,8 @@ def _densify(tensor: TfliteTensor, sparsity: Any, stored: Callable[[int], np.nda
                 raise ValueError(f"its dimension {axis} has {size} positions")
             repeats = np.full(parents, size)
             indices = np.tile(np.arange(size), parents)
+        elif axis >= rank:
+            raise ValueError("its blocks are compressed inside")  # then nothing says how large they are
         else:
             segments = _index_vector(metadata.ArraySegments(), metadata.ArraySegmentsType())
             indices = _index_vector(metadata.ArrayIndices(), metadata.ArrayIndicesType())
