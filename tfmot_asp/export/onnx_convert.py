@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -93,10 +93,11 @@ def convert(
         graph_def = function.graph.as_graph_def()
         with tf.Graph().as_default():
             graph_def = tf2onnx.tf_loader.tf_optimize(inputs, outputs, graph_def)
-        with tf.Graph().as_default() as graph:
-            tf.import_graph_def(graph_def, name="")
-            try:
-                converted = tf2onnx.tfonnx.process_tf_graph(
+
+        def converted() -> Any:
+            with tf.Graph().as_default() as graph:
+                tf.import_graph_def(graph_def, name="")
+                return tf2onnx.tfonnx.process_tf_graph(
                     graph,
                     opset=opset,
                     input_names=inputs,
@@ -105,14 +106,26 @@ def convert(
                     inputs_as_nchw=[name for name, spec in names.items() if spec in set(inputs_as_nchw)],
                     custom_rewriter=REWRITES,
                 )
-            except Exception as error:  # handlers fail in as many ways as there are ops
-                raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
-        model = tf2onnx.optimizer.optimize_graph(converted).make_model("tfmot_asp")
+
+        try:
+            model = _optimized(converted).make_model("tfmot_asp")
+        except Exception as error:  # handlers fail in as many ways as there are ops
+            raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
     _check_ops(model, opset)
     _tidy(model, list(output_order or function.structured_outputs), specs)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _optimized(converted: Callable[[], Any]) -> Any:
+    """tf2onnx's optimizers on a graph, without copying it for each of them unless one fails."""
+    optimize = import_tf2onnx().optimizer.optimize_graph
+    try:
+        return optimize(converted(), catch_errors=False)
+    except Exception as error:
+        logger.debug("An optimizer of tf2onnx failed, and is left out: %s", error)
+        return optimize(converted(), catch_errors=True)
 
 
 def _check_inputs(specs: Sequence[tf.TensorSpec], inputs_as_nchw: Sequence[str]) -> None:
