@@ -2,9 +2,9 @@
 
     python examples/image_model.py [--model MobileNetV2] [--min-channels N] [--epochs 12] [--out DIR]
 
-Any name of ``tf_keras.applications`` will do. A compact network such as this one loses most in one shot, and gets it back
-by fine-tuning. To need no download it starts from random weights and learns handwritten digits; with your own data,
-start from ``weights="imagenet"`` and leave out the first training.
+Any name of ``tf_keras.applications`` will do. A compact network such as this one loses most in one shot, and gets it
+back by fine-tuning. To need no download it starts from random weights and learns handwritten digits; with your own
+data, start from ``weights="imagenet"`` and leave out the first training.
 """
 
 from __future__ import annotations

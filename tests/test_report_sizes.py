@@ -2,6 +2,8 @@
 
 import json
 import math
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -34,8 +36,13 @@ def work_of_layers(model):
     return work
 
 
-def test_resnet50_has_the_multiply_adds_that_its_layers_and_its_paper_say():
-    model = tf_keras.applications.ResNet50(weights=None)
+@pytest.fixture(scope="module")
+def resnet50():
+    return tf_keras.applications.ResNet50(weights=None)
+
+
+def test_resnet50_has_the_multiply_adds_that_its_layers_and_its_paper_say(resnet50):
+    model = resnet50
     report = tfmot_asp.sparsity_report(model)
     assert {row.name: row.multiply_adds for row in report.layers} == work_of_layers(model)
     assert 3.8e9 <= report.multiply_adds < 3.9e9  # "3.8 billion": He et al., 2015, table 1
@@ -45,6 +52,21 @@ def test_resnet50_has_the_multiply_adds_that_its_layers_and_its_paper_say():
     prunable = sum(row.share for row in report.layers if row.prunable)
     assert report.best_prunable.share == pytest.approx(prunable)
     assert max(map(len, str(report).splitlines())) <= 150
+
+
+def test_the_document_shows_what_the_report_says(resnet50):
+    document = (pathlib.Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    (shown,) = re.findall(r"```text\n(.*?)```", document, re.DOTALL)
+    report = tfmot_asp.sparsity_report(resnet50)
+    lines = str(report).splitlines()
+    assert [line for line in shown.splitlines() if line not in lines] == []
+    rows = re.findall(r"^\| (None|\d+) \| (\d+)[^|]*\| ([\d.]+) % \| × ([\d.]+) \|$", document, re.MULTILINE)
+    assert len(rows) == 4
+    for least, kernels, share, speedup in rows:
+        least = None if least == "None" else int(least)
+        chosen = [row for row in report.layers if row.prunable and min(row.shape[-2:]) >= (least or 0)]
+        total = sum(row.share for row in chosen)
+        assert (len(chosen), f"{100 * total:.1f}", f"{1 / (1 - total / 2):.2f}") == (int(kernels), share, speedup)
 
 
 @settings(max_examples=5)
