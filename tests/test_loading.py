@@ -204,22 +204,36 @@ KEYS = (
 )  # fmt: skip
 
 
+KINDS = {
+    "class": {"class_name": "Dense", "config": {}, "registered_name": None},
+    "function": {"class_name": "function", "config": "relu", "registered_name": "relu"},
+    "nothing": {"class_name": None, "config": {}, "registered_name": "x"},
+    "tuple": {"class_name": "__tuple__", "config": {}},
+    "type spec": {"class_name": "TypeSpec", "config": {}},
+}
+
+
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("kind", ["class", "function"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_modules_are_not_imported_because_a_file_says_so(tmp_path, marker, evil_module, key, kind):
-    planted = (
-        {"module": evil_module, "class_name": "Dense", "config": {}, "registered_name": None}
-        if kind == "class"
-        else {"module": evil_module, "class_name": "function", "config": "relu", "registered_name": "relu"}
-    )
     path = save(mlp(), tmp_path / "model.keras")
+    planted = {"module": evil_module, **KINDS[kind]}
     edit_keras(path, lambda config: dense_of(config)["config"].__setitem__(key, planted))
-    with pytest.raises(ValueError, match=rf"'first' .*{evil_module}"):
+    with pytest.raises(ValueError, match="its layer 'first' "):
         load_model(path)
     assert not marker.exists()
-    if (key, kind) == ("activation", "function"):
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_module_of_the_model_itself_is_not_imported(tmp_path, marker, evil_module, kind):
+    """tf_keras imports the module before it looks for the name, and so whatever the name."""
+    path = edit_keras(save(mlp(), tmp_path / "model.keras"), lambda config: {"module": evil_module, **KINDS[kind]})
+    with pytest.raises(ValueError, match=r"it (is a custom|names)"):
+        load_model(path)
+    assert not marker.exists()
+    with pytest.raises(ValueError, match="cannot be loaded|no Keras model"):
         load_model(path, allow_unsafe=True)
-        assert marker.exists()
+    assert marker.exists()  # so the payload was real
 
 
 PLANTED = {
@@ -246,6 +260,13 @@ PLANTED = {
     "pickled Torch": {
         "module": "keras.layers", "class_name": "TorchModuleWrapper", "config": {"module": "x"},
     },
+    "another registered function": {
+        "module": "keras.utils", "class_name": "function", "config": "relu", "registered_name": "get_file",
+    },
+    "a function that is no name": {"module": "builtins", "class_name": "function", "config": {"a": 1}},
+    "a name of nothing": {"module": "evil", "class_name": None, "config": {}},
+    "data of a module": {"module": "evil", "class_name": "__tuple__", "config": {}, "items": []},
+    "a version of code": {"module": "keras.layers", "class_name": "LambdaV2", "config": {}},
     "no name": {"module": "keras.layers", "class_name": ["Dense"], "config": {}},
     "a submodule of the like name": {"module": "keras_evil.x", "class_name": "Dense", "config": {}},
 }  # fmt: skip
@@ -310,6 +331,14 @@ def test_layers_whose_options_are_dangerous(class_name, config, message):
     layer = {"class_name": class_name, "config": {"name": "here", **config}}
     with pytest.raises(UnsafeModelError, match=rf"'here' .*{message}"):
         check_config({"layers": [layer]}, keras=tf_keras)
+
+
+def test_messages_hold_nothing_that_a_terminal_would_obey(tmp_path):
+    path = save(mlp(), tmp_path / "model.keras")
+    edit_keras(path, lambda config: dense_of(config).__setitem__("class_name", "Evil\x1b[2J\n\n"))
+    with pytest.raises(ValueError, match="names 'Evil") as caught:
+        load_model(path)
+    assert str(caught.value).isprintable()
 
 
 def test_an_archive_must_not_unpack_outside_its_folder(tmp_path):

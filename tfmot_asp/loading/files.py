@@ -18,6 +18,17 @@ class UnsafeModelError(ValueError):
     """A file holds what could run code, or reach other files, when it is loaded or run."""
 
 
+def printable(text: str) -> str:
+    """Text from a file, on one line and without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+
+
+def first_line(error: BaseException, length: int = 300) -> str:
+    """An exception's message on one line, shortened."""
+    text = printable(str(error))
+    return (text if len(text) <= length else f"{text[:length]} ...") or type(error).__name__
+
+
 class Format(Enum):
     """The formats that ``load_model`` knows."""
 

@@ -108,15 +108,15 @@ def check_config(config: Any, *, keras: Any, resolves_by_import: bool = True) ->
     """
     for place in _dicts(config):
         node = place.node
-        if "class_name" not in node and "module" not in node:
-            continue
+        if "class_name" not in node:
+            continue  # Keras builds nothing from it, whatever else it has
         reason = _refusal(place, keras)
         if reason is not None:
             raise UnsafeModelError(f"{reason}. {HOW_TO_TRUST}")
-        name = node.get("class_name")
-        if name is not None and resolves_by_import and not _is_known(node, keras):
+        if not _is_known(node, keras) and (resolves_by_import or node.get("module")):
+            name = str(node["class_name"])
             raise UnknownLayerError(
-                f"{place} is a custom {name}{_of_module(node)}, which is not registered here: import the code that "
+                f"{place} is a custom {name:.80}{_of_module(node)}, which is not registered here: import the code that "
                 f"defines it, with @{keras.__name__}.saving.register_keras_serializable() on it (on the command line: "
                 "--import MODULE), and load the file then"
             )
@@ -146,8 +146,6 @@ def _refusal(place: _Place, keras: Any) -> str | None:
     """Why a dict must not be built; None if it may, or if nothing can be built from it."""
     node = place.node
     name, config, module = node.get("class_name"), node.get("config"), node.get("module")
-    if name is None:
-        return None  # Keras builds nothing from a dict without a class_name
     if not isinstance(name, str) or not (module is None or isinstance(module, str)):
         return f"{place} names a class that is no string: {name!r:.80}"
     if _is_registered(node, keras):
@@ -155,13 +153,15 @@ def _refusal(place: _Place, keras: Any) -> str | None:
     base = name.split(">")[-1]
     if base in _CODE:
         return f"{place} is {_CODE[base]}" if place.layer and base != "__lambda__" else f"{place} holds {_CODE[base]}"
-    if name in _DATA:
-        return None
+    if name in _DATA:  # some readers know these, and others would import the module
+        return f"{place} names {name!r} of module {module!r:.80}" if module else None
     if name == "__typespec__":
-        known = node.get("spec_name") in _TYPE_SPECS and not node.get("registered_name")
+        known = str(node.get("spec_name")) in _TYPE_SPECS and not node.get("registered_name")
         return None if known and _TYPE_SPEC_MODULE.fullmatch(module or "") else f"{place} holds an unknown type spec"
     if name == "function":
-        known = config in _known_functions(keras) and (module or "builtins").split(".")[0] in (*_PACKAGES, "builtins")
+        known = isinstance(config, str) and config in _known_functions(keras)
+        known = known and (module or "builtins").split(".")[0] in (*_PACKAGES, "builtins")
+        known = known and node.get("registered_name") in (None, config)
         return None if known else f"{place} names the function {config!r:.80}{_of_module(node)}"
     if module and module.split(".")[0] in ("builtins", "tensorflow", "os", "sys", "subprocess", "importlib"):
         return f"{place} names {name!r:.80} of module {module!r:.80}"

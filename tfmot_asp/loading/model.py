@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.loading.files import Format, check_archive, check_hdf5, detect
+from tfmot_asp.loading.files import Format, check_archive, check_hdf5, detect, first_line
 from tfmot_asp.loading.keras_config import UnknownLayerError, check_config, names_in
-from tfmot_asp.loading.saved_model import check_saved_model, first_line, parse_saved_model
+from tfmot_asp.loading.saved_model import check_saved_model, parse_saved_model
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def load_model(path: Any, *, allow_unsafe: bool = False) -> Any:
     except (FileNotFoundError, ImportError):
         raise
     except UnknownLayerError as error:
-        raise ValueError(f"{str(path)!r} cannot be loaded: {error}") from None
+        raise ValueError(f"{str(path)!r} cannot be loaded: {first_line(error, 800)}") from None
     except MemoryError as error:
         raise ValueError(f"{str(path)!r} does not fit into memory: {first_line(error)}") from error
     except Exception as error:  # damaged files fail in as many ways as there are bytes
@@ -193,9 +192,7 @@ def _trusting(
             except UnknownLayerError:
                 raise
             except ValueError as error:
-                raise type(error)(f"{str(path)!r} is not loaded: {error}") from None
-        scopes.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message=".*(not compiled|no training configuration).*")
+                raise type(error)(f"{str(path)!r} is not loaded: {first_line(error, 800)}") from None
         yield
 
 

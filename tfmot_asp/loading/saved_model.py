@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfmot_asp.loading.files import HOW_TO_TRUST, UnsafeModelError
+from tfmot_asp.loading.files import HOW_TO_TRUST, UnsafeModelError, first_line, printable
 from tfmot_asp.loading.ops import CHECKPOINT_OPS, RESTORE_OPS, why_refused
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def check_saved_model(path: Any, *, allow_unsafe: bool = False) -> None:
     for meta_graph in meta_graphs:
         reason = _Scan(meta_graph).refusal()
         if reason is not None:
-            raise UnsafeModelError(f"{str(path)!r} is not loaded: {reason}. {HOW_TO_TRUST}")
+            raise UnsafeModelError(f"{str(path)!r} is not loaded: {printable(reason)}. {HOW_TO_TRUST}")
 
 
 def parse_saved_model(path: Any) -> Any:
@@ -66,12 +66,6 @@ def parse_saved_model(path: Any) -> Any:
     if not saved_model.meta_graphs:
         raise ValueError(f"{str(path)!r} is damaged or empty: its SavedModel holds no graph")
     return saved_model
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's message on one line, shortened."""
-    text = " ".join(str(error).split())
-    return (text if len(text) <= 300 else f"{text[:300]} ...") or type(error).__name__
 
 
 class _Scan:
