@@ -151,13 +151,14 @@ def error(x, largest):
     return np.mean((np.clip(np.rint(x / step), -127, 127) * step - x) ** 2)
 
 
-@pytest.mark.parametrize("name", ["normal", "relu", "heavy tails"])
+@pytest.mark.parametrize("name", ["normal", "relu", "heavy tails", "grey levels"])
 def test_clipping_methods_find_good_ranges(name):
     generator = np.random.default_rng(0)
     x = {
         "normal": generator.standard_normal(100_000),
         "relu": np.maximum(generator.standard_normal(100_000), 0),
         "heavy tails": generator.standard_t(3, 100_000),
+        "grey levels": np.maximum(generator.integers(-8, 17, 100_000), 0) / 16,
     }[name]
     made = histogram(*np.array_split(x, 7))
     best = min(error(x, largest) for largest in np.linspace(0.2, 1, 200) * np.abs(x).max())

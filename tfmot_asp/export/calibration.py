@@ -14,6 +14,7 @@ _BATCH = 8
 METHODS = ("percentile", "mse", "entropy", "minmax")
 
 _BINS = 2048
+_TIE = 1e-9
 _LEVELS = 128  # magnitudes of int8: 0 to 127
 
 
@@ -188,7 +189,8 @@ def _entropy_bins(counts: np.ndarray) -> int:
 
     For each candidate, the values beyond it are clipped into its last bin; the distribution is then compared, by its
     Kullback-Leibler divergence, with itself on 128 levels. The first bin, of zeros, says nothing about where to clip:
-    it counts as the second.
+    it counts as the second. Of candidates that are equally good the one that clips least is taken: images of few grey
+    levels lose nothing even if all are clipped to one.
     """
     top = int(np.flatnonzero(counts)[-1]) + 1
     counts = np.concatenate([counts[1:2], counts[1:]])
@@ -209,6 +211,6 @@ def _entropy_bins(counts: np.ndarray) -> int:
             continue  # clipping put values where the candidate has none: infinitely far apart
         p, q = clipped / clipped.sum(), coarse / coarse.sum()
         divergence = float(np.sum(p[present] * np.log(p[present] / q[present])))
-        if divergence < best_divergence:
-            best, best_divergence = bins, divergence
+        if divergence <= best_divergence + _TIE:
+            best, best_divergence = bins, min(divergence, best_divergence)
     return best
