@@ -279,6 +279,40 @@ def test_importing_the_float16_converter_leaves_the_module_path_alone(tmp_path):
     assert sys.path == before
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_models_trained_in_mixed_precision_are_written_in_the_precision_that_is_asked_for(policy, tmp_path):
+    tf_keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = one_shot(convnet())
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    x, _ = data(model, 16)
+    half = model.output.dtype
+    for precision in ("fp32", "fp16", "int8"):
+        path = tmp_path / f"{precision}.onnx"
+        report = tfmot_asp.export.onnx(model, path, precision=precision, calibration_data=x, opset=17)
+        assert report.sparse == 3
+        kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
+        kernels = {t.data_type for t in onnx.load(str(path)).graph.initializer if len(t.dims) >= 2}
+        assert kernels == {kind}
+        if half == tf.float16 and precision != "int8":
+            (got,) = run(path, image=x).values()
+            assert got.dtype == np.float16
+            close(got.astype(np.float32), tf.cast(model(x), tf.float32), 1e-2)
+
+
+def test_half_precision_inputs_keep_their_type(tmp_path):
+    x = layers.Input((16,), dtype="float16", name="x")
+    model = shaken(tf_keras.Model(x, layers.Dense(8, name="y")(x)))
+    tfmot_asp.export.onnx(model, tmp_path / "m.onnx")
+    value = np.random.default_rng(0).standard_normal((3, 16)).astype(np.float16)
+    close(run(tmp_path / "m.onnx", x=value)["y"], model(value), 1e-3)
+
+
+def with_float64():
+    return tf_keras.Sequential([layers.Input((16,), dtype="float64"), layers.Dense(8, dtype="float64")])
+
+
 # What is refused, and what must not be left behind
 
 
@@ -303,6 +337,7 @@ REFUSED = {
         {},
         r"Layer 'first' has not reached its \(2, 4\) pattern",
     ),
+    "float64": (with_float64, {"precision": "fp16"}, "computes in float64, which TensorRT does not have"),
     "precision": (mlp, {"precision": "fp8"}, "precision must be one of 'fp32', 'fp16', 'int8', got 'fp8'"),
     "io": (mlp, {"float16_io": True}, "float16_io is for precision='fp16', got 'fp32'"),
     "keep_float": (mlp, {"keep_float": "first"}, "keep_float and int8_weights are for precision='int8', got 'fp32'"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfmot_asp import masks
 from tfmot_asp.export.calibration import METHODS, calibration_batches
@@ -51,6 +52,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 # An int8 file whose outputs are off by more than this, in the Euclidean norm on its calibration data, is of no use.
 _INT8_LIMIT = 0.5
+
+# Models trained in mixed_bfloat16: the type has 8 bits.
+_BFLOAT16_TOLERANCE = 8 * HALF_TOLERANCE
 
 # Batches of calibration data that are kept for the comparison of outputs.
 _COMPARED = 4
@@ -151,7 +155,8 @@ def onnx(
         function = inference_function(plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm)
         converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs))
         expected = probes(original)
-        difference = _compare(session(converted), expected, inputs_as_nchw, OUTPUT_TOLERANCE)
+        exact = _tolerance(original)
+        difference = _compare(session(converted), expected, inputs_as_nchw, exact)
         notes: list[str] = []
         given = []
         if data is not None and precision != "int8":
@@ -171,7 +176,7 @@ def onnx(
             given = [(batch, outputs_of(original, batch)) for batch in data.some()]
             notes.append(_compare_int8(written, expected, given, inputs_as_nchw))
         else:
-            tolerance = HALF_TOLERANCE if precision == "fp16" else OUTPUT_TOLERANCE
+            tolerance = max(exact, HALF_TOLERANCE) if precision == "fp16" else exact
             difference = _compare(session(written), expected + given, inputs_as_nchw, tolerance)
             if expected + given:
                 notes.append(f"onnxruntime: outputs differ from the Keras model's by {difference:.1e} of their size.")
@@ -204,6 +209,14 @@ class _Data:
                 break
             self._kept.append(batch)
         return self._kept
+
+
+def _tolerance(function: Any) -> float:
+    """How far a float32 file may be from the Keras model, which computes as its own types have it."""
+    dtypes = {tensor.dtype for op in trace_function(function).ops for tensor in op.outputs}
+    if tf.bfloat16 in dtypes:
+        return _BFLOAT16_TOLERANCE
+    return HALF_TOLERANCE if tf.float16 in dtypes else OUTPUT_TOLERANCE
 
 
 def _names(keep_float: Iterable[str]) -> Sequence[str]:

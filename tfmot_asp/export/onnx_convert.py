@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from tfmot_asp.export.onnx_float32 import to_float32
 from tfmot_asp.export.onnx_graph import Scope, import_onnx, node_name
 from tfmot_asp.export.onnx_rewrites import REWRITES
 
@@ -77,11 +78,12 @@ def convert(
         output_order: names of the outputs, in the order in which the file is to list them.
 
     Returns:
-        The model, checked by onnx's checker with shapes inferred. Its inputs and outputs have the names of the
-        function's; an open first axis of all of them is called ``"batch"``.
+        The model in float32, checked by onnx's checker with shapes inferred. Its inputs and outputs have the names and
+        types of the function's; an open first axis of all of them is called ``"batch"``.
 
     Raises:
         ValueError: if an input is a string, or an op has no counterpart in ONNX.
+        RuntimeError: if what tf2onnx makes of the model is invalid.
     """
     tf2onnx, onnx = import_tf2onnx(), import_onnx()
     specs = list(function.structured_input_signature[0])
@@ -112,9 +114,13 @@ def convert(
         except Exception as error:  # handlers fail in as many ways as there are ops
             raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
     _check_ops(model, opset)
+    to_float32(model)
     _tidy(model, list(output_order or function.structured_outputs), specs)
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # ValidationError, InferenceError
+        raise RuntimeError(f"tf2onnx made an invalid file of the model: {error}") from error
     return model
 
 

@@ -47,10 +47,12 @@ def to_float16(model: onnx.ModelProto, float16_io: bool) -> onnx.ModelProto:
 
 
 def check_weights(gemms: Iterable[Gemm]) -> None:
-    """Raises ValueError if a product's weight is too large for float16."""
+    """Raises ValueError if a product's weight is too large for float16, or in float64, which TensorRT does not have."""
     for gemm in gemms:
         if gemm.weight is None or gemm.weight.dtype.kind != "f":
             continue
+        if gemm.weight.dtype == np.float64:
+            raise ValueError(f"{gemm.op!r} computes in float64, which TensorRT does not have: make the layer float32")
         largest = float(np.max(np.abs(gemm.weight), initial=0.0))
         if largest > _LARGEST:
             raise ValueError(

@@ -130,7 +130,10 @@ def calibrate(
     histograms = {name: Histogram() for name in names}
     for batch in batches:
         for name, value in watcher.values(batch).items():
-            histograms[name].add(value)
+            try:
+                histograms[name].add(value)
+            except ValueError as error:
+                raise ValueError(f"{name!r}: {error}") from error
     ranges = {name: histogram.range(method, percentile) for name, histogram in histograms.items()}
     producers = {name: node for node in model.graph.node for name in node.output}
     return {name: ranges[_same_values(name, ranges, producers)] for name in ranges}
