@@ -5,6 +5,7 @@ See ``quantize.py`` for what the gaps are.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from tensorflow_model_optimization.python.core.keras.compat import keras
@@ -179,7 +180,10 @@ def _has_one_plain_output(layer: Any) -> bool:
     if len(node.call_args) != 1 or any(value is not None for value in node.call_kwargs.values()):
         return False
     inputs = node.call_args[0] if isinstance(node.call_args[0], (list, tuple)) else [node.call_args[0]]
-    tensors = [*inputs, node.outputs]
-    # The wrapper passes no masks on.
-    plain = all(hasattr(tensor, "dtype") and getattr(tensor, "_keras_mask", None) is None for tensor in tensors)
-    return plain and node.outputs.dtype.is_floating
+    if not all(hasattr(tensor, "dtype") for tensor in (*inputs, node.outputs)):
+        return False
+    # The wrapper hands masks to the layer, which may not take them, and passes none on.
+    takes_masks = "mask" in inspect.signature(layer.call).parameters
+    masked = any(getattr(tensor, "_keras_mask", None) is not None for tensor in inputs)
+    passes_on = getattr(node.outputs, "_keras_mask", None) is not None
+    return node.outputs.dtype.is_floating and not passes_on and (takes_masks or not masked)
