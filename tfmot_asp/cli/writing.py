@@ -72,8 +72,9 @@ def _compare(model: Any, written: Path, allow_unsafe: bool) -> None:
         again = load_model(written, allow_unsafe=allow_unsafe)
     except ValueError as error:
         reason = str(error).replace(repr(str(written)), "it")
+        other = "; a folder (-o with a name without a suffix) keeps custom layers as graphs" if written.suffix else ""
         raise ValueError(
-            f"what Keras writes as {written.suffix or 'SavedModel'} cannot be read again: {reason}"
+            f"what Keras writes as {written.suffix or 'SavedModel'} cannot be read again: {reason}{other}"
         ) from error
     ours = {id(v): np.asarray(v) for v in model.weights}.values()
     theirs = {id(v): np.asarray(v) for v in again.weights}.values()
