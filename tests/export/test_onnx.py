@@ -370,8 +370,7 @@ def test_an_existing_file_is_only_replaced_when_asked(tmp_path):
 
 def wrong_weight(model):
     tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
-    array = onnx.numpy_helper.to_array(tensor).copy()
-    array[0, 0] += 1
+    array = onnx.numpy_helper.to_array(tensor) + 1
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return model
 

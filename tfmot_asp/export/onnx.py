@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
-from tfmot_asp import masks
 from tfmot_asp.export.calibration import METHODS, calibration_batches
 from tfmot_asp.export.files import replacing
-from tfmot_asp.export.gemms import find_gemms
-from tfmot_asp.export.inference import (
-    HALF_TOLERANCE,
-    OUTPUT_TOLERANCE,
-    inference_function,
-    plain_model,
-    serving_function,
-)
+from tfmot_asp.export.inference import inference_function, plain_model, serving_function
+from tfmot_asp.export.onnx_check import OutputCheck, check_nothing_lost, holds
 from tfmot_asp.export.onnx_convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
 from tfmot_asp.export.onnx_float16 import check_activations, check_weights, to_float16
 from tfmot_asp.export.onnx_graph import import_onnx
 from tfmot_asp.export.onnx_int8 import calibrate, insert_quantizers, plan_quantization
-from tfmot_asp.export.onnx_run import (
-    Batch,
-    in_file_layout,
-    in_parts,
-    largest_difference,
-    outputs_of,
-    probes,
-    relative_error,
-    run,
-    session,
-)
+from tfmot_asp.export.onnx_run import Batch, session
 from tfmot_asp.export.read_onnx import gemms_of
 from tfmot_asp.export.trtexec import trtexec_command
 from tfmot_asp.export.verify import VerificationReport, verify
-from tfmot_asp.permutation.trace import trace_function
 from tfmot_asp.report import SHOW_PRUNING_INFO
 
 logger = logging.getLogger(__name__)
@@ -53,14 +30,10 @@ PRECISIONS = ("fp32", "fp16", "int8")
 # An int8 file whose outputs are off by more than this, in the Euclidean norm on its calibration data, is of no use.
 _INT8_LIMIT = 0.5
 
-# Models trained in mixed_bfloat16: the type has 8 bits.
-_BFLOAT16_TOLERANCE = 8 * HALF_TOLERANCE
-
 # Batches of calibration data that are kept for the comparison of outputs.
 _COMPARED = 4
 
-# Samples whose activations, of all layers, are held in memory at once.
-_WATCHED = 2
+_NOT_QUANTIZED = "it is of a kind that is not quantized, or in the body of a loop or condition"
 
 
 @dataclass(frozen=True)
@@ -148,41 +121,43 @@ def onnx(
     with replacing(path, overwrite=overwrite, what="an ONNX file") as written:
         plain, m_by_n = plain_model(model)
         original = serving_function(plain, batch_size, input_shapes)
-        specs = list(original.structured_input_signature[0])
         data = None
         if precision == "int8" or calibration_data is not None:
-            data = _Data(calibration_data, specs)
+            data = _Data(calibration_data, list(original.structured_input_signature[0]))
         function = inference_function(plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm)
         converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs))
-        expected = probes(original)
-        exact = _tolerance(original)
-        difference = _compare(session(converted), expected, inputs_as_nchw, exact)
-        notes: list[str] = []
-        given = []
-        if data is not None and precision != "int8":
-            given = [(batch, outputs_of(original, batch)) for batch in data.some()]
-        if precision == "fp16":
-            check_weights(gemms_of(converted))
-            what = "calibration_data" if given else "random inputs (give calibration_data to judge by typical ones)"
-            parts = (part for batch, _ in given or expected for part in in_parts(batch, specs, _WATCHED))
-            check_activations(converted, (in_file_layout(part, inputs_as_nchw) for part in parts), what)
-            converted = to_float16(converted, float16_io)
-        elif precision == "int8":
-            assert data is not None
-            converted = _quantize(converted, int8, data, m_by_n, inputs_as_nchw, notes)
-        import_onnx().save(converted, str(written))
-        if precision == "int8":
-            assert data is not None
-            given = [(batch, outputs_of(original, batch)) for batch in data.some()]
-            notes.append(_compare_int8(written, expected, given, inputs_as_nchw))
+        check = OutputCheck(original, inputs_as_nchw)
+        check.compare(session(converted))
+        if precision == "fp32":
+            notes = _write(converted, written, check, data)
+        elif precision == "fp16":
+            notes = _write_float16(converted, written, check, data, float16_io)
         else:
-            tolerance = max(exact, HALF_TOLERANCE) if precision == "fp16" else exact
-            difference = _compare(session(written), expected + given, inputs_as_nchw, tolerance)
-            if expected + given:
-                notes.append(f"onnxruntime: outputs differ from the Keras model's by {difference:.1e} of their size.")
+            assert data is not None
+            notes = _write_int8(converted, written, check, data, int8, m_by_n)
         report = verify(written, sparsity_m_by_n=m_by_n)
-        _check_nothing_lost(original, report, m_by_n)
+        check_nothing_lost(original, report)
     return _finish(report, path, notes)
+
+
+def _names(keep_float: Iterable[str]) -> Sequence[str]:
+    return (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
+
+
+def _check_arguments(path: Path, precision: str, float16_io: bool, int8: _Int8Options) -> None:
+    if path.suffix.lower() != ".onnx":
+        raise ValueError(f"path must end in .onnx, by which verify knows the format; got {str(path)!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    if float16_io and precision != "fp16":
+        raise ValueError(f"float16_io is for precision='fp16', got {precision!r}")
+    if (int8.keep_float or int8.int8_weights) and precision != "int8":
+        raise ValueError(f"keep_float and int8_weights are for precision='int8', got {precision!r}")
+    if int8.method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
+        raise ValueError(f"calibration_method must be one of {names}, got {int8.method!r}")
+    if not 50 < int8.percentile <= 100:
+        raise ValueError(f"percentile must be above 50 and at most 100, got {int8.percentile!r}")
 
 
 class _Data:
@@ -211,116 +186,46 @@ class _Data:
         return self._kept
 
 
-def _tolerance(function: Any) -> float:
-    """How far a float32 file may be from the Keras model, which computes as its own types have it."""
-    dtypes = {tensor.dtype for op in trace_function(function).ops for tensor in op.outputs}
-    if tf.bfloat16 in dtypes:
-        return _BFLOAT16_TOLERANCE
-    return HALF_TOLERANCE if tf.float16 in dtypes else OUTPUT_TOLERANCE
+def _write(model: Any, written: Path, check: OutputCheck, data: _Data | None, what: str = "fp32") -> list[str]:
+    """Saves a float file and runs it; the notes for the report."""
+    import_onnx().save(model, str(written))
+    if data is not None:
+        check.add(data.some())
+    difference = check.compare(session(written), half=what == "fp16")
+    if not check.pairs:
+        return []
+    return [f"{what}: outputs differ from the Keras model's by {difference:.1e} of their size, in onnxruntime."]
 
 
-def _names(keep_float: Iterable[str]) -> Sequence[str]:
-    return (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
+def _write_float16(model: Any, written: Path, check: OutputCheck, data: _Data | None, float16_io: bool) -> list[str]:
+    check_weights(gemms_of(model))
+    what = "random inputs (give calibration_data to judge by typical ones)" if data is None else "calibration_data"
+    batches = [batch for batch, _ in check.pairs] if data is None else data.some()
+    check_activations(model, check.small_batches(batches), what)
+    return _write(to_float16(model, float16_io), written, check, data, "fp16")
 
 
-def _check_arguments(path: Path, precision: str, float16_io: bool, int8: _Int8Options) -> None:
-    if path.suffix.lower() != ".onnx":
-        raise ValueError(f"path must end in .onnx, by which verify knows the format; got {str(path)!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
-    if float16_io and precision != "fp16":
-        raise ValueError(f"float16_io is for precision='fp16', got {precision!r}")
-    if (int8.keep_float or int8.int8_weights) and precision != "int8":
-        raise ValueError(f"keep_float and int8_weights are for precision='int8', got {precision!r}")
-    if int8.method not in METHODS:
-        names = ", ".join(map(repr, METHODS))
-        raise ValueError(f"calibration_method must be one of {names}, got {int8.method!r}")
-    if not 50 < int8.percentile <= 100:
-        raise ValueError(f"percentile must be above 50 and at most 100, got {int8.percentile!r}")
-
-
-def _compare(runner: Any, pairs: Sequence[tuple[Any, Any]], inputs_as_nchw: Sequence[str], tolerance: float) -> float:
-    """The largest relative difference of outputs; RuntimeError if it passes the tolerance."""
-    worst = max(
-        (largest_difference(expected, run(runner, batch, inputs_as_nchw)) for batch, expected in pairs),
-        default=(0.0, ""),
-    )
-    if worst[0] > tolerance:
-        raise RuntimeError(
-            f"the ONNX file does not compute what the model does: its output {worst[1]!r} differs by {worst[0]:.1e} of "
-            f"its size, where {tolerance:g} is allowed"
-        )
-    return worst[0]
-
-
-def _quantize(
-    model: Any,
-    int8: _Int8Options,
-    data: _Data,
-    m_by_n: tuple[int, int],
-    inputs_as_nchw: Sequence[str],
-    notes: list[str],
-) -> Any:
-    """The model with quantizers, calibrated; adds to ``notes`` what was quantized."""
+def _write_int8(
+    model: Any, written: Path, check: OutputCheck, data: _Data, int8: _Int8Options, m_by_n: tuple[int, int]
+) -> list[str]:
     gemms = gemms_of(model)
-    sparse = {gemm.op for gemm in gemms if gemm.weight is not None and _holds(gemm.weight, gemm.reduction_axes, m_by_n)}
+    sparse = {gemm.op for gemm in gemms if gemm.weight is not None and holds(gemm.weight, gemm.reduction_axes, m_by_n)}
     plan = plan_quantization(model, sparse, int8.keep_float)
-    feeds = (in_file_layout(batch, inputs_as_nchw) for batch in data.all())
-    ranges = calibrate(model, plan, feeds, int8.method, int8.percentile)
-    left = {gemm.op: plan.left.get(gemm.op, "it is none that TensorRT quantizes, or in a body") for gemm in gemms}
-    left = {op: why for op, why in left.items() if op not in plan.names}
-    notes.append(
-        f"int8: {len(plan.weights)} of {len(gemms)} products quantized, {len(sparse & plan.names)} of them with their "
-        f"output, on {data.samples} samples ({int8.method})."
-    )
-    notes += [f"int8: {op} stays float32: {why}." for op, why in left.items()]
-    return insert_quantizers(model, plan, ranges, int8.int8_weights)
-
-
-def _compare_int8(written: Path, probed: Sequence[Any], given: Sequence[Any], inputs_as_nchw: Sequence[str]) -> str:
-    """Runs an int8 file as it stands on calibration data; RuntimeError if its outputs are nothing like the model's."""
-    runner = session(written, optimize=False)
-    for batch, _ in probed:
-        run(runner, batch, inputs_as_nchw)  # any batch size, whatever the values
-    error, name = relative_error((expected, run(runner, batch, inputs_as_nchw)) for batch, expected in given)
+    ranges = calibrate(model, plan, map(check.in_file_layout, data.all()), int8.method, int8.percentile)
+    import_onnx().save(insert_quantizers(model, plan, ranges, int8.int8_weights), str(written))
+    error, name = check.relative_error(session(written, optimize=False), data.some())
     if error > _INT8_LIMIT:
         raise RuntimeError(
             f"in int8 the output {name!r} differs by {100 * error:.0f} % from the Keras model's on calibration data. "
             "Try another calibration_method, more data, or keep_float for sensitive layers"
         )
-    return f"int8: outputs differ from the Keras model's by {100 * error:.1f} % (RMS) on calibration data."
-
-
-def _holds(weight: np.ndarray, axes: tuple[int, ...], m_by_n: tuple[int, int]) -> bool:
-    """Whether a weight has the pattern, and is large enough for it to ask for zeros."""
-    m, n = m_by_n
-    length = math.prod(weight.shape[axis] for axis in axes) if axes else 0
-    return length > n - m and not masks.violations(weight, axes, m_by_n)
-
-
-def _check_nothing_lost(function: Any, report: VerificationReport, m_by_n: tuple[int, int]) -> None:
-    """Raises RuntimeError unless each kernel that has the pattern in the model has a counterpart in the file.
-
-    Kernels are counted by their sizes: a converter may transpose and rename them, and write twice what is called twice.
-    """
-    sparse = {
-        (gemm.op, gemm.weight_name): _sizes(gemm.weight.shape, gemm.reduction_axes)
-        for gemm in find_gemms(trace_function(function))
-        if gemm.weight is not None and _holds(gemm.weight, gemm.reduction_axes, m_by_n)
-    }
-    needed = Counter(sparse.values())
-    found = Counter(_sizes(layer.shape, layer.reduction_axes) for layer in report.layers if layer.holds)
-    lost = [name for (_, name), size in sparse.items() if needed[size] > found[size]]
-    if lost:
-        raise RuntimeError(
-            f"the ONNX file lost the {m_by_n} pattern of {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}; "
-            f"it says:\n{report}"
-        )
-
-
-def _sizes(shape: Sequence[int], reduction_axes: Sequence[int]) -> tuple[int, int]:
-    """Length of the reduction axes, and number of weights."""
-    return math.prod(shape[axis] for axis in reduction_axes), math.prod(shape)
+    left = {gemm.op: plan.left.get(gemm.op, _NOT_QUANTIZED) for gemm in gemms if gemm.op not in plan.names}
+    return [
+        f"int8: {len(plan.weights)} of {len(gemms)} products quantized, {len(sparse & plan.names)} of them with their "
+        f"output, on {data.samples} samples ({int8.method}).",
+        *(f"int8: {op} stays float32: {why}." for op, why in left.items()),
+        f"int8: outputs differ from the Keras model's by {100 * error:.1f} % (RMS) on calibration data.",
+    ]
 
 
 def _finish(report: VerificationReport, path: Path, notes: list[str]) -> VerificationReport:
