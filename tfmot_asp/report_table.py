@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ def render(report: SparsityReport) -> str:
     m, n = report.sparsity_m_by_n
     pattern = f"{n - m}:{n}" if 2 * m == n else f"{m} zeros in {n}"
     header = ("layer", "kind", "shape", "axis", "zeros", pattern, "kept |w|", "prunable")
-    lines = [_shortened(line) for line in align(header, [_pattern_cells(row) for row in report.layers])]
+    whole = align(header, [_pattern_cells(row) for row in report.layers])
+    lines = [*map(_shortened, whole), *_cut_reasons(report, whole)]
     lines.append(
         f"{report.model}: {report.sparse} of {report.prunable} prunable kernels are {pattern} along their reduction "
         f"axis ({len(report.layers)} kernels in all)"
@@ -44,6 +46,19 @@ def render(report: SparsityReport) -> str:
 
 def _shortened(line: str) -> str:
     return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3].rstrip()}..."
+
+
+def _cut_reasons(report: SparsityReport, lines: Sequence[str]) -> list[str]:
+    """The reasons that did not fit into the table, each once, with the first layer that has it."""
+    layers: dict[str, list[str]] = {}
+    for row, line in zip(report.layers, lines[1:], strict=True):
+        if row.reason is not None and len(line) > _WIDTH:
+            layers.setdefault(_TITLE.sub("", row.reason), []).append(_name(row))
+    written = []
+    for reason, names in layers.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        written += textwrap.wrap(f"{names[0]}{more}: {reason}", _WIDTH, subsequent_indent="  ")
+    return ["Not prunable:", *written] if written else []
 
 
 def _name(row: LayerSparsity) -> str:
