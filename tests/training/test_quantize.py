@@ -413,3 +413,19 @@ def test_single_quantized_layers_and_keras_3_are_refused_too():
     three.quantize("int8")
     with pytest.raises(ValueError, match="layer 'fc' has Keras' quantization 'int8'"):
         tfmot_asp.prune_trained_model(three)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_saved_models_can_be_verified(name, tmp_path):
+    model = tfmot_asp.quantize_model(pruned_in_place(mlp()))
+    train(model)
+    model.save(tmp_path / name)
+    report = tfmot_asp.export.verify(tmp_path / name)
+    assert [layer.status for layer in report.layers] == ["sparse", "sparse"]
+    kernel = model.get_layer("quant_first")._weight_vars[0][0]
+    planted = kernel.numpy()
+    planted[:4, 3] = np.abs(planted).max()
+    kernel.assign(planted)
+    model.save(tmp_path / name)
+    report = tfmot_asp.export.verify(tmp_path / name)
+    assert [(layer.status, layer.violations) for layer in report.layers] == [("broken", 1), ("sparse", 0)]

@@ -204,7 +204,7 @@ def _wrapper_scopes(names: set[str]) -> Iterator[Any]:
 
         yield prune_scope()
     if any("Quantize" in base for base in bases):
-        from tensorflow_model_optimization.python.core.quantization.keras.quantize import quantize_scope
+        from tfmot_asp.quantize import quantize_scope
 
         yield quantize_scope()
     if "ClusterWeights" in bases:
