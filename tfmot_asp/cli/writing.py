@@ -10,7 +10,7 @@ import numpy as np
 HDF5 = (".h5", ".hdf5")
 
 
-def check_output(output: Path, source: Path, *, force: bool, formats: tuple[str, ...] | None = None) -> None:
+def check_output(output: Path, source: Path, *, force: bool, formats: tuple[str, ...]) -> None:
     """Makes sure, before long work, that the result can be written.
 
     Args:
@@ -23,7 +23,7 @@ def check_output(output: Path, source: Path, *, force: bool, formats: tuple[str,
         ValueError: if the suffix is another, or the output is the source.
         FileExistsError: if something is there.
     """
-    if formats is not None and output.suffix.lower() not in formats:
+    if output.suffix.lower() not in formats:
         wanted = ", ".join(suffix or "a folder without a suffix" for suffix in formats)
         raise ValueError(f"{str(output)!r} has the suffix {output.suffix!r}; this command writes {wanted}")
     if not output.exists():
@@ -32,7 +32,7 @@ def check_output(output: Path, source: Path, *, force: bool, formats: tuple[str,
         raise FileExistsError(f"{str(output)!r} is the file that is read; give another -o, or --force to replace it")
     if not force:
         raise FileExistsError(f"{str(output)!r} exists; give another -o, or --force to replace it")
-    is_folder = output.suffix == "" if formats is None or "" in formats else False
+    is_folder = output.suffix == ""
     if output.is_dir() != is_folder or (is_folder and not (output / "saved_model.pb").exists()):
         raise FileExistsError(f"{str(output)!r} exists and is of another kind, so --force does not replace it")
 
