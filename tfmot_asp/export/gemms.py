@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context, execute
 
 from tfmot_asp.permutation.trace import Graph, Op, Tensor
+from tfmot_asp.products import depends_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def find_gemms(graph: Graph) -> list[Gemm]:
         One ``Gemm`` per product. A weight that several products read the same way (a layer that is called twice) is
         listed once, at the first of them. Products of two activations are left out.
     """
-    depends = depends_on_inputs(graph)
+    depends = depends_on(graph, graph.inputs)
     reader = ConstantReader(graph)
     found: list[Gemm] = []
     seen: set[tuple[Any, ...]] = set()
@@ -62,7 +63,7 @@ def find_gemms(graph: Graph) -> list[Gemm]:
             continue
         for operand in (1, 0) if op.type in EITHER_OPERAND else (1,):
             tensor = op.inputs[operand]
-            if id(tensor) in depends:
+            if tensor in depends:
                 continue
             reduction_axes, output_axes = describe(op, operand)
             source = _source(graph, tensor)
@@ -78,13 +79,13 @@ def find_gemms(graph: Graph) -> list[Gemm]:
 
 def weight_names(graph: Graph) -> dict[str, str]:
     """For each product with a constant weight, by the op's name: what its weight is called."""
-    varying = depends_on_inputs(graph)
+    varying = depends_on(graph, graph.inputs)
     return {
         op.name: _source(graph, op.inputs[operand])[0]
         for op in graph.ops
         if op.type in PRODUCTS
         for operand in ((0, 1) if op.type in EITHER_OPERAND else (1,))
-        if id(op.inputs[operand]) not in varying
+        if op.inputs[operand] not in varying
     }
 
 
@@ -142,19 +143,6 @@ def _as_attribute(value: Any) -> Any:
     if isinstance(value, list):
         return [_as_attribute(item) for item in value]
     return value.as_datatype_enum if isinstance(value, tf.DType) else value
-
-
-def depends_on_inputs(graph: Graph) -> set[int]:
-    """Ids of the tensors that are no constants: computed from an input, or by an op whose result may vary."""
-    depends = {id(tensor) for tensor in graph.inputs}
-    for op in graph.ops:
-        reads_variable = op.type in ("ReadVariableOp", "VarHandleOp") or any(
-            tensor.variable is not None for tensor in op.inputs
-        )
-        varies = op.source.op_def.is_stateful and not reads_variable
-        if varies or any(id(tensor) in depends for tensor in op.inputs):
-            depends.update(id(tensor) for tensor in op.outputs)
-    return depends
 
 
 def _source(graph: Graph, tensor: Tensor) -> tuple[str, int]:

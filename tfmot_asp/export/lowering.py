@@ -26,9 +26,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
-from tfmot_asp.export.gemms import EITHER_OPERAND, PRODUCTS, ConstantReader, depends_on_inputs
+from tfmot_asp.export.gemms import EITHER_OPERAND, PRODUCTS, ConstantReader
 from tfmot_asp.export.graph_edit import GraphEdit, node_of
 from tfmot_asp.permutation.trace import Graph, Op, Tensor, trace_function
+from tfmot_asp.products import depends_on
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Analysis:
         first, second = _at_two_sizes(frozen)
         self.graph: Graph = first
         self._twins = {id(a): b for a, b in _pairs(first, second)}
-        self.varying = depends_on_inputs(first)
+        self.varying = depends_on(first, first.inputs)
         self.reader = ConstantReader(first)
         self.quantized = _behind_fake_quantization(first)
         self.uses: dict[int, list[tuple[Op, int]]] = {}
@@ -108,7 +109,7 @@ class Analysis:
     def weight(self, op: Op, operand: int = 1) -> np.ndarray | None:
         """The value of a product's constant operand, however large; None as for ``value``."""
         tensor = op.inputs[operand]
-        if id(tensor) in self.varying or id(tensor) in self.quantized:
+        if tensor in self.varying or id(tensor) in self.quantized:
             return None
         value = self.value(tensor)
         return self.reader.read(tensor)[0] if value is None and tensor.value is None else value
