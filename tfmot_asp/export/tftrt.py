@@ -45,6 +45,7 @@ def tftrt(
     maximum_cached_engines: int = 1,
     allow_build_at_runtime: bool = True,
     overwrite: bool = False,
+    allow_unsafe: bool = False,
 ) -> Any:
     """Converts a SavedModel to one whose graph runs in TensorRT, sparse where that is faster.
 
@@ -65,13 +66,14 @@ def tftrt(
         maximum_cached_engines: engines kept for different input shapes; TF-TRT runs others in TensorFlow.
         allow_build_at_runtime: whether an engine may be built while serving, for a shape that none was built for.
         overwrite: replace an existing SavedModel at ``out_dir``.
+        allow_unsafe: convert a SavedModel that can run code when it is loaded, as in ``export.verify``.
 
     Returns:
         TF-TRT's converter, after ``convert``, ``build`` and ``save``; its ``summary()`` prints what became an engine.
 
     Raises:
         RuntimeError: if this TensorFlow has no TensorRT, or there is no GPU.
-        ValueError: if an argument is unusable, or the SavedModel has no 2:4 weights.
+        ValueError: if an argument is unusable, or the SavedModel has no 2:4 weights, or can run code.
         FileNotFoundError: if there is no SavedModel.
         FileExistsError: if ``out_dir`` exists.
 
@@ -92,10 +94,10 @@ def tftrt(
         raise ValueError("precision 'INT8' needs calibration_data: some batches of typical inputs")
     if parameters["precision_mode"] != "INT8" and calibration_data is not None:
         raise ValueError(f"calibration_data is for precision 'INT8' only, got {precision!r}")
-    report = verify(source)
+    report = verify(source, allow_unsafe=allow_unsafe)
     if not report.sparse:
         raise ValueError(f"no weight in {str(source)!r} is 2:4, so sparse kernels have nothing to gain:\n{report}")
-    function = load_signature(source)
+    function = load_signature(source, allow_unsafe)
     batches = example_inputs(function, input_shapes)
     converter = _converter(source, parameters, dynamic=_has_open_axes(function))
     with replacing(out, overwrite=overwrite, what="a SavedModel", is_ours=is_saved_model) as new:
