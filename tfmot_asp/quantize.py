@@ -46,7 +46,7 @@ class QuantizedKernel:
         kind: Keras class whose layout the kernel follows.
         attribute: which kernel of the layer.
         quantized: whether it is trained, and exported, in 8 bits.
-        holds: whether it has the pattern; None for one without a reduction axis.
+        holds: whether it has the pattern; None for one without a reduction axis, or too short for it to ask for zeros.
         kept: whether training keeps the pattern (a mask is in force).
         reason: why it stays float; None if it is quantized.
     """
@@ -95,7 +95,7 @@ class QuantizationReport:
                 kernel.name if kernel.attribute == "kernel" else f"{kernel.name}.{kernel.attribute}",
                 kernel.kind,
                 "int8" if kernel.quantized else "float",
-                {True: "yes", False: "no", None: "no reduction axis"}[kernel.holds],
+                {True: "yes", False: "no", None: "-"}[kernel.holds],
                 "yes" if kernel.kept else "no",
                 kernel.reason or "",
             )
@@ -238,7 +238,8 @@ def quantization_report(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.
         for kernel in layouts.kernels_of(layer):
             quantized = id(kernel.variable) in held
             axes = kernel.layout.reduction_axes
-            holds = not masks.violations(layouts.read(kernel.variable), axes, m_by_n) if axes else None
+            asked = bool(axes) and kernel.reduction_size > m_by_n[1] - m_by_n[0]
+            holds = not masks.violations(layouts.read(kernel.variable), axes, m_by_n) if asked else None
             reason = None if quantized else why_float(layouts.unwrap(layer)) or "its wrapper does not quantize weights"
             kept = mask_of(kernel.variable) is not None
             rows.append(QuantizedKernel(name, kernel.layout.kind, kernel.attribute, quantized, holds, kept, reason))
