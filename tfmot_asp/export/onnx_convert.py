@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 from tfmot_asp.export.onnx_float32 import to_float32
 from tfmot_asp.export.onnx_graph import Scope, import_onnx, node_name
 from tfmot_asp.export.onnx_rewrites import REWRITES
+from tfmot_asp.permutation.trace import trace_function
 
 if TYPE_CHECKING:
     import onnx
@@ -82,12 +84,13 @@ def convert(
         types of the function's; an open first axis of all of them is called ``"batch"``.
 
     Raises:
-        ValueError: if an input is a string, or an op has no counterpart in ONNX.
+        ValueError: if an input is a string, the model is quantized, or an op has no counterpart in ONNX.
         RuntimeError: if what tf2onnx makes of the model is invalid.
     """
     tf2onnx, onnx = import_tf2onnx(), import_onnx()
     specs = list(function.structured_input_signature[0])
     _check_inputs(specs, inputs_as_nchw)
+    _check_not_quantized(function)
     inputs, outputs = [tensor.name for tensor in function.inputs], [tensor.name for tensor in function.outputs]
     names = {tensor.name: spec.name for tensor, spec in zip(function.inputs, specs, strict=True)}
     names |= dict(zip(outputs, sorted(function.structured_outputs), strict=True))
@@ -113,6 +116,7 @@ def convert(
             model = _optimized(converted).make_model("tfmot_asp")
         except Exception as error:  # handlers fail in as many ways as there are ops
             raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
+    gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
     _check_ops(model, opset)
     to_float32(model)
     _tidy(model, list(output_order or function.structured_outputs), specs)
@@ -144,6 +148,17 @@ def _check_inputs(specs: Sequence[tf.TensorSpec], inputs_as_nchw: Sequence[str])
     images = {spec.name for spec in specs if spec.shape.rank == 4}
     if isinstance(inputs_as_nchw, str) or not set(inputs_as_nchw) <= images:
         raise ValueError(f"inputs_as_nchw must list inputs of rank 4, out of {sorted(images)}; got {inputs_as_nchw!r}")
+
+
+def _check_not_quantized(function: Any) -> None:
+    """Raises for a model of quantization-aware training: its ranges are not symmetric, nor where TensorRT has them."""
+    fake = [op.name for op in trace_function(function).ops if op.type.startswith("FakeQuant")]
+    if fake:
+        raise ValueError(
+            f"the model is quantized, by tfmot's quantization-aware training ({fake[0]} and {len(fake) - 1} more); "
+            "export.tflite writes it. For TensorRT export the float model that it was made of, with precision='int8' "
+            "and calibration_data"
+        )
 
 
 def _check_ops(model: onnx.ModelProto, opset: int) -> None:
