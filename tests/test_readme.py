@@ -1,7 +1,12 @@
 """The README's example runs as it stands."""
 
+import ast
 import pathlib
 import re
+
+import pytest
+
+import tfmot_asp
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -17,8 +22,25 @@ def test_the_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert str(verification) in capsys.readouterr().out
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / "README.md").read_text())
-    assert targets
-    missing = [target for target in targets if not (ROOT / target).exists()]
-    assert not missing
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(((?!http)[^)#]+)", page.read_text())
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_example_is_python_and_names_what_there_is(page):
+    for example in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("tfmot_asp."):
+                named = tfmot_asp
+                for part in ast.unparse(node).split(".")[1:]:
+                    named = getattr(named, part)
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = set(re.findall(r"\((docs/\w+\.md)", PAGES[0].read_text()))
+    assert linked == {str(page.relative_to(ROOT)) for page in PAGES[2:]}
