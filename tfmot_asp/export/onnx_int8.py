@@ -170,7 +170,7 @@ def insert_quantizers(
     editor = _Editor(graph)
     after: dict[str, list[Any]] = {}
     for name in plan.activations:
-        scale, zero = editor.scale(name, np.float32(ranges[name]), None)
+        scale, zero, _ = editor.scale(name, ranges[name])
         if name in plan.outputs:
             # All readers get the dequantized tensor under the old name.
             raw, dequantized = editor.fresh(f"{name}/float"), name
@@ -206,7 +206,6 @@ class _Editor:
         self.graph = graph
         self.names = {name for node in graph.node for name in (*node.input, *node.output, node.name)}
         self.names |= {value.name for value in (*graph.initializer, *graph.input, *graph.output)}
-        self._weights: dict[tuple[str, int | None], list[Any]] = {}
 
     def fresh(self, name: str) -> str:
         """The name, or with a number if it is taken."""
@@ -221,13 +220,14 @@ class _Editor:
         self.graph.initializer.append(import_onnx().numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def scale(self, name: str, largest: Any, axis: int | None) -> tuple[str, str]:
-        """Adds scale and zero point for magnitudes up to ``largest``."""
+    def scale(self, name: str, largest: Any) -> tuple[str, str, np.ndarray]:
+        """Adds scale and zero point for magnitudes up to ``largest``: their names, and the scale."""
         scales = np.asarray(largest, np.float32) / np.float32(_LARGEST)
         # A scale must be positive. What was always zero gets any; what would underflow, the least.
         scales = np.where(scales == 0, np.float32(1), np.maximum(scales, np.finfo(np.float32).tiny))
+        scales = scales.astype(np.float32)
         zeros = np.zeros(scales.shape, np.int8)
-        return self.constant(f"{name}/scale", scales.astype(np.float32)), self.constant(f"{name}/zero_point", zeros)
+        return self.constant(f"{name}/scale", scales), self.constant(f"{name}/zero_point", zeros), scales
 
     def pair(self, raw: str, scale: str, zero: str, axis: int | None, name: str, dequantized: str) -> list[Any]:
         """A QuantizeLinear and its DequantizeLinear."""
@@ -243,14 +243,13 @@ class _Editor:
         """The quantizers of a weight; products that share it each get their own."""
         others = tuple(i for i in range(weight.ndim) if i != axis)
         largest = np.max(np.abs(weight), axis=others if axis is not None else None)
-        scale, zero = self.scale(name, largest, axis)
+        scale, zero, scales = self.scale(name, largest)
         dequantized = self.fresh(f"{name}/dequantized")
         if not int8:
             # From the array as the product reads it, whatever computed it.
             stored = {tensor.name for tensor in self.graph.initializer}
             raw = name if name in stored else self.constant(f"{name}/folded", weight)
             return self.pair(raw, scale, zero, axis, name, dequantized)
-        scales = import_onnx().numpy_helper.to_array(self.graph.initializer[-2])
         shaped = scales if axis is None else scales.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         levels = np.clip(np.rint(weight / shaped), -_LARGEST, _LARGEST).astype(np.int8)
         make, given = import_onnx().helper.make_node, {} if axis is None else {"axis": axis}
