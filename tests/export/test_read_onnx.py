@@ -147,6 +147,7 @@ def test_every_kind_of_product(case, tmp_path):
     assert gemm.weight.any()
     (row, *rest) = tfmot_asp.export.verify(path).layers
     assert row.status == "sparse", row
+    assert (row.note == "transposed convolution") == (case == "ConvTranspose")
     assert [other.type for other in rest] == (["LSTM"] if case == "LSTM" else [])
 
 

@@ -237,7 +237,7 @@ def _obstacle(gemm: Gemm, shape: tuple[int, ...]) -> str:
     outputs = math.prod(shape[axis] for axis in gemm.output_axes)
     if gemm.groups > 1:
         return f"{gemm.groups} groups"
-    if "Backprop" in gemm.type:
+    if "Backprop" in gemm.type or "TRANSPOSE" in gemm.type.upper():
         return "transposed convolution"
     if inputs % INPUT_MULTIPLE:
         return f"{inputs} inputs, no multiple of {INPUT_MULTIPLE}"
