@@ -361,6 +361,37 @@ def test_what_tf2onnx_makes_of_a_keras_model_is_read_back(tmp_path):
     np.testing.assert_array_equal(found[1].weight, fc)
 
 
+@pytest.mark.parametrize("level", ["ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
+def test_what_onnxruntime_makes_of_a_file_is_read_too(level, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    weights = {"w": sparse((16, 16, 3, 3), 1), "v": sparse((16, 8), 0), "s": np.array([0, -1])}
+    nodes = [
+        node("Conv", ["x", "w"], "a", "conv", pads=[1, 1, 1, 1]),
+        node("Relu", ["a"], "b", "relu"),
+        node("GlobalAveragePool", ["b"], "c", "pool"),
+        node("Reshape", ["c", "s"], "d", "flat"),
+        node("MatMul", ["d", "v"], "y", "fc"),
+    ]
+    source = write(tmp_path / "m.onnx", nodes, weights, inputs=(("x", (1, 16, 8, 8)),), opsets=OPSETS[:1])
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(str(source), options)
+    rows = tfmot_asp.export.verify(tmp_path / "optimized.onnx").layers
+    assert len(rows) == 2
+    for row in rows:  # a kernel in blocks of channels must not pass for one that breaks the pattern
+        assert row.status == "sparse" or "format of onnxruntime's own" in row.note, row
+
+
+def test_a_kernel_in_blocks_of_channels_is_not_judged(tmp_path):
+    product = node("Conv", ["x", "w"], domain="com.microsoft.nchwc")
+    opsets = [*OPSETS, helper.make_opsetid("com.microsoft.nchwc", 1)]
+    path = write(tmp_path / "m.onnx", [product], {"w": sparse((16, 16, 1, 1), 1)}, opsets=opsets)
+    (row,) = tfmot_asp.export.verify(path).layers
+    assert (row.status, "format of onnxruntime's own" in row.note) == ("unreadable", True)
+
+
 def good(path):
     return write(path, [node("MatMul", ["x", "w"])], {"w": W}).read_bytes()
 

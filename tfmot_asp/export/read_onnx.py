@@ -97,8 +97,11 @@ def _describe(scope: Scope, node: onnx.NodeProto, operand: _Operand, name: str) 
 
 
 def _weight(scope: Scope, node: onnx.NodeProto, operand: _Operand, name: str) -> np.ndarray:
-    if node.op_type in _PACKED:
-        raise ValueError(f"the weight of a {node.op_type} is packed in a format of onnxruntime's own")
+    if node.op_type in _PACKED or node.domain == _BLOCKED:
+        raise ValueError(
+            f"the weight of a {node.op_type} is packed in a format of onnxruntime's own: verify the file that "
+            "onnxruntime optimized"
+        )
     weight = scope.value(name)
     if weight.dtype.kind == "V":  # bfloat16, float8, int4: NumPy has only their names
         weight = weight.astype(np.float32)
@@ -161,7 +164,7 @@ def _einsum(index: int) -> Callable[[dict[str, Any], Axes], tuple[Axes, Axes]]:
 
 def _operands(node: onnx.NodeProto) -> tuple[_Operand, ...]:
     """The inputs of a node that may be the weight of a product, the likelier first."""
-    if node.domain not in ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc"):
+    if node.domain not in ("", "ai.onnx", "com.microsoft", _BLOCKED):
         return ()
     if node.op_type == "Einsum":
         return tuple(_Operand(index, _einsum(index)) for index in reversed(range(len(node.input))))
@@ -196,4 +199,5 @@ _PRODUCTS: dict[str, tuple[_Operand, ...]] = {
 }
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _GROUPED = frozenset({"Conv", "ConvTranspose", "DeformConv", "QLinearConv", "ConvInteger", "FusedConv", "NhwcConv"})
+_BLOCKED = "com.microsoft.nchwc"  # convolutions whose kernel is stored in blocks of channels
 _PACKED = frozenset({"MatMulNBits", "MatMulBnb4"})
