@@ -29,9 +29,9 @@ import tfmot_asp
 def build_model(width: int = 32) -> tf_keras.Model:
     inputs = tf_keras.Input((8, 8, 1), name="image")
     x = layers.Conv2D(width, 3, padding="same", use_bias=False)(inputs)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
     y = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-    y = layers.BatchNormalization()(y)
+    y = layers.BatchNormalization(momentum=0.9)(y)
     x = layers.ReLU()(layers.Add()([x, y]))
     x = layers.Flatten()(layers.MaxPooling2D()(x))
     x = layers.Dense(64, activation="relu")(x)

@@ -6,6 +6,7 @@ from tests.examples.run_example import run_example
 from tfmot_asp.export import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+STATUSES = ["small", "sparse", "sparse", "dense"]  # one input channel; ten outputs
 RESULTS = ["dense, float32", "2:4, float32", "2:4, int8 after training", "2:4, int8 trained for it"]
 
 
@@ -16,12 +17,7 @@ def test_a_small_run(tmp_path, capsys):
     assert all(value > 80 for value in results.values())
     for path in (out, tmp_path / "digits_after_training.tflite"):
         report = verify(path)
-        assert [layer.status for layer in report.layers] == [
-            "dense",
-            "sparse",
-            "sparse",
-            "dense",
-        ]  # 1 input, 10 outputs
+        assert [layer.status for layer in report.layers] == STATUSES
     printed = capsys.readouterr().out
     assert "4 of 4 kernels in 8 bits" in printed
     assert "no speed-up" in printed
