@@ -15,8 +15,6 @@ The pattern is held by the kernels' constraints, as everywhere in this package, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -25,84 +23,14 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.quantization.keras import quantize_layer, quantize_wrapper
 
 from tfmot_asp import layouts, masks
-from tfmot_asp.constraints import mask_of
 from tfmot_asp.export.inference import plain_model
 from tfmot_asp.quantize_scheme import Scheme, why_float
 from tfmot_asp.quantized import quantized_layers
-from tfmot_asp.report import SHOW_PRUNING_INFO, align
+from tfmot_asp.quantized_kernels import quantization_report
+from tfmot_asp.report import SHOW_PRUNING_INFO
 from tfmot_asp.trained import PrunedModel
 
 logger = logging.getLogger(__name__)
-
-Skip = Any | Callable[[Any], bool] | Iterable[Any]
-
-
-@dataclass(frozen=True)
-class QuantizedKernel:
-    """One kernel of a model that was prepared for quantization-aware training.
-
-    Attributes:
-        name: of its layer, unique in the model.
-        kind: Keras class whose layout the kernel follows.
-        attribute: which kernel of the layer.
-        quantized: whether it is trained, and exported, in 8 bits.
-        holds: whether it has the pattern; None for one without a reduction axis, or too short for it to ask for zeros.
-        kept: whether training keeps the pattern (a mask is in force).
-        reason: why it stays float; None if it is quantized.
-    """
-
-    name: str
-    kind: str
-    attribute: str
-    quantized: bool
-    holds: bool | None
-    kept: bool
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class QuantizationReport:
-    """The kernels of a model, in 8 bits or not. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
-
-    Attributes:
-        model: name of the model.
-        sparsity_m_by_n: the pattern that was checked.
-        kernels: one row per kernel, in the model's order.
-    """
-
-    model: str
-    sparsity_m_by_n: tuple[int, int]
-    kernels: tuple[QuantizedKernel, ...]
-
-    @property
-    def left_out(self) -> tuple[QuantizedKernel, ...]:
-        """The kernels that stay float."""
-        return tuple(kernel for kernel in self.kernels if not kernel.quantized)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as dicts, lists, strings and numbers."""
-        return {
-            "model": self.model,
-            "sparsity_m_by_n": list(self.sparsity_m_by_n),
-            "kernels": [asdict(kernel) for kernel in self.kernels],
-        }
-
-    def __str__(self) -> str:
-        m, n = self.sparsity_m_by_n
-        pattern = f"{n - m}:{n}"
-        rows = [
-            (
-                kernel.name if kernel.attribute == "kernel" else f"{kernel.name}.{kernel.attribute}",
-                kernel.kind,
-                "int8" if kernel.quantized else "float",
-                {True: "yes", False: "no", None: "-"}[kernel.holds],
-                "yes" if kernel.kept else "no",
-                kernel.reason or "",
-            )
-            for kernel in self.kernels
-        ]
-        summary = f"{self.model}: {len(self.kernels) - len(self.left_out)} of {len(self.kernels)} kernels in 8 bits"
-        return "\n".join([*align(("layer", "kind", "weights", pattern, "kept", "why float"), rows), summary])
 
 
 def quantize_model(
@@ -212,38 +140,6 @@ def keep_sparsity(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAUL
     if not kernels:
         raise ValueError(f"no kernel of {model.name!r} has the pattern {m_by_n}, so there is nothing to keep")
     return PrunedModel(model, kernels, m_by_n)
-
-
-def quantization_report(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N) -> QuantizationReport:
-    """Tells for every kernel of a model whether it is trained in 8 bits, why not, and whether it is 2:4.
-
-    Args:
-        model: a built tf_keras model: what ``quantize_model`` or tfmot's ``quantize_apply`` returned, or a loaded one.
-        sparsity_m_by_n: the pattern.
-
-    Returns:
-        A ``QuantizationReport``.
-
-    Example:
-        >>> print(tfmot_asp.quantization_report(quantized))
-        layer  kind    weights  2:4  kept  why float
-        conv   Conv2D  int8     yes  yes
-        mixer  Conv1D  float    yes  yes   tfmot has no 8-bit scheme for Conv1D
-        convnet: 1 of 2 kernels in 8 bits
-    """
-    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
-    rows = []
-    for name, layer in layouts.all_layers(model):
-        held = {id(entry[0]) for entry in layer._weight_vars} if layouts.holds_quantized(layer) else set()
-        for kernel in layouts.kernels_of(layer):
-            quantized = id(kernel.variable) in held
-            axes = kernel.layout.reduction_axes
-            asked = bool(axes) and kernel.reduction_size > m_by_n[1] - m_by_n[0]
-            holds = not masks.violations(layouts.read(kernel.variable), axes, m_by_n) if asked else None
-            reason = None if quantized else why_float(layouts.unwrap(layer)) or "its wrapper does not quantize weights"
-            kept = mask_of(kernel.variable) is not None
-            rows.append(QuantizedKernel(name, kernel.layout.kind, kernel.attribute, quantized, holds, kept, reason))
-    return QuantizationReport(str(model.name), m_by_n, tuple(rows))
 
 
 def quantize_scope(*custom_objects: dict[str, Any]) -> Any:

@@ -12,12 +12,11 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import compiled, convnet, data, mlp
 from tfmot_asp import layouts, masks
-from tfmot_asp.export import tflite as module_function
+from tfmot_asp.export import tflite_checks
 from tfmot_asp.export.read_tflite import read_tflite
 from tfmot_asp.export.tflite_file import TfliteFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
-module = module_function.__globals__
 
 
 def pruned_in_place(model):
@@ -36,7 +35,7 @@ def inputs(*shape, count=16, seed=0):
 
 
 def run(path, **values):
-    with module["_quiet"]():
+    with tflite_checks.quiet():
         runner = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
     return runner(**values)
 
@@ -378,7 +377,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(module, "read_tflite", interrupted)
+    monkeypatch.setattr(tflite_checks, "read_tflite", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tfmot_asp.export.tflite(pruned_in_place(mlp()), tmp_path / "m.tflite")
     assert os.listdir(tmp_path) == []
