@@ -6,7 +6,7 @@ transposes, reshapes and products with other constants lie between: what is chec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +90,16 @@ def weight_names(graph: Graph) -> dict[str, str]:
 
 
 class ConstantReader:
-    """Computes tensors that no input takes part in, each once."""
+    """Computes tensors that no input takes part in, each once.
 
-    def __init__(self, graph: Graph) -> None:
+    Args:
+        graph: in which they are.
+        stored: values of ops that stand for constants, by name.
+    """
+
+    def __init__(self, graph: Graph, stored: Mapping[str, np.ndarray] | None = None) -> None:
         self.graph = graph
+        self.stored = stored or {}
         self.known: dict[int, np.ndarray] = {}
 
     def read(self, tensor: Tensor) -> tuple[np.ndarray | None, str | None]:
@@ -113,6 +119,8 @@ class ConstantReader:
                 self.known[id(tensor)] = tensor.value
             elif tensor.op is None:
                 raise ValueError("its value is captured from outside the graph")
+            elif tensor.op.name in self.stored:
+                self.known[id(tensor)] = self.stored[tensor.op.name]
             elif tensor.op.type in ("ReadVariableOp", "Identity") and tensor.op.inputs[0].variable is not None:
                 self.known[id(tensor)] = self.graph.variables[tensor.op.inputs[0].variable].numpy()
             else:

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, graph_pb2, node_def_pb2
 
+LARGE = 1 << 14  # elements of a constant that is kept beside the graph
+
 
 class GraphEdit:
     """A ``GraphDef`` whose nodes can be looked up, changed and added by name.
 
     Tensors are named as in a ``GraphDef``: ``"node"`` for a node's first output, ``"node:1"`` for its second.
+
+    Large constants are placeholders in the graph, whose values are kept beside it: TensorFlow makes many copies of a
+    graph while it is looked at.
+
+    Attributes:
+        nodes: by name.
+        stored: values of the large constants, by the name of their node.
     """
 
-    def __init__(self, graph_def: Any) -> None:
+    def __init__(self, graph_def: Any, stored: Mapping[str, np.ndarray] | None = None) -> None:
         self.graph_def = graph_def
         self.nodes: dict[str, Any] = {node.name: node for node in graph_def.node}
+        self.stored: dict[str, np.ndarray] = dict(stored or {})
 
     def constant(self, name: str, value: np.ndarray, dtype: tf.DType) -> str:
         """Adds a constant, and returns its name, which is ``name`` with a number if that is taken."""
-        proto = tf.make_tensor_proto(value, dtype, np.shape(value))
-        return self.add("Const", name, [], dtype=dtype, value=proto)
+        name = self.add("NoOp", name, [])
+        self._store(name, value, dtype)
+        return name
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a node is a constant, large or small."""
+        return name in self.stored or self.nodes[name].op == "Const"
 
     def add(self, op: str, name: str, inputs: Iterable[str], **attributes: Any) -> str:
         """Adds a node, and returns its name, which is ``name`` with a number if that is taken."""
@@ -37,6 +52,7 @@ class GraphEdit:
 
     def replace(self, name: str, op: str, inputs: Iterable[str], **attributes: Any) -> None:
         """Makes a node another one of the same name, so that what reads it need not change."""
+        self.stored.pop(name, None)
         node = self.nodes[name]
         node.Clear()
         node.name, node.op = name, op
@@ -59,19 +75,35 @@ class GraphEdit:
         """Gives a node another constant as input ``index``: under the old one's name, if nothing else reads that."""
         old = node_of(self.nodes[name].input[index])
         readers = sum(node_of(tensor) == old for node in self.nodes.values() for tensor in node.input)
-        if readers == 1 and self.nodes[old].op == "Const":
-            self.replace(old, "Const", [], dtype=dtype, value=tf.make_tensor_proto(value, dtype, np.shape(value)))
+        if readers == 1 and self.is_constant(old):
+            self._store(old, value, dtype)
         else:
             self.set_input(name, index, self.constant(f"{old}/changed", value, dtype))
 
+    def _store(self, name: str, value: np.ndarray, dtype: tf.DType) -> None:
+        if np.size(value) > LARGE:
+            shape = attr_value_pb2.AttrValue(shape=tf.TensorShape(np.shape(value)).as_proto())
+            self.replace(name, "Placeholder", [], dtype=dtype, shape=shape)
+            self.stored[name] = value
+        else:
+            self.stored.pop(name, None)
+            self.nodes[name].CopyFrom(constant_node(name, value, dtype))
+
+    def store_large(self) -> None:
+        """Takes the large constants out of the graph."""
+        for name, node in self.nodes.items():
+            if node.op == "Const" and node.attr["dtype"].type != tf.string.as_datatype_enum:
+                shape = tf.TensorShape(node.attr["value"].tensor.tensor_shape)
+                if (shape.num_elements() or 0) > LARGE:
+                    self._store(name, tf.make_ndarray(node.attr["value"].tensor), tf.as_dtype(node.attr["dtype"].type))
+
     def finish(self, outputs: Iterable[str]) -> Any:
-        """The graph that the outputs need, and the functions that it calls."""
+        """The graph that the outputs need, and the functions that it calls; ``stored`` has what belongs to it."""
         outputs = list(outputs)
         self._drop_idle_controls()
         self._skip_identities()
         needed: set[str] = set()
         stack = [node_of(output) for output in outputs]
-        stack += [node.name for node in self.nodes.values() if node.op == "Placeholder"]  # unused inputs too
         while stack:
             name = stack.pop()
             if name not in needed:
@@ -79,6 +111,7 @@ class GraphEdit:
                 stack.extend(node_of(tensor) for tensor in self.nodes[name].input)
         result = graph_pb2.GraphDef(versions=self.graph_def.versions, library=self.graph_def.library)
         result.node.extend(node for name, node in self.nodes.items() if name in needed)
+        self.stored = {name: value for name, value in self.stored.items() if name in needed}
         return result
 
     def _drop_idle_controls(self) -> None:
@@ -88,7 +121,7 @@ class GraphEdit:
         def is_idle(name: str) -> bool:
             if name not in idle:
                 node = self.nodes[name]
-                idle[name] = node.op == "Const" or (
+                idle[name] = self.is_constant(name) or (
                     node.op in ("NoOp", "Identity") and all(is_idle(node_of(tensor)) for tensor in node.input)
                 )
             return idle[name]
@@ -115,14 +148,17 @@ class GraphEdit:
                 node.input[index] = source(tensor)
 
 
+def constant_node(name: str, value: np.ndarray, dtype: tf.DType) -> Any:
+    """A ``Const`` node."""
+    node = node_def_pb2.NodeDef(name=name, op="Const")
+    node.attr["dtype"].type = dtype.as_datatype_enum
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value, dtype, np.shape(value)))
+    return node
+
+
 def node_of(tensor: str) -> str:
     """The node that a tensor or a control edge comes from."""
     return tensor.removeprefix("^").split(":")[0]
-
-
-def tensor_name(op: str, index: int) -> str:
-    """How a ``GraphDef`` spells output ``index`` of a node."""
-    return op if index == 0 else f"{op}:{index}"
 
 
 def _attribute(value: Any) -> Any:

@@ -5,6 +5,7 @@ What an exporter writes starts here, so that all of them export the same functio
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -127,11 +128,14 @@ def inference_function(
     """
     narrow = check_weights_dtype(weights_dtype)
     function = serving_function(model, batch_size, input_shapes)
-    specs = list(function.structured_input_signature[0])
     keys = sorted(function.structured_outputs)
     frozen = _freeze(model, function)
     if inline_xla:
         frozen = _inlined(frozen)
+    edit = frozen.edit()
+    edit.store_large()
+    frozen = frozen.edited(edit)
+    gc.collect()  # TensorFlow's functions are cycles, and each holds a copy of all weights
     names = weight_names(trace_function(function))
     # Folding first; what it cannot do must not keep the rest from being done.
     for fold in (True, False) if fold_batch_norm else (False,):
@@ -142,15 +146,15 @@ def inference_function(
         except ValueError as error:
             problem: str | None = str(error)
         else:
-            result = lowered.function(specs, keys)
-            problem = outputs_differ(function, result, None if narrow is None else HALF_TOLERANCE)
+            tolerance = None if narrow is None else HALF_TOLERANCE
+            problem = outputs_differ(function, lowered.function(keys, embed=False), tolerance)
             if problem is None:
-                return result
+                return lowered.function(keys)
         what = "without folding batch norm" if fold else "with its graph as it is"
         logger.warning("%s is exported %s: %s", model.name, what, problem)
     if narrow is not None:
         raise ValueError(f"{model.name!r} cannot be exported in {weights_dtype}: {problem}")
-    return frozen.function(specs, keys)
+    return frozen.function(keys)
 
 
 def check_weights_dtype(dtype: Any) -> tf.DType | None:

@@ -17,8 +17,8 @@ agrees does not depend on them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from tfmot_asp.export.gemms import EITHER_OPERAND, PRODUCTS, ConstantReader
-from tfmot_asp.export.graph_edit import GraphEdit, node_of
+from tfmot_asp.export.graph_edit import GraphEdit, constant_node, node_of
 from tfmot_asp.permutation.trace import Graph, Op, Tensor, trace_function
 from tfmot_asp.products import depends_on
 
@@ -47,23 +47,53 @@ class Frozen:
         specs: of the inputs; axes may be open.
         inputs: tensor names, in the order of ``specs``.
         outputs: tensor names.
+        stored: values of the large constants, which are placeholders in the graph.
     """
 
     graph_def: Any
     specs: Sequence[tf.TensorSpec]
     inputs: Sequence[str]
     outputs: Sequence[str]
+    stored: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def function(self, specs: Sequence[tf.TensorSpec] | None = None, keys: Sequence[str] | None = None) -> Any:
-        """A ``ConcreteFunction`` of the graph for other specs, that returns a dict if given its keys."""
-        # The function has placeholders of its own.
+    def edit(self) -> GraphEdit:
+        """A copy of the graph to change; it shares the large constants."""
+        return GraphEdit(graph_pb2.GraphDef.FromString(self.graph_def.SerializeToString()), self.stored)
+
+    def edited(self, edit: GraphEdit) -> Frozen:
+        """What became of the graph, with the same inputs and outputs."""
+        return Frozen(edit.finish(self.outputs), self.specs, self.inputs, self.outputs, edit.stored)
+
+    def function(self, keys: Sequence[str] | None = None, *, embed: bool = True) -> Any:
+        """A ``ConcreteFunction`` of the graph, which returns a dict if given its keys.
+
+        Args:
+            keys: names of the outputs.
+            embed: whether the large constants are part of it, or captured.
+        """
+        return self._function(self.specs, keys, self.stored, embed)
+
+    def outline(self, specs: Sequence[tf.TensorSpec]) -> Any:
+        """A ``ConcreteFunction`` for other specs, to look at: without the large constants it cannot run."""
+        return self._function(specs, None, {}, True)
+
+    def _function(
+        self, specs: Sequence[tf.TensorSpec], keys: Sequence[str] | None, stored: Mapping[str, np.ndarray], embed: bool
+    ) -> Any:
+        own = {node_of(name) for name in self.inputs}  # the function has placeholders of its own
         inner = graph_pb2.GraphDef(versions=self.graph_def.versions, library=self.graph_def.library)
-        inner.node.extend(node for node in self.graph_def.node if node.op != "Placeholder")
+        for node in self.graph_def.node:
+            if node.name in stored and embed:
+                inner.node.append(constant_node(node.name, stored[node.name], tf.as_dtype(node.attr["dtype"].type)))
+            elif node.name not in own and node.name not in stored:
+                inner.node.append(node)
         read = {f"{node_of(tensor)}:0" for node in inner.node for tensor in node.input}
+        captured = {} if embed else {f"{name}:0": tf.constant(value) for name, value in stored.items()}
 
-        @tf.function(input_signature=list(self.specs if specs is None else specs), autograph=False)
+        @tf.function(input_signature=list(specs), autograph=False)
         def run(*tensors: Any) -> Any:
             feeds = {name: value for name, value in zip(self.inputs, tensors, strict=True) if name in read}
+            feeds |= {name: tf.identity(value) for name, value in captured.items()}
             found = tf.import_graph_def(inner, feeds, list(self.outputs), name="")
             return found if keys is None else dict(zip(keys, found, strict=True))
 
@@ -83,7 +113,7 @@ class Analysis:
         self.graph: Graph = first
         self._twins = {id(a): b for a, b in _pairs(first, second)}
         self.varying = depends_on(first, first.inputs)
-        self.reader = ConstantReader(first)
+        self.reader = ConstantReader(first, frozen.stored)
         self.quantized = _behind_fake_quantization(first)
         self.uses: dict[int, list[tuple[Op, int]]] = {}
         for op in first.ops:
@@ -144,9 +174,9 @@ def lower(
     if weights_dtype is not None:
         steps.append(partial(_narrow, dtype=weights_dtype))
     for step in steps:
-        edit = GraphEdit(graph_pb2.GraphDef.FromString(frozen.graph_def.SerializeToString()))
+        edit = frozen.edit()
         step(Analysis(frozen), edit)
-        frozen = Frozen(edit.finish(frozen.outputs), frozen.specs, frozen.inputs, frozen.outputs)
+        frozen = frozen.edited(edit)
     return frozen
 
 
@@ -193,18 +223,17 @@ def _narrow(analysis: Analysis, edit: GraphEdit, dtype: tf.DType) -> None:
     for op in analysis.graph.ops:
         operands = (0,) if op.type in ("GatherV2", "Gather") else _weight_operands(op)
         for index in operands:
-            tensor = op.inputs[index]
-            node = edit.nodes.get(edit.nodes[op.name].input[index]) if op.name in edit.nodes else None
-            if tensor.dtype != tf.float32 or node is None or node.op != "Const" or tensor.value is None:
+            name = node_of(edit.nodes[op.name].input[index]) if op.name in edit.nodes else ""
+            if op.inputs[index].dtype != tf.float32 or not name or not edit.is_constant(name):
                 continue
-            if tensor.value.ndim < 2:
+            value = analysis.weight(op, index)
+            if value is None or value.ndim < 2:
                 continue
             with np.errstate(over="ignore"):
-                narrow = tensor.value.astype(dtype.as_numpy_dtype)
-            if not np.array_equal(np.isfinite(narrow), np.isfinite(tensor.value)):
-                largest = float(np.nanmax(np.abs(tensor.value)))
-                raise OverflowError(f"{node.name} has weights up to {largest:.3g}, too large for {dtype.name}")
-            name = node.name
+                narrow = value.astype(dtype.as_numpy_dtype)
+            if not np.array_equal(np.isfinite(narrow), np.isfinite(value)):
+                largest = float(np.nanmax(np.abs(value)))
+                raise OverflowError(f"{name} has weights up to {largest:.3g}, too large for {dtype.name}")
             stored = edit.constant(f"{name}/{dtype.name}", narrow, dtype)
             edit.replace(name, "Cast", [stored], SrcT=dtype, DstT=tf.float32, Truncate=False)
 
@@ -217,12 +246,12 @@ def _weight_operands(op: Op) -> tuple[int, ...]:
 
 def _at_two_sizes(frozen: Frozen) -> tuple[Graph, Graph]:
     if all(size is not None for spec in frozen.specs for size in spec.shape):
-        graph = trace_function(frozen.function())
+        graph = trace_function(frozen.outline(frozen.specs))
         return graph, graph
     problem: Exception | None = None
     for trial in _TRIALS:
         try:
-            first, second = (trace_function(frozen.function(_sized(frozen.specs, *sizes))) for sizes in trial)
+            first, second = (trace_function(frozen.outline(_sized(frozen.specs, *sizes))) for sizes in trial)
         except (ValueError, tf.errors.OpError) as error:
             problem = error
             continue

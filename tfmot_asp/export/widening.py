@@ -50,7 +50,7 @@ def widened(function: Any) -> Any:
         for spec in function.structured_input_signature[0]
     ]
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (frozen.inputs, frozen.outputs))
-    return Frozen(graph_def, specs, inputs, outputs).function(specs, sorted(function.structured_outputs))
+    return Frozen(graph_def, specs, inputs, outputs).function(sorted(function.structured_outputs))
 
 
 def _widen_attribute(attribute: Any) -> None:
