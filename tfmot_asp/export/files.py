@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,29 +33,33 @@ def replacing(
         FileExistsError: if ``path`` exists and may not be replaced; raised before the block runs.
     """
     check_target(path, overwrite=overwrite, what=what, is_ours=is_ours)
+    made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]  # innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
         written, replaced = temporary / "new" / path.name, temporary / "replaced"
-        written.parent.mkdir()
-        yield written
-        if path.exists():
-            path.rename(replaced)
         try:
-            written.rename(path)
-        except OSError:
-            if replaced.exists():
+            written.parent.mkdir()
+            yield written
+            if path.is_dir():  # a file is replaced in one step, a folder is not
+                path.rename(replaced)
+            written.replace(path)
+        finally:
+            if replaced.exists() and not path.exists():
                 replaced.rename(path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: someone else's by now
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 def check_target(
     path: Path, *, overwrite: bool, what: str, is_ours: Callable[[Path], bool] = lambda path: path.is_file()
 ) -> None:
     """Raises FileExistsError if ``path`` exists and ``replacing`` would not replace it."""
-    if not path.exists():
+    if not os.path.lexists(path):  # a dangling link is something too
         return
     if not overwrite:
         raise FileExistsError(f"{str(path)!r} exists; give another path, or overwrite=True to replace {what}")
