@@ -1,5 +1,7 @@
 """Every command, on real files, by its exit code and what it prints."""
 
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -16,8 +18,11 @@ from tf_keras import layers
 
 import tfmot_asp
 from tests.small_models import convnet
-from tfmot_asp.cli import main
+from tfmot_asp.cli import exporting, main
+from tfmot_asp.export import calibration
 from tfmot_asp.loading import load_model
+
+tflite_module = importlib.import_module("tfmot_asp.export.tflite")  # the package's name is the function
 
 
 @pytest.fixture
@@ -346,7 +351,7 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
         def to_dict(self):
             return {"ok": True}
 
-    for name in ("onnx", "tflite"):
+    for name in ("onnx", "tflite", "saved_model"):
         monkeypatch.setattr(
             f"tfmot_asp.export.{name}",
             lambda model, path, name=name, **o: calls.update({name: o}) or Report(),
@@ -358,21 +363,65 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
     assert run(*command, "--precision", "int8", "--calibration-data", "images.npy", "--opset", 17, "--force")[0] == 0
     onnx = calls["onnx"]
     assert onnx.pop("calibration_data").shape == (5, 8, 8, 3)
-    assert onnx == {
-        "overwrite": True, "input_shapes": None, "batch_size": None, "fold_batch_norm": True, "precision": "int8",
-        "opset": 17,
-    }  # fmt: skip
+    assert onnx == {"overwrite": True, "input_shapes": None, "precision": "int8", "opset": 17}
     assert run(*command, "--no-fold-batch-norm", "--input-shape", "1,8,8,3", "--batch-size", 3)[0] == 0
+    shape = (1, 8, 8, 3)
+    assert calls["onnx"] == {"overwrite": False, "input_shapes": shape, "batch_size": 3, "fold_batch_norm": False}
+    options = "--float16-io", "--inputs-as-nchw", "image", "--calibration-method", "mse", "--percentile", 99
+    assert run(*command, *options, "--keep-float", "a", "--keep-float", "b", "--int8-weights")[0] == 0
     assert calls["onnx"] == {
-        "overwrite": False, "input_shapes": (1, 8, 8, 3), "batch_size": 3, "fold_batch_norm": False,
-        "precision": "fp32", "calibration_data": None,
+        "overwrite": False, "input_shapes": None, "float16_io": True, "inputs_as_nchw": ["image"],
+        "calibration_method": "mse", "percentile": 99.0, "keep_float": ["a", "b"], "int8_weights": True,
     }  # fmt: skip
     command = "export", "model.keras", "--to", "tflite", "-o", "m.tflite"
-    assert run(*command, "--quantize", "int8", "--calibration-data", "images.npz")[0] == 0
+    assert run(*command, "--quantize", "int8", "--calibration-data", "images.npz", "--io-dtype", "uint8")[0] == 0
     assert list(calls["tflite"].pop("representative_dataset")) == ["image"]
-    assert calls["tflite"] == {"overwrite": False, "input_shapes": None, "quantize": "int8"}
+    assert calls["tflite"] == {"overwrite": False, "input_shapes": None, "quantize": "int8", "io_dtype": "uint8"}
+    assert run(*command, "--batch-size", "open", "--select-tf-ops")[0] == 0
+    assert calls["tflite"] == {"overwrite": False, "input_shapes": None, "batch_size": None, "select_tf_ops": True}
     assert run(*command)[0] == 0
     assert calls["tflite"] == {"overwrite": False, "input_shapes": None}
+    command = "export", "model.keras", "--to", "saved_model", "-o", "m"
+    assert run(*command, "--precision", "fp16")[0] == 0
+    assert calls["saved_model"] == {"overwrite": False, "input_shapes": None, "dtype": "float16"}
+    assert run(*command, "--precision", "fp32")[0] == 0
+    assert calls["saved_model"] == {"overwrite": False, "input_shapes": None, "dtype": None}
+
+
+@pytest.mark.parametrize("target", ["onnx", "tflite", "saved_model"])
+def test_every_option_of_the_exporters_is_on_the_command_line(target):
+    by_the_command = {"model", "path", "overwrite", "input_shapes"}
+    function = getattr(tfmot_asp.export, target)
+    assert set(exporting._OPTIONS[target].values()) | by_the_command == set(inspect.signature(function).parameters)
+
+
+def test_choices_are_those_of_the_exporters(capsys):
+    main(["export", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for choices in (calibration.METHODS, tflite_module._IO_DTYPES):
+        assert f"{{{','.join(choices)}}}" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+def test_exports_in_int8_take_their_options(here, run):
+    """For real: the files are read back."""
+    run("prune", "model.keras", "-o", "sparse.keras", "--effort", "fast", "-q")
+    images = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
+    np.save("images.npy", images)
+    command = "export", "sparse.keras", "--calibration-data", "images.npy"
+    code, out, _ = run(*command, "--to", "tflite", "-o", "m.tflite", "--quantize", "int8", "--io-dtype", "int8")
+    assert code == 0
+    assert "3 of 4 weights have 2 zeros in every 4 values; ok" in out
+    interpreter = tf.lite.Interpreter("m.tflite")
+    assert [detail["dtype"] for detail in interpreter.get_input_details()] == [np.int8]
+    pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = "--int8-weights", "--keep-float", "head/kernel", "--inputs-as-nchw", "image", "--batch-size", 2
+    code, out, _ = run(*command, "--to", "onnx", "-o", "m.onnx", "--precision", "int8", *options)
+    assert code == 0
+    assert "3 of 4 products quantized, 2 of them with their output, on 16 samples (percentile)" in out
+    (given,) = onnxruntime.InferenceSession("m.onnx").get_inputs()
+    assert given.shape == [2, 3, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -388,6 +437,15 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
         (["--to", "tflite", "-o", "m.tflite", "--no-fold-batch-norm"], "--no-fold-batch-norm goes with --to onnx"),
         (["--to", "saved_model", "-o", "m", "--precision", "int8"], "--to saved_model writes fp32 or fp16, not int8"),
         (["--to", "onnx", "-o", "m.onnx", "--precision", "int8"], "int8 needs --calibration-data"),
+        (["--to", "tflite", "-o", "m.tflite", "--quantize", "int8"], "int8 needs --calibration-data"),
+        (
+            ["--to", "onnx", "-o", "m.onnx", "--io-dtype", "int8"],
+            "--io-dtype goes with --to tflite, not with --to onnx",
+        ),
+        (["--to", "saved_model", "-o", "m", "--int8-weights"], "--int8-weights goes with --to onnx"),
+        (["--to", "onnx", "-o", "m.onnx", "--keep-float", "a"], "keep_float and int8_weights are for precision='int8'"),
+        (["--to", "onnx", "-o", "m.onnx", "--percentile", "nan"], "percentile must be above 50"),
+        (["--to", "onnx", "-o", "m.onnx", "--batch-size", "closed"], "'closed' is no positive integer"),
         (
             ["--to", "onnx", "-o", "m.onnx", "--precision", "int8", "--calibration-data", "none.npy"],
             "there is no file 'none.npy'",

@@ -11,57 +11,82 @@ from tfmot_asp.cli.terminal import Console
 from tfmot_asp.cli.writing import check_output
 
 _SUFFIXES = {"onnx": (".onnx",), "tflite": (".tflite",), "saved_model": ("",)}
+_COMMON = {"batch_size": "batch_size"}
+# What an option is called in the library.
 _OPTIONS = {
-    "onnx": ("precision", "opset", "batch_size", "fold_batch_norm", "calibration_data"),
-    "saved_model": ("precision", "batch_size", "fold_batch_norm"),
-    "tflite": ("quantize", "calibration_data"),
+    "onnx": _COMMON
+    | {
+        name: name
+        for name in (
+            "precision",
+            "fold_batch_norm",
+            "calibration_data",
+            "opset",
+            "inputs_as_nchw",
+            "float16_io",
+            "calibration_method",
+            "percentile",
+            "keep_float",
+            "int8_weights",
+        )
+    },
+    "saved_model": _COMMON | {"precision": "dtype", "fold_batch_norm": "fold_batch_norm"},
+    "tflite": _COMMON
+    | {
+        "quantize": "quantize",
+        "calibration_data": "representative_dataset",
+        "io_dtype": "io_dtype",
+        "select_tf_ops": "select_tf_ops",
+    },
 }
-_PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "saved_model": ("fp32", "fp16")}
-_DEFAULTS: dict[str, Any] = {"fold_batch_norm": True}
+_DTYPES = {"fp32": None, "fp16": "float16"}
+_INT8_NEEDS_DATA = "int8 needs --calibration-data: typical inputs, as an .npy file, or .npz with an array per input"
 
 
 def export(arguments: argparse.Namespace, console: Console) -> int:
     """Writes a model for deployment, and prints what was verified in the file."""
     target = arguments.to
-    _check_options(arguments)
+    given = _given(arguments)
     check_output(arguments.output, arguments.model, force=arguments.force, formats=_SUFFIXES[target])
-    data = None if arguments.calibration_data is None else read_array(arguments.calibration_data)
+    if "calibration_data" in given:
+        given["calibration_data"] = read_array(given["calibration_data"])
     model = load(arguments)
     from tfmot_asp import export as exporters
+    from tfmot_asp.quantized import quantized_layers
 
-    options: dict[str, Any] = {"overwrite": arguments.force, "input_shapes": input_shapes(arguments.input_shape)}
-    if target == "tflite":
-        if arguments.quantize is not None:
-            options["quantize"] = arguments.quantize
-        if data is not None:
-            options["representative_dataset"] = data
-    else:
-        options |= {"batch_size": arguments.batch_size, "fold_batch_norm": arguments.fold_batch_norm}
-    if target == "saved_model":
-        options["dtype"] = "float16" if arguments.precision == "fp16" else None
-    if target == "onnx":
-        options |= {"precision": arguments.precision or "fp32", "calibration_data": data}
-        if arguments.opset is not None:
-            options["opset"] = arguments.opset
+    if given.get("quantize") == "int8" and "calibration_data" not in given and not quantized_layers(model):
+        raise ValueError(_INT8_NEEDS_DATA)
+    options = {_OPTIONS[target][name]: value for name, value in given.items()}
     with console.without_noise():  # of the TFLite converter
-        report = getattr(exporters, target)(model, arguments.output, **options)
+        report = getattr(exporters, target)(
+            model,
+            arguments.output,
+            overwrite=arguments.force,
+            input_shapes=input_shapes(arguments.input_shape),
+            **options,
+        )
     console.result(str(report), {"output": str(arguments.output), **report.to_dict()})
     if not report.sparse:
         console.note("No weight in it is 2:4: `tfmot-asp prune` comes first.")
     return 0
 
 
-def _check_options(arguments: argparse.Namespace) -> None:
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, with values as the library takes them; all go with the target."""
     target = arguments.to
-    for name in sorted({name for names in _OPTIONS.values() for name in names} - set(_OPTIONS[target])):
-        if getattr(arguments, name) != _DEFAULTS.get(name):
-            fitting = " and ".join(f"--to {other}" for other, names in _OPTIONS.items() if name in names)
-            flag = "no-fold-batch-norm" if name == "fold_batch_norm" else name.replace("_", "-")
-            raise ValueError(f"--{flag} goes with {fitting}, not with --to {target}")
-    precision = arguments.precision
-    if precision is not None and precision not in _PRECISIONS[target]:
-        raise ValueError(f"--to {target} writes {' or '.join(_PRECISIONS[target])}, not {precision}")
-    if precision == "int8" and arguments.calibration_data is None:
-        raise ValueError(
-            "int8 needs --calibration-data: typical inputs, as an .npy file, or .npz with an array per input"
-        )
+    names = sorted({name for options in _OPTIONS.values() for name in options})
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    for name in given.keys() - _OPTIONS[target].keys():
+        fitting = " and ".join(f"--to {other}" for other, options in _OPTIONS.items() if name in options)
+        flag = "no-fold-batch-norm" if name == "fold_batch_norm" else name.replace("_", "-")
+        raise ValueError(f"--{flag} goes with {fitting}, not with --to {target}")
+    if given.get("batch_size") == "open":
+        given["batch_size"] = None
+    precision = given.get("precision")
+    if precision == "int8" and "calibration_data" not in given and target == "onnx":
+        raise ValueError(_INT8_NEEDS_DATA)
+    if precision is not None and target == "saved_model":
+        if precision not in _DTYPES:
+            raise ValueError(f"--to saved_model writes {' or '.join(_DTYPES)}, not {precision}")
+        given["precision"] = _DTYPES[precision]
+    return given

@@ -48,6 +48,11 @@ def count(text: str) -> int:
     return value
 
 
+def batch(text: str) -> int | str:
+    """A positive integer, or ``"open"``."""
+    return text if text == "open" else count(text)
+
+
 def seconds(text: str) -> float:
     """A positive number."""
     try:

@@ -71,6 +71,7 @@ _EXPORT = """\
 examples:
   tfmot-asp export sparse.keras --to saved_model -o exported --batch-size 8
   tfmot-asp export sparse.keras --to onnx -o model.onnx --precision fp16
+  tfmot-asp export sparse.keras --to onnx -o model.onnx --precision int8 --calibration-data images.npy
   tfmot-asp export sparse.keras --to tflite -o model.tflite --quantize int8 --calibration-data images.npy
 
 The file is read back and checked before it takes its place. ONNX needs: pip install "tfmot-asp[onnx]"
@@ -256,15 +257,39 @@ def _search_options(command: argparse.ArgumentParser) -> None:
 
 
 def _export_options(command: argparse.ArgumentParser) -> None:
+    """Each is None unless it is given: what it is then, the library knows."""
     group = command.add_argument_group("what is written")
     group.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of ONNX and SavedModel weights (fp32)")
     group.add_argument("--quantize", choices=("float16", "int8"), help="of TFLite (default: none)")
     group.add_argument("--calibration-data", type=Path, metavar="FILE", help="typical inputs, for int8: .npy or .npz")
-    group.add_argument("--batch-size", type=options.count, metavar="N", help="fixed batch size (default: open)")
-    group.add_argument("--opset", type=options.count, metavar="N", help="of ONNX")
     group.add_argument(
-        "--no-fold-batch-norm", dest="fold_batch_norm", action="store_false", help="keep batch norm as it is"
+        "--batch-size", type=options.batch, metavar="N", help="fixed batch size, or open (open; of TFLite 1)"
     )
+    _switch(group, "--no-fold-batch-norm", "keep batch norm as it is", name="fold_batch_norm", value=False)
+    group = command.add_argument_group("for ONNX")
+    group.add_argument("--opset", type=options.count, metavar="N", help="13 to 18 (17)")
+    group.add_argument("--inputs-as-nchw", action="append", metavar="NAME", help="take this input channels first")
+    _switch(group, "--float16-io", "with fp16: inputs and outputs in float16 too")
+    group.add_argument(
+        "--calibration-method",
+        choices=("percentile", "mse", "entropy", "minmax"),
+        help="with int8: which magnitude becomes 127 (percentile)",
+    )
+    group.add_argument("--percentile", type=float, metavar="P", help="with int8: of the magnitudes that fit (99.99)")
+    group.add_argument(
+        "--keep-float", action="append", metavar="NAME", help="with int8: a weight or op of the table to leave in float"
+    )
+    _switch(group, "--int8-weights", "with int8: store weights in int8, for TensorRT 10 and later")
+    group = command.add_argument_group("for TFLite")
+    group.add_argument(
+        "--io-dtype", choices=("float32", "int8", "uint8"), help="with int8: of inputs and outputs (float32)"
+    )
+    _switch(group, "--select-tf-ops", "allow ops that TFLite lacks, which the app must then ship")
+
+
+def _switch(group: Any, flag: str, text: str, *, name: str | None = None, value: bool = True) -> None:
+    name = name or flag.removeprefix("--").replace("-", "_")
+    group.add_argument(flag, dest=name, action="store_const", const=value, help=text)
 
 
 class _Version(argparse.Action):
