@@ -181,12 +181,11 @@ def test_an_einsum_whose_letters_tflite_would_reorder_keeps_its_pattern(tmp_path
 
 
 def test_models_with_mixed_precision_are_written_in_float32(tmp_path):
-    before = tf_keras.mixed_precision.global_policy()
     try:
         tf_keras.mixed_precision.set_global_policy("mixed_float16")
         model = pruned_in_place(convnet())
     finally:
-        tf_keras.mixed_precision.set_global_policy(before)
+        tf_keras.mixed_precision.set_global_policy(None)
     x = inputs(8, 8, 3)
     for options in ({}, {"quantize": "int8", "representative_dataset": x}):
         report = tfmot_asp.export.tflite(model, tmp_path / "m.tflite", overwrite=True, **options)

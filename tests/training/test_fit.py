@@ -126,7 +126,7 @@ def test_masks_come_from_the_stored_weights_under_mixed_precision():
         )
         pruned = compiled(pruned_of(model), tf_keras.optimizers.SGD(0.0))
     finally:
-        tf_keras.mixed_precision.set_global_policy("float32")
+        tf_keras.mixed_precision.set_global_policy(None)
     # Two pairs of values that float16 cannot tell apart: only float32 ranks the later one higher.
     column = np.tile(np.float32([1.0, 1.0 + 1e-5, 1.0 + 2e-5, 1.0 + 3e-5]), 4)
     model.layers[0].kernel.assign(np.tile(column[:, None], (1, 8)))

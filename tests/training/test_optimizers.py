@@ -234,7 +234,7 @@ def test_mixed_precision_takes_masks_from_the_stored_weights(optimizer):
         model.get_layer("first").kernel.assign(np.tile(column[:, None], (1, 32)))
         fit(model, tf_keras.mixed_precision.LossScaleOptimizer(wrapped, dynamic=False, initial_scale=2.0))
     finally:
-        tf_keras.mixed_precision.set_global_policy("float32")
+        tf_keras.mixed_precision.set_global_policy(None)
     mask = wrapped.get_slot(model.get_layer("first").kernel, "mask").numpy()
     np.testing.assert_array_equal(mask[:4, 0], [0, 0, 1, 1])
 
