@@ -243,6 +243,16 @@ def test_float16_files_have_float16_weights_and_keep_the_pattern(tmp_path):
         assert "--stronglyTyped" in report.notes[-1]
 
 
+def test_ops_without_a_float16_form_in_the_opset_stay_in_float32(tmp_path):
+    x = layers.Input((2, 2, 16), name="x")  # attention over two axes reads IsInf, which takes float16 from opset 20 on
+    model = one_shot(tf_keras.Model(x, layers.Dense(8)(layers.MultiHeadAttention(2, 8, attention_axes=(1, 2))(x, x))))
+    value = np.random.default_rng(0).standard_normal((3, 2, 2, 16)).astype(np.float32)
+    tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp16")
+    assert "IsInf" in {node.op_type for node in nodes(tmp_path / "m.onnx")}
+    (got,) = run(tmp_path / "m.onnx", x=value).values()
+    close(got, model(value), 5e-3)
+
+
 def test_a_weight_too_large_for_float16_is_named_and_a_tiny_one_is_no_harm(tmp_path):
     model = one_shot(mlp())
     kernel = model.get_layer("first").kernel.numpy()

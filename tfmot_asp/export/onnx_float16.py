@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfmot_asp.export.gemms import Gemm
-from tfmot_asp.export.onnx_graph import import_onnx, node_name, sort_nodes
+from tfmot_asp.export.onnx_graph import Scope, import_onnx, node_name, sort_nodes
 from tfmot_asp.export.onnx_run import Batch, Watcher
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def to_float16(model: onnx.ModelProto, float16_io: bool) -> onnx.ModelProto:
     onnx = import_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    converted = _converter()(copy, keep_io_types=not float16_io)
+    convert, blocked = _converter()
+    converted = convert(copy, keep_io_types=not float16_io, op_block_list=[*blocked, *_float32_only(model)])
     sort_nodes(converted.graph)  # the converter appends its casts at the end
     del converted.graph.value_info[:]
     converted = onnx.shape_inference.infer_shapes(converted, data_prop=True)
@@ -103,10 +104,25 @@ def check_activations(model: onnx.ModelProto, batches: Iterable[Batch], what: st
             logger.warning("In fp16 the model overflows on %s: %s", what, happens)
 
 
-def _converter() -> Any:
+def _float32_only(model: onnx.ModelProto) -> set[str]:
+    """Types of op that take float32 but no float16 in the model's opset: IsInf before 20, for one."""
+    onnx = import_onnx()
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    found = set()
+    for _, node in Scope(model, model.graph).walk():
+        if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, opset):
+            for constraint in onnx.defs.get_schema(node.op_type, opset).type_constraints:
+                allowed = constraint.allowed_type_strs
+                if "tensor(float)" in allowed and "tensor(float16)" not in allowed:
+                    found.add(node.op_type)
+    return found
+
+
+def _converter() -> tuple[Any, list[str]]:
+    """onnxruntime's converter, and the types of op that it leaves in float32 by default."""
     before = list(sys.path)
     try:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     finally:
         sys.path[:] = before  # importing it appends its folder, whose modules have such names as "optimizer"
-    return convert_float_to_float16
+    return convert_float_to_float16, DEFAULT_OP_BLOCK_LIST
