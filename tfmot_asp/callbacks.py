@@ -14,6 +14,11 @@ class UpdatePruningStep(tfmot.sparsity.keras.UpdatePruningStep):
 
     An optimizer with ``use_ema=True`` overwrites the weights with their moving averages after the last epoch's
     callbacks, and an average over the steps before the mask is dense.
+
+    Example:
+        >>> pruned = tfmot_asp.prune_low_magnitude(model)
+        >>> pruned.compile("adam", "sparse_categorical_crossentropy")
+        >>> pruned.fit(images, labels, callbacks=[tfmot_asp.UpdatePruningStep()])
     """
 
     def on_train_end(self, logs: Any = None) -> None:

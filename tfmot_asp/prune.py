@@ -119,6 +119,10 @@ def strip_pruning(model: Any) -> Any:
 
     Raises:
         ValueError: if it is not a functional or sequential tf_keras model.
+
+    Example:
+        >>> sparse = tfmot_asp.strip_pruning(pruned)
+        >>> sparse.save("sparse.keras")
     """
     if layouts.is_keras3(model) or not isinstance(model, keras.Model):
         raise ValueError(f"strip_pruning takes a tf_keras model with pruning wrappers, got {model!r:.80}")
@@ -135,6 +139,11 @@ def prune_scope() -> Any:
 
     Models wrapped by tfmot load as well. Our own also load without it once ``tfmot_asp.prune_low_magnitude`` has been
     looked up, since the wrapper is registered with Keras.
+
+    Example:
+        >>> pruned.save("pruned.keras")
+        >>> with tfmot_asp.prune_scope():
+        ...     pruned = tf_keras.models.load_model("pruned.keras")
     """
     return keras.utils.custom_object_scope(
         {"PruneLowMagnitude": PruneLowMagnitude, "tfmot_asp>PruneLowMagnitude": PruneLowMagnitude}

@@ -150,6 +150,10 @@ def quantize_scope(*custom_objects: dict[str, Any]) -> Any:
 
     Args:
         *custom_objects: dicts of further objects, by name.
+
+    Example:
+        >>> with tfmot_asp.quantize_scope({"MyLayer": MyLayer}):
+        ...     quantized = tf_keras.models.load_model("quantized.keras")
     """
     return _Scopes(
         tfmot.quantization.keras.quantize_scope(*custom_objects),

@@ -42,6 +42,10 @@ class QuantizationReport:
         model: name of the model.
         sparsity_m_by_n: the pattern that was checked.
         kernels: one row per kernel, in the model's order.
+
+    Example:
+        >>> report = tfmot_asp.quantization_report(tfmot_asp.quantize_model(sparse))
+        >>> [(kernel.name, kernel.reason) for kernel in report.left_out]
     """
 
     model: str

@@ -109,6 +109,11 @@ class SparsityReport:
         multiply_adds: of the whole model, for these inputs; None if not known.
         others: products of no kernel above: of two activations, or with weights that cannot be pruned.
         notes: what could not be measured or counted, and what to do about it.
+
+    Example:
+        >>> report = tfmot_asp.sparsity_report(model, batch_size=32)
+        >>> print(report)
+        >>> [layer.name for layer in report.layers if layer.prunable and not layer.holds]
     """
 
     model: str
@@ -300,6 +305,9 @@ def check_pruned_layers(model: Any, show_all: bool = False, check_structured: bo
 
     Raises:
         ValueError: as ``sparsity_report``.
+
+    Example:
+        >>> pruned, total = tfmot_asp.check_pruned_layers(model, show_all=True, check_structured=True)
     """
     m, n = masks.DEFAULT_M_BY_N
     pruned = total = 0

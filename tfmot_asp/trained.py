@@ -103,6 +103,11 @@ class PrunedModel(tf.Module):
     Attributes:
         sparsity_m_by_n: the pattern.
         masks: the mask of each kernel, by the kernel's name.
+
+    Example:
+        >>> pruned = tfmot_asp.prune_trained_model(model)
+        >>> checkpoint = tf.train.Checkpoint(model=model, masks=pruned)
+        >>> pruned.remove()  # after training: the model is plain again, and stays 2:4
     """
 
     def __init__(

@@ -58,6 +58,9 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     Raises:
         ValueError: for a layer without a known kernel, a pattern that makes no sense, a schedule that stops short of
             it, or both ``block_size`` and ``sparsity_m_by_n``.
+
+    Example:
+        >>> model = tf_keras.Sequential([tf_keras.Input((64,)), tfmot_asp.PruneLowMagnitude(layers.Dense(32))])
     """
 
     def __init__(

@@ -74,6 +74,11 @@ class PermutationReport:
       max_change: largest change of an output relative to its largest value, as measured; None if not verified.
       fingerprint: what :meth:`apply_to` compares.
       outline: what :meth:`plot` draws: the model's ops as plain data, about 150 bytes each; None if not known.
+
+    Example:
+      >>> report = tfmot_asp.permute(model)
+      >>> report.save("permutation.json")
+      >>> tfmot_asp.PermutationReport.load("permutation.json").apply_to(another_copy_of_the_model)
     """
 
     layers: tuple[LayerEntry, ...]

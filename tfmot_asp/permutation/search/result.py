@@ -24,6 +24,10 @@ class SearchResult:
         seed: as asked for.
         device: where it ran, "cpu" or "cuda".
         finished: False if ``time_limit`` cut the search short, and so the result depends on the machine's speed.
+
+    Example:
+        >>> result = tfmot_asp.search(matrix)
+        >>> reordered = matrix[:, result.permutation]
     """
 
     permutation: npt.NDArray[np.intp]
