@@ -405,3 +405,14 @@ def test_batch_norm_is_folded(tmp_path):
     assert [op.type for op in TfliteFile(tmp_path / "m.tflite").subgraphs[0].ops] == ["CONV_2D"]
     folded = model.layers[0].kernel * norm.gamma / tf.sqrt(norm.moving_variance + norm.epsilon)
     np.testing.assert_allclose(gemm.weight, np.transpose(folded, (3, 0, 1, 2)), atol=1e-6)
+
+
+def test_recurrent_layers_start_anew_with_each_sample_and_the_report_says_how(tmp_path):
+    x = layers.Input((5, 16), name="x")
+    model = tf_keras.Model(x, layers.Dense(8, name="out")(layers.LSTM(16)(x)))
+    values = inputs(5, 16, count=3)
+    report = tfmot_asp.export.tflite(model, tmp_path / "m.tflite", representative_dataset=values)
+    assert any("call reset_all_variables() before each new sequence" in note for note in report.notes)
+    assert any("(3 inputs)" in note for note in report.notes)
+    plain = tfmot_asp.export.tflite(mlp(), tmp_path / "plain.tflite")
+    assert not any("reset_all_variables" in note for note in plain.notes)

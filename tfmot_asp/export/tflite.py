@@ -16,7 +16,7 @@ from tfmot_asp.export.calibration import calibration_batches
 from tfmot_asp.export.files import replacing
 from tfmot_asp.export.gemms import find_gemms
 from tfmot_asp.export.inference import inference_function, plain_model, serving_function
-from tfmot_asp.export.tflite_checks import Samples, compare, in_float, lost_pattern, quiet, sizes
+from tfmot_asp.export.tflite_checks import Samples, compare, in_float, lost_pattern, quiet, sizes, state
 from tfmot_asp.export.tflite_file import TfliteFile
 from tfmot_asp.export.verify import VerificationReport, verify
 from tfmot_asp.export.widening import computes_in_half, widened
@@ -122,7 +122,7 @@ def tflite(
         report = verify(written, sparsity_m_by_n=m_by_n)
         tolerance = _TRAINED_TOLERANCE if trained else _TOLERANCES["float16" if half and not quantize else quantize]
         notes = [compare(function, written, quantize, samples, tolerance), *in_float(written, quantize)]
-        notes += [sizes(written), _NO_SPEEDUP]
+        notes += [*state(written), sizes(written), _NO_SPEEDUP]
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))
     return dataclasses.replace(report, path=str(path), notes=(*report.notes, *notes))
 

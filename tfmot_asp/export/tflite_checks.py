@@ -156,7 +156,9 @@ def _run(path: Path, samples: Samples) -> tuple[list[dict[str, np.ndarray]], dic
         runner = interpreter.get_signature_runner()
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
         results = []
-        for sample in samples:
+        for number, sample in enumerate(samples):
+            if number:
+                interpreter.reset_all_variables()  # each is a sequence of its own to recurrent layers
             fed = {name: _stored(value, inputs[name]) for name, value in sample.items() if name in inputs}
             results.append({name: _real(value, outputs[name]) for name, value in runner(**fed).items()})
     except (RuntimeError, ValueError) as error:
@@ -205,6 +207,14 @@ def in_float(written: Path, quantize: str | None) -> list[str]:
     products = [gemm.weight_name for gemm in read_tflite(written) if gemm.op in names]
     listed = f"; the weights of {', '.join(products)} are not quantized" if products else ""
     return [f"Computed in float: {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}{listed}."]
+
+
+def state(written: Path) -> list[str]:
+    """What to do about layers that remember: TFLite's LSTM op starts where it ended the last time."""
+    states = [tensor for graph in TfliteFile(written).subgraphs for tensor in graph.tensors if tensor.variable]
+    if not states:
+        return []
+    return ["Recurrent layers keep their state from call to call: call reset_all_variables() before each new sequence."]
 
 
 def sizes(written: Path) -> str:
