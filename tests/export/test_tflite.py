@@ -287,7 +287,8 @@ def test_models_that_cannot_be_written_are_refused(tmp_path):
     svd = tf_keras.Sequential([layers.Input((4, 16)), layers.Lambda(lambda x: tf.linalg.svd(x)[0])], name="svd")
     huge, broken = mlp(), mlp()
     huge.layers[0].kernel.assign(huge.layers[0].kernel * 1e7)
-    broken.layers[0].kernel.assign(broken.layers[0].kernel * np.nan)
+    broken.layers[0].kernel.assign(np.full(broken.layers[0].kernel.shape, 3e38))
+    broken.layers[1].kernel.assign(np.full(broken.layers[1].kernel.shape, 3e38))
     cases = [
         (svd, {}, "TFLite has no ops for Svd, which 'svd' uses. .* select_tf_ops=True.*SELECT_TF_OPS"),
         (huge, {"quantize": "float16"}, "first/kernel reaches .*; float16 ends at 65,504"),

@@ -39,12 +39,14 @@ def plain_model(model: Any) -> tuple[Any, tuple[int, int]]:
             shares its weights.
 
     Raises:
-        ValueError: if the model is none, is not built, its pruning has not reached the pattern, or it mixes patterns.
+        ValueError: if the model is none, is not built, holds NaN, its pruning has not reached the pattern, or it mixes
+            patterns.
     """
     if not layouts.is_keras_model(model):
         raise ValueError(f"export takes a Keras model, got a {type(model).__name__}: {model!s:.80}")
     if not model.built:
         raise ValueError(f"Model {model.name!r} is not built; call it on a batch, or build it, before exporting it")
+    _check_numbers(model)
     if layouts.is_keras3(model):
         return model, masks.DEFAULT_M_BY_N
     from tensorflow_model_optimization.python.core.sparsity.keras import prune, pruning_wrapper
@@ -71,6 +73,20 @@ def plain_model(model: Any) -> tuple[Any, tuple[int, int]]:
                     "pruning schedule first, or call tfmot_asp.strip_pruning(model), which prunes it now."
                 )
     return prune.strip_pruning(model), m_by_n
+
+
+def _check_numbers(model: Any) -> None:
+    """Raises ValueError for NaN in a weight, or infinity in a matrix: nobody wants to deploy those."""
+    for variable in model.weights:
+        if tf.as_dtype(variable.dtype).is_floating:
+            values = layouts.read(variable)
+            bad = np.isnan(values) if values.ndim < 2 else ~np.isfinite(values)  # a vector of limits may be infinite
+            if bad.any():
+                name = getattr(variable, "path", None) or variable.name
+                raise ValueError(
+                    f"weight {name!r} of model {model.name!r} has {int(bad.sum())} NaN or infinite values out of "
+                    f"{values.size}: check the training, or the checkpoint that it came from"
+                )
 
 
 def serving_function(model: Any, batch_size: int | None = None, input_shapes: Any = None) -> Any:
