@@ -253,6 +253,16 @@ def test_ops_without_a_float16_form_in_the_opset_stay_in_float32(tmp_path):
     close(got, model(value), 5e-3)
 
 
+def test_loops_in_float16_have_their_casts_inside(tmp_path):
+    x = layers.Input((3, 6, 6, 8), name="x")  # its gates clip, by Min and Max, which stay in float32
+    model = shaken(tf_keras.Model(x, layers.Conv2D(8, 1)(layers.ConvLSTM2D(8, 3)(x))))
+    value = np.random.default_rng(0).standard_normal((2, 3, 6, 6, 8)).astype(np.float32)
+    tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp16")
+    assert "Loop" in {node.op_type for node in nodes(tmp_path / "m.onnx")}
+    (got,) = run(tmp_path / "m.onnx", x=value).values()
+    close(got, model(value), 5e-3)
+
+
 def test_a_weight_too_large_for_float16_is_named_and_a_tiny_one_is_no_harm(tmp_path):
     model = one_shot(mlp())
     kernel = model.get_layer("first").kernel.numpy()

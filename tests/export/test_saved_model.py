@@ -190,6 +190,25 @@ def test_weights_that_are_no_numbers_are_refused_by_name(export, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("export", ["saved_model", "onnx", "tflite"])
+def test_token_ids_may_be_floats(export, tmp_path, caplog):
+    ids = layers.Input((8,), name="ids")  # Keras makes it float32, and an embedding casts it
+    model = tf_keras.Model(ids, layers.Dense(4)(layers.Embedding(50, 16)(layers.Rescaling(10.0)(ids))))
+    getattr(tfmot_asp.export, export)(model, tmp_path / f"m.{export}", batch_size=4)
+    assert "not compared" not in caplog.text
+
+
+@pytest.mark.parametrize("export", ["saved_model", "onnx", "tflite"])
+def test_a_model_that_refuses_any_random_input_is_exported_with_a_warning(export, tmp_path, caplog):
+    ids = layers.Input((8,), name="ids")
+    model = tf_keras.Model(ids, layers.Dense(4)(layers.Embedding(50, 16)(layers.Rescaling(1.0, 1e4)(ids))))
+    report = getattr(tfmot_asp.export, export)(model, tmp_path / f"m.{export}", batch_size=4)
+    assert "not compared" in caplog.text
+    said = [record.getMessage() for record in caplog.records if "not compared" in record.getMessage()]
+    assert all(len(text.splitlines()) == 1 for text in said)
+    assert report.layers
+
+
 def folder_size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 

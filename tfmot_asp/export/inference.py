@@ -200,10 +200,10 @@ def outputs_differ(function: Any, other: Any, tolerance: float | None = None) ->
     Returns:
         None if they agree (or no input can be made up for them), else which output differs and by how much.
     """
-    probe = probe_inputs(function)
-    if probe is None:
-        return None
     with _remapping_off():
+        probe = probe_inputs(function)
+        if probe is None:
+            return None
         expected, got = function(**probe), other(**probe)
     for name, value in expected.items():
         before, after = (
@@ -304,13 +304,29 @@ def _named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
 
 
 def probe_inputs(function: Any) -> dict[str, Any] | None:
-    """A random input, batch 1 where that is open; None if another axis is open or an input is neither float nor int."""
-    generator = np.random.default_rng(0)
-    probe = {}
-    for spec in function.structured_input_signature[0]:
-        shape = [1 if size is None and axis == 0 else size for axis, size in enumerate(spec.shape)]
-        if None in shape or not (spec.dtype.is_floating or spec.dtype.is_integer):
-            return None
-        values = generator.standard_normal(shape) if spec.dtype.is_floating else np.zeros(shape)
-        probe[spec.name] = tf.cast(tf.constant(values), spec.dtype)
-    return probe
+    """A random input, batch 1 where that is open, with zeros for integers; all zeros if the function refuses that.
+
+    Token ids may well be an input of floats (Keras' default), and negative ones are none.
+
+    Returns:
+        Inputs by name. None if another axis is open, an input is neither float nor int, or the function, such as one
+        that checks its input, refuses zeros too.
+    """
+    specs = function.structured_input_signature[0]
+    shapes = [[1 if size is None and axis == 0 else size for axis, size in enumerate(spec.shape)] for spec in specs]
+    if any(None in shape for shape in shapes) or not all(s.dtype.is_floating or s.dtype.is_integer for s in specs):
+        return None
+    for scale in (1.0, 0.0):
+        generator = np.random.default_rng(0)
+        probe = {}
+        for spec, shape in zip(specs, shapes, strict=True):
+            values = scale * generator.standard_normal(shape) if spec.dtype.is_floating else np.zeros(shape)
+            probe[spec.name] = tf.cast(tf.constant(values), spec.dtype)
+        try:
+            function(**probe)
+        except tf.errors.OpError as error:
+            logger.debug("An input of scale %g is refused: %s", scale, error)
+        else:
+            return probe
+    logger.warning("Outputs are not compared: the model refuses random inputs, and zeros")
+    return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfmot_asp.export.gemms import Gemm
-from tfmot_asp.export.onnx_graph import Scope, import_onnx, node_name, sort_nodes
+from tfmot_asp.export.onnx_graph import Scope, import_onnx, move_into_bodies, node_name, sort_nodes
 from tfmot_asp.export.onnx_run import Batch, Watcher
 
 if TYPE_CHECKING:
@@ -34,16 +34,24 @@ def to_float16(model: onnx.ModelProto, float16_io: bool) -> onnx.ModelProto:
     Args:
         model: a float32 model with shapes, whose weights and activations fit; it stays as it is.
         float16_io: whether inputs and outputs are float16 too.
+
+    Raises:
+        RuntimeError: if the result is no valid ONNX model.
     """
     onnx = import_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     convert, blocked = _converter()
     converted = convert(copy, keep_io_types=not float16_io, op_block_list=[*blocked, *_float32_only(model)])
-    sort_nodes(converted.graph)  # the converter appends its casts at the end
+    # The converter appends its casts at the end of the graph, those for the bodies of loops too.
+    move_into_bodies(converted.graph)
+    sort_nodes(converted.graph)
     del converted.graph.value_info[:]
-    converted = onnx.shape_inference.infer_shapes(converted, data_prop=True)
-    onnx.checker.check_model(converted, full_check=True)
+    try:
+        converted = onnx.shape_inference.infer_shapes(converted, data_prop=True)
+        onnx.checker.check_model(converted, full_check=True)
+    except Exception as error:  # ValidationError, InferenceError
+        raise RuntimeError(f"the model cannot be converted to float16 ({error}); export it in fp32") from error
     return converted
 
 

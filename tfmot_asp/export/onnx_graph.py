@@ -80,7 +80,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Puts the nodes of a graph into an order in which each comes after those that it reads, as ONNX demands."""
+    """Puts nodes, in the bodies of loops too, into an order in which each comes after those that it reads."""
     producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
     nodes = [type(node).FromString(node.SerializeToString()) for node in graph.node]
     order: list[int] = []
@@ -100,6 +100,30 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
                 stack.extend(missing)
     del graph.node[:]
     graph.node.extend(nodes[i] for i in order)
+    for node in graph.node:
+        for body in _bodies(node):
+            sort_nodes(body)
+
+
+def move_into_bodies(graph: onnx.GraphProto) -> None:
+    """Moves nodes of a graph that read what only the body of a loop or condition has into that body."""
+    homes: dict[str, onnx.GraphProto] = {}
+    rest = list(graph.node)
+    for node in rest:
+        for body in _bodies(node):
+            rest.extend(body.node)
+            values = [output for inner in body.node for output in inner.output]
+            homes.update(dict.fromkeys([*values, *(value.name for value in body.input)], body))
+    moved = True
+    while moved:  # one may read what another, further down, computes
+        moved = False
+        for node in list(graph.node):
+            home = next((homes[name] for name in node.input if name in homes), None)
+            if home is not None:
+                home.node.append(node)
+                homes.update(dict.fromkeys(node.output, home))
+                graph.node.remove(node)
+                moved = True
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

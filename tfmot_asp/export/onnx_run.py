@@ -73,7 +73,8 @@ class Watcher:
 def probes(function: Any) -> list[tuple[Batch, Batch]]:
     """Random inputs for a function, and its outputs for them: batches of 1 and 3 if the batch axis is open.
 
-    Integers are drawn from {0, 1}, which every table of embeddings has, or are 0 if the function refuses that.
+    Integers are drawn from {0, 1}, which every table of embeddings has, or are 0 if the function refuses that; floats
+    are 0 if it refuses those (they may be token ids too).
 
     Returns:
         Pairs of inputs and expected outputs by name; none, with a warning, if no input can be made up.
@@ -81,14 +82,14 @@ def probes(function: Any) -> list[tuple[Batch, Batch]]:
     specs = list(function.structured_input_signature[0])
     sizes = (1, 3) if all(spec.shape.rank and spec.shape[0] is None for spec in specs) else (1,)
     problem: Exception | None = None
-    for open_size, largest in itertools.product(_OPEN_SIZES, (1, 0)):
+    for largest, open_size in itertools.product((1, 0, None), _OPEN_SIZES):
         generator = np.random.default_rng(0)
         batches = [{spec.name: _random(spec, size, open_size, largest, generator) for spec in specs} for size in sizes]
         try:
             return [(batch, outputs_of(function, batch)) for batch in batches]
         except (tf.errors.OpError, ValueError) as error:
             problem = error
-    logger.warning("The file's outputs are not compared: no random input suits the model (%s)", problem)
+    logger.warning("The file's outputs are not compared: no random input suits the model (%s)", _gist(problem))
     return []
 
 
@@ -98,14 +99,23 @@ def outputs_of(function: Any, batch: Batch) -> Batch:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def _random(spec: tf.TensorSpec, size: int, open_size: int, largest: int, generator: np.random.Generator) -> np.ndarray:
+def _gist(error: Exception | None) -> str:
+    """What an error says in one line: TensorFlow puts where the op was made before it, and names the op after it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line, after in itertools.pairwise(lines) if after.startswith("[[")]
+    return (said or lines or [""])[0]
+
+
+def _random(
+    spec: tf.TensorSpec, size: int, open_size: int, largest: int | None, generator: np.random.Generator
+) -> np.ndarray:
     shape = [open_size if dim is None else dim for dim in spec.shape]
     if shape and spec.shape[0] is None:
         shape[0] = size
     dtype = spec.dtype.as_numpy_dtype
-    if spec.dtype.is_floating:
+    if spec.dtype.is_floating and largest is not None:
         return generator.standard_normal(shape).astype(dtype)
-    return generator.integers(0, largest + 1, shape).astype(dtype)
+    return generator.integers(0, (largest or 0) + 1, shape).astype(dtype)
 
 
 def run(runner: Any, batch: Batch, inputs_as_nchw: Sequence[str] = ()) -> Batch:
