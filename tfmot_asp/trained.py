@@ -69,7 +69,7 @@ def prune_trained_model(
     if not isinstance(permute, (bool, Mapping)):
         raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
     policy = SparseTensorCoreRule() if policy is None else policy
-    kernels = _kernels_to_prune(model, policy)
+    kernels = kernels_to_prune(model, policy)
     _check_finite(kernels)
     permutation = None
     if permute:
@@ -242,8 +242,8 @@ def _parts_of(model: Any) -> list[Any]:
     return list(model._flatten_layers(include_self=True, recursive=True))
 
 
-def _kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
-    """The kernels that the policy allows, by name, each variable once.
+def kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
+    """The kernels that the policy allows, by name, each variable once. Changes nothing.
 
     Raises:
         TypeError, ValueError: as ``prune_trained_model``.

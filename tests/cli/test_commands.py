@@ -86,6 +86,7 @@ def test_inspect_as_json(here, run):
     assert {layer["status"] for layer in data["permutation"]["layers"]} == {"permuted"}
     assert data["sparsity"]["input_shapes"] == [[4, 8, 8, 3]]
     assert next(row for row in data["sparsity"]["layers"] if row["name"] == "stem")["reason"] is not None
+    assert data["pruning"] == {"refused": None}
 
 
 def test_inspect_names_what_blocks_a_permutation(here, run):
@@ -104,6 +105,21 @@ def test_inspect_of_a_model_without_anything_to_prune(here, run):
     assert code == 0
     assert "No permutation could be planned" in out
     assert "has 3 input features" in out
+
+
+def test_inspect_says_what_prune_would_refuse(here, run):
+    tfmot_asp.prune_low_magnitude(convnet(), permute=False).save("wrapped.keras")
+    model = convnet()
+    tfmot_asp.prune_trained_model(model, permute=False).remove()
+    tfmot_asp.quantize_model(model).save("quantized.keras")
+    for name, why in (("wrapped", "is wrapped for pruning already"), ("quantized", "is quantized already")):
+        code, out, _ = run("inspect", f"{name}.keras")
+        assert code == 0
+        (line,) = [line for line in out.splitlines() if line.startswith("`prune` refuses this model: ")]
+        assert why in line
+        code, _, err = run("prune", f"{name}.keras", "-o", "out.keras")
+        assert code == 2
+        assert line.removeprefix("`prune` refuses this model: ") in err
 
 
 def test_inspect_of_open_sizes(here, run):

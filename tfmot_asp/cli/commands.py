@@ -27,9 +27,12 @@ def inspect(arguments: argparse.Namespace, console: Console) -> int:
         batch_size=arguments.batch_size or 1,
         input_shapes=shapes,
     )
-    plan = _planned(model, rule, shapes, arguments.m_by_n)
-    text = f"{report}\n\n{_plan_table(plan)}"
-    console.result(text, {"model": str(arguments.model), "sparsity": report.to_dict(), "permutation": plan})
+    plan, refused = _planned(model, rule, shapes, arguments.m_by_n), _why_not_pruned(model, rule)
+    parts = [str(report), _plan_table(plan)]
+    if refused not in (None, plan["refused"]):
+        parts.append(f"`prune` refuses this model: {refused}")
+    data = {"model": str(arguments.model), "sparsity": report.to_dict(), "permutation": plan}
+    console.result("\n\n".join(parts), {**data, "pruning": {"refused": refused}})
     return 0
 
 
@@ -181,6 +184,17 @@ def _planned(model: Any, rule: Any, shapes: Any, m_by_n: tuple[int, int]) -> dic
         for group in plan.groups
     ]
     return {"refused": None, "layers": layers, "groups": groups}
+
+
+def _why_not_pruned(model: Any, rule: Any) -> str | None:
+    """Why `prune` would refuse the model; None if it would not."""
+    from tfmot_asp.trained import kernels_to_prune
+
+    try:
+        kernels_to_prune(model, rule)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _plan_table(plan: dict[str, Any]) -> str:
