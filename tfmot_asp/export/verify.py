@@ -25,7 +25,7 @@ class VerifiedLayer:
     Attributes:
         name: of the variable or constant that holds the weight.
         op: name of the op that multiplies with it.
-        type: TensorFlow type of that op.
+        type: of that op, as its format calls it: ``MatMul``, ``Conv``, ``FULLY_CONNECTED``, ...
         shape: of the weight as the op reads it.
         reduction_axes: its axes that the product sums over.
         zeros: share of weights that are exactly zero, 0 to 1.
@@ -138,7 +138,8 @@ def verify(
     """Opens a written model and checks the weight of each matrix product in it.
 
     Products and their weights are found in the graph, not by name: see ``tfmot_asp.export.gemms``. Products inside
-    control flow (the loops of recurrent layers) are not listed: no policy of this package prunes them.
+    control flow (the loops of recurrent layers, which no policy of this package prunes) are listed for ONNX and TFLite
+    files, not for those of TensorFlow.
 
     Args:
         path: a SavedModel folder (its ``serving_default`` signature is read), a ``.keras`` or ``.h5`` file of
