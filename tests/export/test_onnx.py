@@ -253,6 +253,17 @@ def test_ops_without_a_float16_form_in_the_opset_stay_in_float32(tmp_path):
     close(got, model(value), 5e-3)
 
 
+def test_images_of_open_size_are_resized_in_float16(tmp_path):
+    x = layers.Input((None, None, 16), name="x")
+    model = shaken(tf_keras.Model(x, layers.Conv2D(8, 1)(layers.UpSampling2D()(layers.Conv2D(16, 3)(x)))))
+    tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp16")
+    value = np.random.default_rng(0).standard_normal((2, 7, 9, 16)).astype(np.float32)
+    (got,) = run(tmp_path / "m.onnx", x=value).values()
+    close(got, model(value), 5e-3)
+    tfmot_asp.export.onnx(model, tmp_path / "fixed.onnx", input_shapes=(None, 8, 8, 16))
+    assert [value.name for value in ort.InferenceSession(str(tmp_path / "fixed.onnx")).get_inputs()] == ["x"]
+
+
 def test_loops_in_float16_have_their_casts_inside(tmp_path):
     x = layers.Input((3, 6, 6, 8), name="x")  # its gates clip, by Min and Max, which stay in float32
     model = shaken(tf_keras.Model(x, layers.Conv2D(8, 1)(layers.ConvLSTM2D(8, 3)(x))))

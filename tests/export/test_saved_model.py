@@ -209,6 +209,30 @@ def test_a_model_that_refuses_any_random_input_is_exported_with_a_warning(export
     assert report.layers
 
 
+def test_custom_gradients_are_left_out(tmp_path):
+    model = tf_keras.Sequential([layers.Input((16,)), layers.Dense(16, activation="swish"), layers.Dense(8)])
+    for fold in (True, False):
+        tfmot_asp.export.saved_model(model, tmp_path / "m", fold_batch_norm=fold, overwrite=True)
+        x = tf.random.normal((2, 16))
+        (got,) = load_signature(tmp_path / "m")(x).values()
+        np.testing.assert_allclose(got, model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("export", ["saved_model", "onnx", "tflite"])
+def test_inputs_of_any_name_also_one_that_is_an_output(export, tmp_path):
+    a, b = layers.Input((16,), name="a b"), layers.Input((16,), name="a_b")
+    model = tf_keras.Model([a, b], [layers.Dense(8, name="out")(a), b])
+    path = tmp_path / f"m.{export}"
+    getattr(tfmot_asp.export, export)(model, path)
+    if export == "onnx":
+        onnx = pytest.importorskip("onnx")
+        graph = onnx.load(str(path)).graph
+        assert [value.name for value in graph.input] == ["a_b", "a_b_1"]
+        assert [value.name for value in graph.output] == ["out", "a_b_output"]
+    elif export == "saved_model":
+        assert sorted(load_signature(path).structured_input_signature[1]) == ["a_b", "a_b_1"]
+
+
 def folder_size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 

@@ -6,7 +6,9 @@ What an exporter writes starts here, so that all of them export the same functio
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -89,23 +91,28 @@ def _check_numbers(model: Any) -> None:
                 )
 
 
-def serving_function(model: Any, batch_size: int | None = None, input_shapes: Any = None) -> Any:
+def serving_function(
+    model: Any, batch_size: int | None = None, input_shapes: Any = None, *, distinct_names: bool = False
+) -> Any:
     """A concrete function of the model in inference mode, with the model's own input and output names.
 
     Args:
         model: a built Keras model without pruning wrappers.
         batch_size: fixed batch size, or None to leave the first axis open.
         input_shapes: for models that do not know their own.
+        distinct_names: whether an output that has an input's name is called ``NAME_output``, as ONNX needs it.
 
     Returns:
         A ``ConcreteFunction`` that returns a dict of outputs, as signatures must.
     """
     structure, specs = _inputs(model, batch_size, input_shapes)
+    taken = {spec.name for spec in specs} if distinct_names else set()
 
     @tf.function(input_signature=specs)
     def serve(*tensors: Any) -> dict[str, Any]:
         args, kwargs = tf.nest.pack_sequence_as(structure, list(tensors))
-        return _named_outputs(model, model(*args, **kwargs, training=False))
+        named = _named_outputs(model, model(*args, **kwargs, training=False))
+        return {f"{name}_output" if name in taken else name: value for name, value in named.items()}
 
     return serve.get_concrete_function()
 
@@ -118,6 +125,7 @@ def inference_function(
     fold_batch_norm: bool = True,
     weights_dtype: Any = None,
     inline_xla: bool = True,
+    distinct_names: bool = False,
 ) -> Any:
     """The same as ``serving_function``, made plain for converters, and compared with it on a random input.
 
@@ -134,6 +142,7 @@ def inference_function(
             it; products are computed in float32 all the same.
         inline_xla: whether functions that ask for XLA are inlined, as converters need it. tf_keras wraps grouped
             convolutions so, because TensorFlow's CPU kernels cannot run all graphs that have them.
+        distinct_names: as in ``serving_function``.
 
     Returns:
         A ``ConcreteFunction`` without variables, with the inputs and outputs of ``serving_function``.
@@ -143,7 +152,7 @@ def inference_function(
         ValueError: if a weight is too large for ``weights_dtype``.
     """
     narrow = check_weights_dtype(weights_dtype)
-    function = serving_function(model, batch_size, input_shapes)
+    function = serving_function(model, batch_size, input_shapes, distinct_names=distinct_names)
     keys = sorted(function.structured_outputs)
     frozen = _freeze(model, function)
     if inline_xla:
@@ -250,7 +259,10 @@ def _freeze(model: Any, function: Any) -> Frozen:
 
 def _frozen(function: Any, specs: Sequence[tf.TensorSpec]) -> Frozen:
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
-    return Frozen(function.graph.as_graph_def(), specs, inputs, outputs)
+    graph_def = function.graph.as_graph_def()
+    for node in (*graph_def.node, *(node for body in graph_def.library.function for node in body.node_def)):
+        node.attr.pop("_gradient_op_type", None)  # custom gradients (swish has one) are not for inference
+    return Frozen(graph_def, specs, inputs, outputs)
 
 
 def _inlined(frozen: Frozen) -> Frozen:
@@ -271,7 +283,9 @@ def _inlined(frozen: Frozen) -> Frozen:
 
 def _inputs(model: Any, batch_size: int | None, input_shapes: Any) -> tuple[Any, list[tf.TensorSpec]]:
     """How to call the model, as (args, kwargs), and the flat list of its inputs' specs."""
-    known = getattr(model, "inputs", None) if input_shapes is None else None
+    own = getattr(model, "inputs", None)
+    own_names = getattr(model, "input_names", None) or [getattr(tensor, "name", None) for tensor in own or ()]
+    known = own if input_shapes is None else None
     if known:
         structure = getattr(model, "_nested_inputs", None)  # tf_keras
         if structure is None:
@@ -280,17 +294,30 @@ def _inputs(model: Any, batch_size: int | None, input_shapes: Any) -> tuple[Any,
         if isinstance(structure, list) and len(structure) == 1:
             structure = structure[0]
         nested: Any = ((structure,), {})
-        names = getattr(model, "input_names", None) or [getattr(tensor, "name", None) for tensor in known]
+        names = own_names
     else:
         nested = input_specs(model, input_shapes)
-        names = [getattr(spec, "name", None) for spec in tf.nest.flatten(nested)]
-    specs = []
+        given = [getattr(spec, "name", None) for spec in tf.nest.flatten(nested)]
+        names = own_names if own and len(own_names) == len(given) and not any(given) else given
+    specs: list[tf.TensorSpec] = []
     flat = tf.nest.flatten(nested)
     for index, tensor in enumerate(flat):
         name = (names[index] if index < len(names) and len(names) == len(flat) else None) or f"input_{index}"
         shape = [batch_size, *tf.TensorShape(tensor.shape)[1:]]
-        specs.append(tf.TensorSpec(shape, tf.as_dtype(tensor.dtype), str(name).split(":")[0].replace("/", "_")))
+        specs.append(tf.TensorSpec(shape, tf.as_dtype(tensor.dtype), _input_name(name, {spec.name for spec in specs})))
     return tf.nest.map_structure(lambda _: 0, nested), specs
+
+
+def _input_name(name: Any, taken: set[str | None]) -> str:
+    """The name of an input with what TensorFlow's signatures do not take in a name replaced, and unlike the others."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", str(name).split(":")[0])
+    if not plain[:1].isascii() or not plain[:1].isalnum():
+        plain = f"input{plain}"
+    count = itertools.count(1)
+    unique = plain
+    while unique in taken:
+        unique = f"{plain}_{next(count)}"
+    return unique
 
 
 def _named_outputs(model: Any, outputs: Any) -> dict[str, Any]:

@@ -120,11 +120,13 @@ def onnx(
     check_opset(opset)
     with replacing(path, overwrite=overwrite, what="an ONNX file") as written:
         plain, m_by_n = plain_model(model)
-        original = serving_function(plain, batch_size, input_shapes)
+        original = serving_function(plain, batch_size, input_shapes, distinct_names=True)
         data = None
         if precision == "int8" or calibration_data is not None:
             data = _Data(calibration_data, list(original.structured_input_signature[0]))
-        function = inference_function(plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm)
+        function = inference_function(
+            plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm, distinct_names=True
+        )
         converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs))
         check = OutputCheck(original, inputs_as_nchw)
         check.compare(session(converted))

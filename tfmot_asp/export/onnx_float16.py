@@ -41,6 +41,7 @@ def to_float16(model: onnx.ModelProto, float16_io: bool) -> onnx.ModelProto:
     onnx = import_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _leave_out_empty_scales(copy)
     convert, blocked = _converter()
     converted = convert(copy, keep_io_types=not float16_io, op_block_list=[*blocked, *_float32_only(model)])
     # The converter appends its casts at the end of the graph, those for the bodies of loops too.
@@ -110,6 +111,15 @@ def check_activations(model: onnx.ModelProto, batches: Iterable[Batch], what: st
             if node.op_type in _PRODUCTS:
                 raise RuntimeError(f"in fp16 the model overflows on {what}: {happens}; export it in fp32")
             logger.warning("In fp16 the model overflows on %s: %s", what, happens)
+
+
+def _leave_out_empty_scales(model: onnx.ModelProto) -> None:
+    """Leaves out what a Resize to given sizes does not read: behind a cast, nobody sees that it is empty."""
+    empty = {tensor.name for tensor in model.graph.initializer if 0 in tensor.dims}
+    for _, node in Scope(model, model.graph).walk():
+        if node.op_type == "Resize":
+            kept = ["" if index in (1, 2) and name in empty else name for index, name in enumerate(node.input)]
+            node.input[:] = kept
 
 
 def _float32_only(model: onnx.ModelProto) -> set[str]:
