@@ -73,7 +73,7 @@ def test_permute_keeps_more_and_changes_nothing(k):
 
 def test_the_table():
     lines = str(permute(small(), effort="fast", policy=POLICY, progress=False)).splitlines()
-    assert lines[0].startswith("2 of 3 prunable kernels permuted, in 1 groups; largest change of an output")
+    assert lines[0].startswith("2 of 3 prunable kernels permuted, in 1 group; largest change of an output")
     assert "layer" in lines[1]
     assert [line.split()[0] for line in lines[2:]] == ["stem", "body", "head"]
     assert "fed by input 0 'image' of the model" in lines[2]

@@ -213,5 +213,6 @@ def _plan_table(plan: dict[str, Any]) -> str:
         for layer in plan["layers"]
     ]
     movable = sum(layer["status"] != "fixed" for layer in plan["layers"])
-    summary = f"{movable} of {len(rows)} prunable kernels would be permuted, in {len(plan['groups'])} groups"
+    count = len(plan["groups"])
+    summary = f"{movable} of {len(rows)} prunable kernels would be permuted, in {count} group{'s' * (count != 1)}"
     return "\n".join([summary, *align(("layer", "kind", "would be", "input channels", "why not"), rows)])

@@ -189,7 +189,8 @@ class PermutationReport:
 
     def __str__(self) -> str:
         width = max([len(layer.name) for layer in self.layers], default=5)
-        summary = f"{self.permuted} of {self.prunable} prunable kernels permuted, in {len(self.groups)} groups"
+        count = len(self.groups)
+        summary = f"{self.permuted} of {self.prunable} prunable kernels permuted, in {count} group{'s' * (count != 1)}"
         if self.max_change is not None:
             summary += f"; largest change of an output {self.max_change:.1e} of its size"
         lines = [
