@@ -11,34 +11,15 @@ from tfmot_asp.cli.terminal import Console
 from tfmot_asp.cli.writing import check_output
 
 _SUFFIXES = {"onnx": (".onnx",), "tflite": (".tflite",), "saved_model": ("",)}
-_COMMON = {"batch_size": "batch_size"}
-# What an option is called in the library.
 _OPTIONS = {
-    "onnx": _COMMON
-    | {
-        name: name
-        for name in (
-            "precision",
-            "fold_batch_norm",
-            "calibration_data",
-            "opset",
-            "inputs_as_nchw",
-            "float16_io",
-            "calibration_method",
-            "percentile",
-            "keep_float",
-            "int8_weights",
-        )
-    },
-    "saved_model": _COMMON | {"precision": "dtype", "fold_batch_norm": "fold_batch_norm"},
-    "tflite": _COMMON
-    | {
-        "quantize": "quantize",
-        "calibration_data": "representative_dataset",
-        "io_dtype": "io_dtype",
-        "select_tf_ops": "select_tf_ops",
-    },
+    "onnx": (
+        *("precision", "batch_size", "fold_batch_norm", "calibration_data", "opset", "inputs_as_nchw", "float16_io"),
+        *("calibration_method", "percentile", "keep_float", "int8_weights"),
+    ),
+    "saved_model": ("precision", "batch_size", "fold_batch_norm"),
+    "tflite": ("quantize", "batch_size", "calibration_data", "io_dtype", "select_tf_ops"),
 }
+_IN_THE_LIBRARY = {("saved_model", "precision"): "dtype", ("tflite", "calibration_data"): "representative_dataset"}
 _DTYPES = {"fp32": None, "fp16": "float16"}
 _INT8_NEEDS_DATA = "int8 needs --calibration-data: typical inputs, as an .npy file, or .npz with an array per input"
 
@@ -56,7 +37,7 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
 
     if given.get("quantize") == "int8" and "calibration_data" not in given and not quantized_layers(model):
         raise ValueError(_INT8_NEEDS_DATA)
-    options = {_OPTIONS[target][name]: value for name, value in given.items()}
+    options = {_IN_THE_LIBRARY.get((target, name), name): value for name, value in given.items()}
     with console.without_noise():  # of the TFLite converter
         report = getattr(exporters, target)(
             model,
@@ -76,7 +57,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     target = arguments.to
     names = sorted({name for options in _OPTIONS.values() for name in options})
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    for name in given.keys() - _OPTIONS[target].keys():
+    for name in given.keys() - set(_OPTIONS[target]):
         fitting = " and ".join(f"--to {other}" for other, options in _OPTIONS.items() if name in options)
         flag = "no-fold-batch-norm" if name == "fold_batch_norm" else name.replace("_", "-")
         raise ValueError(f"--{flag} goes with {fitting}, not with --to {target}")
