@@ -72,3 +72,10 @@ def test_a_relative_path_and_a_change_of_the_working_directory(tmp_path, monkeyp
     write(Path("m"), "new")
     write(Path("deeper/m"), "new")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deeper", "m", "m"]
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path):
+    (tmp_path / "notes").write_text("kept")
+    with pytest.raises(FileExistsError, match=r"cannot be written: '.*notes' is no folder"):
+        write(tmp_path / "notes/deeper/m", "new")
+    assert (tmp_path / "notes").read_text() == "kept"

@@ -147,7 +147,9 @@ def test_a_failure_leaves_the_old_model_and_no_half_of_the_new_one(tmp_path, mon
 def test_a_file_that_does_not_say_what_the_model_says_is_not_kept(tmp_path, monkeypatch):
     other = inference_function(mlp())
     save = tf.saved_model.save
-    monkeypatch.setattr(tf.saved_model, "save", lambda _, path, signatures: save(tf.Module(), path, signatures=other))
+    monkeypatch.setattr(
+        tf.saved_model, "save", lambda _, path, signatures, options: save(tf.Module(), path, signatures=other)
+    )
     with pytest.raises(RuntimeError, match=r"weight of .*MatMul.* \(first/kernel\) differs from the model's"):
         tfmot_asp.export.saved_model(mlp(), tmp_path / "m")
     assert os.listdir(tmp_path) == []
@@ -231,6 +233,19 @@ def test_inputs_of_any_name_also_one_that_is_an_output(export, tmp_path):
         assert [value.name for value in graph.output] == ["out", "a_b_output"]
     elif export == "saved_model":
         assert sorted(load_signature(path).structured_input_signature[1]) == ["a_b", "a_b_1"]
+
+
+@pytest.mark.parametrize("export", ["saved_model", "onnx", "tflite"])
+def test_impossible_sizes_are_refused_in_one_line(export, tmp_path):
+    write = getattr(tfmot_asp.export, export)
+    for bad in (0, -1, True, "4", 2.5):
+        with pytest.raises(ValueError, match="batch_size must be a positive number, or None for an open batch, got"):
+            write(mlp(), tmp_path / f"m.{export}", batch_size=bad)
+    with pytest.raises(ValueError, match=r"input_shapes=\(None, 17\): Input 0 of layer .* incompatible.*") as caught:
+        write(mlp(), tmp_path / f"m.{export}", input_shapes=(None, 17))
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+    write(mlp(), tmp_path / f"m.{export}", batch_size=np.int64(2))
 
 
 def folder_size(folder):

@@ -417,3 +417,11 @@ def test_recurrent_layers_start_anew_with_each_sample_and_the_report_says_how(tm
     assert any("(3 inputs)" in note for note in report.notes)
     plain = tfmot_asp.export.tflite(mlp(), tmp_path / "plain.tflite")
     assert not any("reset_all_variables" in note for note in plain.notes)
+
+
+def test_batch_norm_that_takes_float16_too_far_is_told(tmp_path):
+    model = tf_keras.Sequential([layers.Input((16,)), layers.Dense(16), layers.BatchNormalization(), layers.Dense(8)])
+    model.layers[1].gamma.assign(np.full(16, 1e9))
+    with pytest.raises(RuntimeError, match="batch norm behind them, beyond float16's 65,504"):
+        tfmot_asp.export.tflite(model, tmp_path / "m.tflite", quantize="float16")
+    assert os.listdir(tmp_path) == []

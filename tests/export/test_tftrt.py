@@ -121,6 +121,15 @@ def test_sparse_mode_switched_off_is_said(exported, recorder, tmp_path, monkeypa
     assert "TF_TRT_SPARSE_MODE=0 is set: the engines were built without sparse kernels" in caplog.text
 
 
+def test_weights_behind_a_cast_are_said_to_be_in_the_way(recorder, tmp_path, caplog):
+    model = mlp(inputs=512, hidden=256)
+    tfmot_asp.prune_trained_model(model, permute=False)
+    tfmot_asp.export.saved_model(model, tmp_path / "half", batch_size=4, dtype="float16")
+    convert(tmp_path / "half", tmp_path / "out")
+    assert "2 products of" in caplog.text
+    assert "read weights through a Cast" in caplog.text
+
+
 def test_a_failing_conversion_leaves_nothing(exported, recorder, tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "build", lambda self, input_fn: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -30,7 +30,8 @@ def replacing(
         A path that does not exist, with the same name, in a temporary folder beside ``path``.
 
     Raises:
-        FileExistsError: if ``path`` exists and may not be replaced; raised before the block runs.
+        FileExistsError: if ``path`` exists and may not be replaced, or its folder is a file; raised before the block
+            runs.
     """
     check_target(path, overwrite=overwrite, what=what, is_ours=is_ours)
     made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]  # innermost first
@@ -58,7 +59,10 @@ def replacing(
 def check_target(
     path: Path, *, overwrite: bool, what: str, is_ours: Callable[[Path], bool] = lambda path: path.is_file()
 ) -> None:
-    """Raises FileExistsError if ``path`` exists and ``replacing`` would not replace it."""
+    """Raises FileExistsError if ``path`` exists and ``replacing`` would not replace it, or if its folder is a file."""
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise FileExistsError(f"{str(path)!r} cannot be written: {str(parent)!r} is no folder")
     if not os.path.lexists(path):  # a dangling link is something too
         return
     if not overwrite:

@@ -104,8 +104,11 @@ def serving_function(
 
     Returns:
         A ``ConcreteFunction`` that returns a dict of outputs, as signatures must.
+
+    Raises:
+        ValueError: if ``batch_size`` is none, or the model does not take ``input_shapes``.
     """
-    structure, specs = _inputs(model, batch_size, input_shapes)
+    structure, specs = _inputs(model, _checked(batch_size), input_shapes)
     taken = {spec.name for spec in specs} if distinct_names else set()
 
     @tf.function(input_signature=specs)
@@ -114,7 +117,23 @@ def serving_function(
         named = _named_outputs(model, model(*args, **kwargs, training=False))
         return {f"{name}_output" if name in taken else name: value for name, value in named.items()}
 
-    return serve.get_concrete_function()
+    try:
+        return serve.get_concrete_function()
+    except (TypeError, ValueError) as error:
+        if input_shapes is None:
+            raise
+        said = re.search(r"Input \d+ of layer .*", str(error)) or re.search(r"(?<=Error: ).*", str(error))
+        raise ValueError(
+            f"{model.name!r} cannot be called on input_shapes={input_shapes}: {said[0] if said else error}"
+        ) from error
+
+
+def _checked(batch_size: Any) -> int | None:
+    if batch_size is None:
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive number, or None for an open batch, got {batch_size!r}")
+    return int(batch_size)
 
 
 def inference_function(
@@ -167,7 +186,9 @@ def inference_function(
         try:
             lowered = lower(frozen, fold_batch_norm=fold, names=names, weights_dtype=narrow)
         except OverflowError as error:
-            raise ValueError(f"{model.name!r} cannot be exported in {weights_dtype}: {error}") from error
+            raise ValueError(
+                f"{model.name!r} cannot be exported in {narrow.name if narrow else 'float32'}: {error}"
+            ) from error
         except ValueError as error:
             problem: str | None = str(error)
         else:
@@ -178,7 +199,7 @@ def inference_function(
         what = "without folding batch norm" if fold else "with its graph as it is"
         logger.warning("%s is exported %s: %s", model.name, what, problem)
     if narrow is not None:
-        raise ValueError(f"{model.name!r} cannot be exported in {weights_dtype}: {problem}")
+        raise ValueError(f"{model.name!r} cannot be exported in {narrow.name}: {problem}")
     return frozen.function(keys)
 
 

@@ -93,7 +93,7 @@ def tflite(
         True
     """
     path = Path(path)
-    _check_arguments(path, quantize, io_dtype, batch_size)
+    _check_arguments(path, quantize, io_dtype)
     with replacing(path, overwrite=overwrite, what="a TFLite file") as written:
         plain, m_by_n = plain_model(model)
         function = serving_function(plain, batch_size, input_shapes)
@@ -127,15 +127,13 @@ def tflite(
     return dataclasses.replace(report, path=str(path), notes=(*report.notes, *notes))
 
 
-def _check_arguments(path: Path, quantize: str | None, io_dtype: str, batch_size: int | None) -> None:
+def _check_arguments(path: Path, quantize: str | None, io_dtype: str) -> None:
     if path.suffix.lower() != ".tflite":
         raise ValueError(f"{str(path)!r} should end in .tflite, the suffix by which TFLite files are known")
     if quantize not in (None, "float16", "int8"):
         raise ValueError(f"quantize must be None, 'float16' or 'int8', got {quantize!r}")
     if io_dtype not in _IO_DTYPES:
         raise ValueError(f"io_dtype must be one of {', '.join(map(repr, _IO_DTYPES))}, got {io_dtype!r}")
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size must be a positive number, or None for an open batch, got {batch_size!r}")
 
 
 def _check_float16(function: Any) -> None:

@@ -128,6 +128,8 @@ def _difference(
         error = float(np.abs(before - after).max())
         too_much = error > tolerance * spread
         relative, what, hint = (error / spread if spread else 0.0), "its largest value", ""
+        if quantize == "float16":
+            hint = "; are its weights, times the scale of the batch norm behind them, beyond float16's 65,504?"
     if too_much:
         raise RuntimeError(
             f"the TFLite file's output {name!r} differs from the model's by {100 * relative:.3g} % of {what}{hint}"

@@ -18,7 +18,9 @@ import tensorflow as tf
 
 from tfmot_asp.export.calibration import calibration_batches
 from tfmot_asp.export.files import is_saved_model, replacing
+from tfmot_asp.export.gemms import PRODUCTS
 from tfmot_asp.export.verify import load_signature, verify
+from tfmot_asp.permutation.trace import Op, trace_function
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +57,7 @@ def tftrt(
     Args:
         saved_model_dir: what ``export.saved_model`` wrote, or any SavedModel with a ``serving_default`` signature.
         out_dir: folder to write.
-        precision: ``"FP32"``, ``"FP16"`` or ``"INT8"``. Sparse kernels exist for FP16 and INT8 (and TF32, for
-            ``"FP32"`` on Ampere and later).
+        precision: ``"FP32"``, ``"FP16"`` or ``"INT8"``. TensorRT documents sparse kernels for FP16 and INT8.
         input_shapes: shapes to build engines for: one shape, a list of shapes for several inputs, or a dict by input
             name. A list of such, each as a dict, makes one profile that spans all of them. Needed where the signature
             leaves an axis open; by default the signature's own shapes.
@@ -98,6 +99,14 @@ def tftrt(
     if not report.sparse:
         raise ValueError(f"no weight in {str(source)!r} is 2:4, so sparse kernels have nothing to gain:\n{report}")
     function = load_signature(source, allow_unsafe)
+    if cast := [op.name for op in trace_function(function).ops if op.type in PRODUCTS and _reads_a_cast(op)]:
+        logger.warning(
+            "%d products of %s read weights through a Cast (the first is %s), which TF-TRT may leave in TensorFlow: "
+            'export the SavedModel without dtype=; precision="FP16" makes half-precision engines all the same',
+            len(cast),
+            source,
+            cast[0],
+        )
     batches = example_inputs(function, input_shapes)
     converter = _converter(source, parameters, dynamic=_has_open_axes(function))
     with replacing(out, overwrite=overwrite, what="a SavedModel", is_ours=is_saved_model) as new:
@@ -187,6 +196,13 @@ def _shapes(specs: dict[str, tf.TensorSpec], shapes: Any) -> dict[str, list[int]
 
 def _specs(function: Any) -> list[tf.TensorSpec]:
     return list(function.structured_input_signature[1].values())
+
+
+def _reads_a_cast(op: Op) -> bool:
+    maker = op.inputs[1].op
+    return (
+        maker is not None and maker.type == "Cast" and maker.inputs[0].op is not None and not maker.inputs[0].op.inputs
+    )
 
 
 def _has_open_axes(function: Any) -> bool:
