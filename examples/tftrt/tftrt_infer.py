@@ -61,7 +61,10 @@ def main(argv: list[str] | None = None) -> float:
         if args.use_tftrt_model:
             converted = args.output_saved_model_dir or pathlib.Path(scratch) / "converted"
             shape = (args.batch_size, args.image_size, args.image_size, 1)
-            tfmot_asp.export.tftrt(model_dir, converted, args.precision, input_shapes=shape, overwrite=True)
+            try:
+                tfmot_asp.export.tftrt(model_dir, converted, args.precision, input_shapes=shape, overwrite=True)
+            except RuntimeError as error:  # no TensorRT, or no GPU
+                raise SystemExit(f"TF-TRT cannot run here: {error}") from error
             model_dir = converted
         result = throughput(model_dir, args.batch_size, args.image_size, args.warmup, args.steps)
     what = f"TF-TRT {args.precision}" if args.use_tftrt_model else "native TensorFlow"

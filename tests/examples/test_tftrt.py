@@ -32,7 +32,7 @@ def test_the_native_path_prints_its_throughput(exported, capsys):
 @pytest.mark.skipif(why_not() is None, reason="TF-TRT works here")
 def test_the_tftrt_path_says_what_it_lacks(exported):
     argv = ["--use_tftrt_model", "--input_saved_model_dir", exported, "--image_size", 8]
-    with pytest.raises(RuntimeError, match=r"TensorFlow .*up to 2\.17.*export\.onnx"):
+    with pytest.raises(SystemExit, match=r"TF-TRT cannot run here: TensorFlow .*up to 2\.17.*export\.onnx"):
         run_example("tftrt/tftrt_infer.py", argv)
 
 
