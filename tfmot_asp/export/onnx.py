@@ -12,12 +12,13 @@ from typing import Any
 from tfmot_asp.export.calibration import METHODS, calibration_batches
 from tfmot_asp.export.files import replacing
 from tfmot_asp.export.inference import inference_function, plain_model, serving_function
-from tfmot_asp.export.onnx_check import OutputCheck, check_nothing_lost, holds
+from tfmot_asp.export.onnx_check import OutputCheck
 from tfmot_asp.export.onnx_convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
 from tfmot_asp.export.onnx_float16 import check_activations, check_weights, to_float16
 from tfmot_asp.export.onnx_graph import import_onnx
 from tfmot_asp.export.onnx_int8 import calibrate, insert_quantizers, plan_quantization
 from tfmot_asp.export.onnx_run import Batch, session
+from tfmot_asp.export.pattern import check_nothing_lost, has_pattern
 from tfmot_asp.export.read_onnx import gemms_of
 from tfmot_asp.export.trtexec import trtexec_command
 from tfmot_asp.export.verify import VerificationReport, verify
@@ -138,7 +139,7 @@ def onnx(
             assert data is not None
             notes = _write_int8(converted, written, check, data, int8, m_by_n)
         report = verify(written, sparsity_m_by_n=m_by_n)
-        check_nothing_lost(original, report)
+        check_nothing_lost(original, report, "the ONNX file")
     return _finish(report, path, notes)
 
 
@@ -211,7 +212,9 @@ def _write_int8(
     model: Any, written: Path, check: OutputCheck, data: _Data, int8: _Int8Options, m_by_n: tuple[int, int]
 ) -> list[str]:
     gemms = gemms_of(model)
-    sparse = {gemm.op for gemm in gemms if gemm.weight is not None and holds(gemm.weight, gemm.reduction_axes, m_by_n)}
+    sparse = {
+        gemm.op for gemm in gemms if gemm.weight is not None and has_pattern(gemm.weight, gemm.reduction_axes, m_by_n)
+    }
     plan = plan_quantization(model, sparse, int8.keep_float)
     ranges = calibrate(model, plan, map(check.in_file_layout, data.all()), int8.method, int8.percentile)
     import_onnx().save(insert_quantizers(model, plan, ranges, int8.int8_weights), str(written))

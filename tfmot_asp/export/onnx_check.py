@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from tfmot_asp import masks
-from tfmot_asp.export.gemms import find_gemms
 from tfmot_asp.export.inference import HALF_TOLERANCE, OUTPUT_TOLERANCE
 from tfmot_asp.export.onnx_run import (
     Batch,
@@ -23,7 +18,6 @@ from tfmot_asp.export.onnx_run import (
     relative_error,
     run,
 )
-from tfmot_asp.export.verify import VerificationReport
 from tfmot_asp.permutation.trace import trace_function
 
 # Models trained in mixed_bfloat16: the type has 8 bits.
@@ -93,43 +87,6 @@ class OutputCheck:
 
     def _run(self, runner: Any, batch: Batch) -> Batch:
         return run(runner, batch, self.inputs_as_nchw)
-
-
-def holds(weight: np.ndarray, axes: tuple[int, ...], m_by_n: tuple[int, int]) -> bool:
-    """Whether a weight has the pattern, and is large enough for it to ask for zeros."""
-    m, n = m_by_n
-    length = math.prod(weight.shape[axis] for axis in axes) if axes else 0
-    return length > n - m and not masks.violations(weight, axes, m_by_n)
-
-
-def check_nothing_lost(function: Any, report: VerificationReport) -> None:
-    """Raises RuntimeError unless each kernel that has the pattern in a function has a counterpart in a file.
-
-    Kernels are counted by their sizes: a converter may transpose and rename them, and write twice what is called twice.
-
-    Args:
-        function: of the Keras model as it is.
-        report: of the file.
-    """
-    m_by_n = report.sparsity_m_by_n
-    sparse = {
-        (gemm.op, gemm.weight_name): _sizes(gemm.weight.shape, gemm.reduction_axes)
-        for gemm in find_gemms(trace_function(function))
-        if gemm.weight is not None and holds(gemm.weight, gemm.reduction_axes, m_by_n)
-    }
-    needed = Counter(sparse.values())
-    found = Counter(_sizes(layer.shape, layer.reduction_axes) for layer in report.layers if layer.holds)
-    lost = [name for (_, name), size in sparse.items() if needed[size] > found[size]]
-    if lost:
-        raise RuntimeError(
-            f"the ONNX file lost the {m_by_n} pattern of {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}; "
-            f"it says:\n{report}"
-        )
-
-
-def _sizes(shape: Sequence[int], reduction_axes: Sequence[int]) -> tuple[int, int]:
-    """Length of the reduction axes, and number of weights."""
-    return math.prod(shape[axis] for axis in reduction_axes), math.prod(shape)
 
 
 def _tolerance(function: Any) -> float:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp import masks
 from tfmot_asp.export.files import is_saved_model, replacing
 from tfmot_asp.export.gemms import find_gemms
 from tfmot_asp.export.inference import (
@@ -21,6 +20,7 @@ from tfmot_asp.export.inference import (
     plain_model,
     serving_function,
 )
+from tfmot_asp.export.pattern import check_nothing_lost
 from tfmot_asp.export.verify import VerificationReport, load_signature, verify
 from tfmot_asp.permutation.trace import trace_function
 
@@ -93,7 +93,6 @@ def saved_model(
             if narrow is not None:
                 raise ValueError(f"weights cannot be stored in {narrow.name}: {error}") from error
             logger.warning("Exported with variables, and batch norm as it is: %s", error)
-        _check_pattern(original, function, m_by_n)
         holder = tf.Module()
         holder.serve, holder.weights = function, list(function.variables)
         # Lookup tables of preprocessing layers: saved only if something that is saved refers to them.
@@ -104,6 +103,7 @@ def saved_model(
         tf.saved_model.save(holder, str(written), signatures={"serving_default": function}, options=options)
         _compare(function, written)
         report = verify(written, sparsity_m_by_n=m_by_n, allow_unsafe=True)
+        check_nothing_lost(original, report, "the SavedModel")
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))
     return replace(report, path=str(path))
 
@@ -121,21 +121,3 @@ def _compare(function: Any, written: Path) -> None:
             raise RuntimeError(f"the SavedModel's weight of {mine.op} ({mine.weight_name}) differs from the model's")
     if (difference := outputs_differ(function, loaded)) is not None:
         raise RuntimeError(f"the SavedModel does not compute what the model does: {difference}")
-
-
-def _check_pattern(original: Any, function: Any, m_by_n: tuple[int, int]) -> None:
-    """Raises RuntimeError unless each kernel that has the pattern in the model still has it as it is exported."""
-
-    def sparse(exported: Any) -> list[str]:
-        return [
-            gemm.weight_name
-            for gemm in find_gemms(trace_function(exported))
-            if gemm.weight is not None
-            and gemm.reduction_axes
-            and not masks.violations(gemm.weight, gemm.reduction_axes, m_by_n)
-        ]
-
-    before, after = sparse(original), sparse(function)
-    if len(after) < len(before):
-        lost = sorted(set(before) - set(after)) or before
-        raise RuntimeError(f"the export lost the pattern of {', '.join(lost[:3])}; please report this")
