@@ -282,6 +282,14 @@ def test_weights_in_half_precision_are_cast_where_they_are_read():
         inference_function(model, weights_dtype="int8")
 
 
+def test_weights_of_double_precision_models_are_narrowed_too():
+    x = layers.Input((16,), name="x", dtype="float64")
+    model = randomized(tf_keras.Model(x, layers.Dense(8, dtype="float64")(x)))
+    function = check(model, tolerance=2e-3, weights_dtype="float16")
+    assert types(function) == ["Cast", "MatMul", "BiasAdd"]
+    assert function.outputs[0].dtype == tf.float64
+
+
 def test_a_model_that_reads_tables_cannot_be_frozen():
     word = layers.Input((), dtype="string", name="word")
     table = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")

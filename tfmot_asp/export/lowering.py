@@ -154,7 +154,7 @@ def lower(
         frozen: what to lower; it stays as it is.
         fold_batch_norm: whether to do the fourth.
         names: op name of a product → what to call its constant weight.
-        weights_dtype: a narrower type to store float32 weights in, each followed by a ``Cast`` to float32.
+        weights_dtype: a narrower type to store float32 and float64 weights in, each followed by a ``Cast`` back.
 
     Returns:
         A graph of the same inputs and outputs that computes the same.
@@ -219,12 +219,13 @@ def _constants(analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> No
 
 
 def _narrow(analysis: Analysis, edit: GraphEdit, dtype: tf.DType) -> None:
-    """Stores the float32 weights of products and the tables of embeddings in a narrower type."""
+    """Stores the weights of products and the tables of embeddings in a narrower type than float32 or float64."""
     for op in analysis.graph.ops:
         operands = (0,) if op.type in ("GatherV2", "Gather") else _weight_operands(op)
         for index in operands:
             name = node_of(edit.nodes[op.name].input[index]) if op.name in edit.nodes else ""
-            if op.inputs[index].dtype != tf.float32 or not name or not edit.is_constant(name):
+            wide = op.inputs[index].dtype
+            if wide not in (tf.float32, tf.float64) or not name or not edit.is_constant(name):
                 continue
             value = analysis.weight(op, index)
             if value is None or value.ndim < 2:
@@ -235,7 +236,7 @@ def _narrow(analysis: Analysis, edit: GraphEdit, dtype: tf.DType) -> None:
                 largest = float(np.nanmax(np.abs(value)))
                 raise OverflowError(f"{name} has weights up to {largest:.3g}, too large for {dtype.name}")
             stored = edit.constant(f"{name}/{dtype.name}", narrow, dtype)
-            edit.replace(name, "Cast", [stored], SrcT=dtype, DstT=tf.float32, Truncate=False)
+            edit.replace(name, "Cast", [stored], SrcT=dtype, DstT=wide, Truncate=False)
 
 
 def _weight_operands(op: Op) -> tuple[int, ...]:
