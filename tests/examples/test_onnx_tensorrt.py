@@ -62,6 +62,7 @@ def test_the_whole_way(tmp_path, capsys, trtexec):
     assert rows(capsys.readouterr().out) == found
 
 
+@pytest.mark.slow
 def test_without_trtexec_the_command_is_printed(tmp_path, capsys, monkeypatch, caplog):
     monkeypatch.setenv("PATH", str(tmp_path))
     run_example("onnx_tensorrt.py", ["--epochs", 1, "--fine-tune-epochs", 1, "--out", tmp_path])
