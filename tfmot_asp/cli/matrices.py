@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from tfmot_asp.cli.options import read_array
 from tfmot_asp.cli.terminal import Console
 from tfmot_asp.cli.writing import check_output
+from tfmot_asp.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,5 @@ def _axis(array: Any, axis: int | None, path: Path) -> int:
 
 
 def _save(permutation: np.ndarray, output: Path) -> None:
-    """Writes the file beside its place first. (`export.files` does that too, but its package loads TensorFlow.)"""
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, permutation.astype(np.int64))
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(output, overwrite=True, what="a permutation") as written, written.open("wb") as file:
+        np.save(file, permutation.astype(np.int64))

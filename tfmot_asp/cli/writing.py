@@ -47,7 +47,7 @@ def write_model(model: Any, output: Path, *, force: bool, allow_unsafe: bool) ->
         RuntimeError: if what was written is not the model.
     """
     from tfmot_asp import layouts
-    from tfmot_asp.export.files import replacing
+    from tfmot_asp.files import replacing
 
     suffix = output.suffix.lower()
     if suffix == "" and layouts.is_keras3(model):

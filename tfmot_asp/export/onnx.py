@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.export.calibration import METHODS, calibration_batches
-from tfmot_asp.export.files import replacing
 from tfmot_asp.export.inference import inference_function, plain_model, serving_function
 from tfmot_asp.export.onnx_check import OutputCheck
 from tfmot_asp.export.onnx_convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
@@ -22,6 +21,7 @@ from tfmot_asp.export.pattern import check_nothing_lost, has_pattern
 from tfmot_asp.export.read_onnx import gemms_of
 from tfmot_asp.export.trtexec import trtexec_command
 from tfmot_asp.export.verify import VerificationReport, verify
+from tfmot_asp.files import replacing
 from tfmot_asp.report import SHOW_PRUNING_INFO
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.files import is_saved_model, replacing
 from tfmot_asp.export.gemms import find_gemms
 from tfmot_asp.export.inference import (
     CannotFreezeError,
@@ -22,6 +21,7 @@ from tfmot_asp.export.inference import (
 )
 from tfmot_asp.export.pattern import check_nothing_lost
 from tfmot_asp.export.verify import VerificationReport, load_signature, verify
+from tfmot_asp.files import is_saved_model, replacing
 from tfmot_asp.permutation.trace import trace_function
 
 logger = logging.getLogger(__name__)

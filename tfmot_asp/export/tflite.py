@@ -13,13 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.calibration import calibration_batches
-from tfmot_asp.export.files import replacing
 from tfmot_asp.export.gemms import find_gemms
 from tfmot_asp.export.inference import inference_function, plain_model, serving_function
 from tfmot_asp.export.tflite_checks import Samples, compare, in_float, lost_pattern, quiet, sizes, state
 from tfmot_asp.export.tflite_file import TfliteFile
 from tfmot_asp.export.verify import VerificationReport, verify
 from tfmot_asp.export.widening import computes_in_half, widened
+from tfmot_asp.files import replacing
 from tfmot_asp.permutation.trace import trace_function
 
 logger = logging.getLogger(__name__)

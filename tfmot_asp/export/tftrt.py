@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.calibration import calibration_batches
-from tfmot_asp.export.files import is_saved_model, replacing
 from tfmot_asp.export.gemms import PRODUCTS
 from tfmot_asp.export.verify import load_signature, verify
+from tfmot_asp.files import is_saved_model, replacing
 from tfmot_asp.permutation.trace import Op, trace_function
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tfmot_asp.export.files import is_saved_model, replacing
+from tfmot_asp.files import is_saved_model, replacing
 
 
 def write(path, content, **options):
