@@ -203,6 +203,21 @@ def inference_function(
     return frozen.function(keys)
 
 
+def holder_of(function: Any, model: Any) -> tf.Module:
+    """What a function is saved with: its variables, and the lookup tables of the model's preprocessing layers.
+
+    Args:
+        function: the ``ConcreteFunction`` to save.
+        model: where its tables are; None if it has none.
+    """
+    holder = tf.Module()
+    holder.serve, holder.weights = function, list(function.variables)
+    # Saved only if something that is saved refers to them.
+    parts = () if model is None else tf.train.TrackableView(model).descendants()
+    holder.tables = [part for part in parts if hasattr(part, "resource_handle")]
+    return holder
+
+
 def check_weights_dtype(dtype: Any) -> tf.DType | None:
     """A type to store weights in, or None for the model's own.
 

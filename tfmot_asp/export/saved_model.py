@@ -14,6 +14,7 @@ from tfmot_asp.export.gemms import find_gemms
 from tfmot_asp.export.inference import (
     CannotFreezeError,
     check_weights_dtype,
+    holder_of,
     inference_function,
     outputs_differ,
     plain_model,
@@ -93,11 +94,7 @@ def saved_model(
             if narrow is not None:
                 raise ValueError(f"weights cannot be stored in {narrow.name}: {error}") from error
             logger.warning("Exported with variables, and batch norm as it is: %s", error)
-        holder = tf.Module()
-        holder.serve, holder.weights = function, list(function.variables)
-        # Lookup tables of preprocessing layers: saved only if something that is saved refers to them.
-        parts = tf.train.TrackableView(plain).descendants() if function is original else ()
-        holder.tables = [part for part in parts if hasattr(part, "resource_handle")]
+        holder = holder_of(function, plain if function is original else None)
         # Custom gradients (tf_keras' swish has one) capture what is no part of the function, and are not for inference.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(holder, str(written), signatures={"serving_default": function}, options=options)

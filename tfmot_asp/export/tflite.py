@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfmot_asp.export.calibration import calibration_batches
 from tfmot_asp.export.gemms import find_gemms
-from tfmot_asp.export.inference import inference_function, plain_model, serving_function
+from tfmot_asp.export.inference import holder_of, inference_function, plain_model, serving_function
 from tfmot_asp.export.tflite_checks import Samples, compare, in_float, lost_pattern, quiet, sizes, state
 from tfmot_asp.export.tflite_file import TfliteFile
 from tfmot_asp.export.verify import VerificationReport, verify
@@ -217,12 +217,7 @@ class _Conversion:
             raise ValueError(_explanation(error, self.model.name)) from error
 
     def _convert(self, function: Any, supported: Sequence[Any], quantize: str | None) -> bytes:
-        holder = tf.Module()
-        holder.serve, holder.weights = function, list(function.variables)
-        # Lookup tables of preprocessing layers: saved only if something that is saved refers to them.
-        parts = tf.train.TrackableView(self.model).descendants()
-        holder.tables = [part for part in parts if hasattr(part, "resource_handle")]
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder_of(function, self.model))
         more = [tf.lite.OpsSet.SELECT_TF_OPS] if self.select_tf_ops else []
         converter.target_spec.supported_ops = [*supported, *more]
         if quantize is not None:
