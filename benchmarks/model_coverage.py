@@ -29,8 +29,8 @@ import tensorflow as tf
 import tf_keras
 
 from tfmot_asp.permutation import rules
-from tfmot_asp.permutation.pipeline import finish
 from tfmot_asp.permutation.plan import plan_model
+from tfmot_asp.permutation.report import finish
 
 HERE = Path(__file__).resolve().parent
 RESULTS, TABLE = HERE / "results" / "model_coverage.json", HERE.parent / "docs" / "coverage.md"

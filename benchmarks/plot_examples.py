@@ -26,11 +26,11 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from tfmot_asp.eligibility import SparseTensorCoreRule
+from tfmot_asp.hardware.rule import SparseTensorCoreRule
 from tfmot_asp.permutation import plan_model
 from tfmot_asp.permutation.picture.fold import fold
 from tfmot_asp.permutation.picture.outline import outline
-from tfmot_asp.permutation.plot import plot
+from tfmot_asp.permutation.picture.plot import plot
 
 IMAGES = pathlib.Path(__file__).parent.parent / "docs" / "images"
 APPLICATIONS = (

@@ -1,4 +1,4 @@
-"""Multiply-adds counted one by one: the oracle for ``tfmot_asp.products``."""
+"""Multiply-adds counted one by one: the oracle for ``tfmot_asp.graph.products``."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ import numpy as np
 import tf_keras
 from tf_keras import layers
 
-from tfmot_asp import layouts, masks
+from tfmot_asp import masks
+from tfmot_asp.keras_models import layouts
 
 
 def convnet(classes=8):

@@ -19,7 +19,7 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import convnet
 from tfmot_asp.cli import exporting, main
-from tfmot_asp.export import calibration
+from tfmot_asp.export import activation_ranges
 from tfmot_asp.loading import load_model
 
 tflite_module = importlib.import_module("tfmot_asp.export.tflite")  # the package's name is the function
@@ -415,7 +415,7 @@ def test_every_option_of_the_exporters_is_on_the_command_line(target):
 def test_choices_are_those_of_the_exporters(capsys):
     main(["export", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for choices in (calibration.METHODS, tflite_module._IO_DTYPES):
+    for choices in (activation_ranges.METHODS, tflite_module._IO_DTYPES):
         assert f"{{{','.join(choices)}}}" in text
 
 

@@ -18,7 +18,9 @@ pytest.importorskip("tf2onnx")
 ort = pytest.importorskip("onnxruntime")
 
 from tfmot_asp.export import onnx as export_onnx  # noqa: E402
-from tfmot_asp.export import onnx_convert, onnx_float32, onnx_graph, onnx_rewrites, onnx_run  # noqa: E402
+from tfmot_asp.export.onnx_files import convert as onnx_convert  # noqa: E402
+from tfmot_asp.export.onnx_files import float32, onnx_graph, rewrites  # noqa: E402
+from tfmot_asp.export.onnx_files import run as onnx_run  # noqa: E402
 
 module = export_onnx.__globals__
 
@@ -376,8 +378,8 @@ def test_half_precision_in_bodies_and_nodes_out_of_order():
     )
     onnx_graph.sort_nodes(model.graph)
     assert [node.op_type for node in model.graph.node] == ["Mul", "If", "Add"]
-    assert onnx_float32.to_float32(model)
-    assert not onnx_float32.to_float32(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])))
+    assert float32.to_float32(model)
+    assert not float32.to_float32(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])))
     onnx.checker.check_model(model, full_check=True)
     session = onnx_run.session(model)
     assert {t.data_type for t in model.graph.initializer} == {onnx.TensorProto.FLOAT}
@@ -542,7 +544,7 @@ def test_the_loggers_of_the_converters_are_as_they_were(tmp_path):
     ],
 )
 def test_which_einsums_are_one_matrix_product(equation, shapes, is_product):
-    orders = onnx_rewrites.matmul_orders(equation)
+    orders = rewrites.matmul_orders(equation)
     assert (orders is not None) == is_product
     if orders is not None:
         left, right = (np.random.default_rng(0).standard_normal(shape) for shape in shapes)

@@ -9,7 +9,7 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import compiled, convnet, data, mlp
 from tfmot_asp.export import saved_model as module_function
-from tfmot_asp.export.inference import inference_function
+from tfmot_asp.export.lowering.inference import inference_function
 from tfmot_asp.export.verify import load_signature
 
 
@@ -313,7 +313,7 @@ def test_grouped_convolutions_run_where_they_are_served(tmp_path):
 
 
 def test_an_export_that_lost_the_pattern_is_refused(tmp_path, monkeypatch):
-    from tfmot_asp.export import folding
+    from tfmot_asp.export.lowering import folding
 
     change = folding.GraphEdit.change_constant
 

@@ -11,10 +11,11 @@ from tf_keras import layers
 
 import tfmot_asp
 from tests.small_models import compiled, convnet, data, mlp
-from tfmot_asp import layouts, masks
-from tfmot_asp.export import tflite_checks
-from tfmot_asp.export.read_tflite import read_tflite
-from tfmot_asp.export.tflite_file import TfliteFile
+from tfmot_asp import masks
+from tfmot_asp.export.tflite_files import checks
+from tfmot_asp.export.tflite_files.read_tflite import read_tflite
+from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
+from tfmot_asp.keras_models import layouts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 
@@ -35,7 +36,7 @@ def inputs(*shape, count=16, seed=0):
 
 
 def run(path, **values):
-    with tflite_checks.quiet():
+    with checks.quiet():
         runner = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
     return runner(**values)
 
@@ -378,7 +379,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tflite_checks, "read_tflite", interrupted)
+    monkeypatch.setattr(checks, "read_tflite", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tfmot_asp.export.tflite(pruned_in_place(mlp()), tmp_path / "m.tflite")
     assert os.listdir(tmp_path) == []

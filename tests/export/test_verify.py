@@ -11,9 +11,9 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import convnet, mlp
 from tfmot_asp import masks
-from tfmot_asp.export.gemms import find_gemms
 from tfmot_asp.export.verify import load_signature
-from tfmot_asp.permutation.trace import trace, trace_function
+from tfmot_asp.graph.gemms import find_gemms
+from tfmot_asp.graph.trace import trace, trace_function
 
 
 def sparse(weight, axis):

@@ -9,7 +9,7 @@ import pytest
 
 from tests import naive
 from tfmot_asp import search
-from tfmot_asp.permutation.search import counter_random, cpu, loader, moves, schedule
+from tfmot_asp.permutation.search import annealing, counter_random, cpu, loader, moves
 from tfmot_asp.permutation.search.effort import Plan
 
 REASON = loader.why_not()
@@ -52,10 +52,10 @@ def test_rounds_are_the_naive_ones(columns, rows, n, keep):
     on_cpu, _ = cpu.search_codes(codes, n, keep, plan, 5, 1, lambda fraction: False)
     thresholds = np.zeros_like(codes)
     moves.prepare(codes, thresholds, np.arange(columns), 0, -(-columns // n), n, keep)
-    unit = int(moves.typical_gain(codes, thresholds, schedule.sample_positions(columns, n)))
+    unit = int(moves.typical_gain(codes, thresholds, annealing.sample_positions(columns, n)))
     expected = naive.anneal(
         codes, range(columns), range(-(-columns // n)), n, keep,
-        schedule.temperatures(plan, unit, 0).tolist(), counter_random.gumbel_table().tolist(),
+        annealing.temperatures(plan, unit, 0).tolist(), counter_random.gumbel_table().tolist(),
         int(counter_random.host_key(5, 0, 0, 0)),
     )  # fmt: skip
     np.testing.assert_array_equal(orders[0], expected)

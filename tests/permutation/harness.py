@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp import layouts
-from tfmot_asp.permutation.pipeline import finish
+from tfmot_asp.keras_models import layouts
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
-from tfmot_asp.permutation.report import PermutationReport
+from tfmot_asp.permutation.report import PermutationReport, finish
 
 TOLERANCE = 1e-5
 """Relative to the largest output. float32 keeps 6e-8; reordered sums over some layers lose two digits at most."""

@@ -9,9 +9,9 @@ import tensorflow as tf
 import tf_keras
 
 from tests.permutation.harness import EveryKernel, random_orders
-from tfmot_asp.permutation.pipeline import finish
+from tfmot_asp.keras_models.slots import slots_of
 from tfmot_asp.permutation.plan import plan_model
-from tfmot_asp.permutation.slots import slots_of
+from tfmot_asp.permutation.report import finish
 
 NEW, OLD, THREE = tf_keras.optimizers, tf_keras.optimizers.legacy, keras.optimizers
 RATE = 1e-2

@@ -9,8 +9,8 @@ import tf_keras
 
 from benchmarks import model_coverage as coverage
 from tfmot_asp.permutation import rules
-from tfmot_asp.permutation.pipeline import finish
 from tfmot_asp.permutation.plan import plan_model
+from tfmot_asp.permutation.report import finish
 
 SMALL = {
     "ConvNeXtTiny": 40,

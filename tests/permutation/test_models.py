@@ -9,8 +9,8 @@ import tensorflow as tf
 import tf_keras
 
 from tests.permutation.harness import EveryKernel, check, random_orders, randomise
-from tfmot_asp.permutation.pipeline import finish
 from tfmot_asp.permutation.plan import plan_model
+from tfmot_asp.permutation.report import finish
 
 C = 16
 BOTH = pytest.mark.parametrize("k", [tf_keras, keras], ids=["tf_keras", "keras3"])

@@ -23,7 +23,7 @@ from tfmot_asp.permutation import (
     rules,
 )
 from tfmot_asp.permutation.apply import apply
-from tfmot_asp.permutation.pipeline import finish
+from tfmot_asp.permutation.report import finish
 
 C = 16
 POLICY = EveryKernel()

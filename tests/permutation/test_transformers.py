@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from tests.permutation.harness import check
-from tfmot_asp.eligibility import SUPPORTED_KINDS, SparseTensorCoreRule
+from tfmot_asp.hardware.rule import SUPPORTED_KINDS, SparseTensorCoreRule
 
 BOTH = pytest.mark.parametrize("k", [tf_keras, keras], ids=["tf_keras", "keras3"])
 WIDTH, HEADS, DEPTH, TIME, VOCABULARY = 32, 2, 16, 8, 40

@@ -78,7 +78,8 @@ def doors():
 
 
 def train(keras, make, strategy):
-    from tfmot_asp import layouts, masks
+    from tfmot_asp import masks
+    from tfmot_asp.keras_models import layouts
 
     with strategy.scope():
         model, optimizer = make()

@@ -11,7 +11,7 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import compiled, convnet, data, is_sparse, mlp
 from tfmot_asp import masks
-from tfmot_asp.wrapper import PruneLowMagnitude
+from tfmot_asp.training.wrapper import PruneLowMagnitude
 
 ConstantSparsity = tfmot.sparsity.keras.ConstantSparsity
 PolynomialDecay = tfmot.sparsity.keras.PolynomialDecay

@@ -13,7 +13,7 @@ from tf_keras import layers
 
 import tfmot_asp
 from tests.small_models import CheckEveryBatch, compiled, convnet, data, is_sparse, mlp, violations
-from tfmot_asp.wrapper import PruneLowMagnitude
+from tfmot_asp.training.wrapper import PruneLowMagnitude
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import tfmot_asp
 from tests.small_models import compiled, data, is_sparse, mlp
-from tfmot_asp import masks, schedule
+from tfmot_asp import masks
+from tfmot_asp.training import schedule
 
 ConstantSparsity = tfmot.sparsity.keras.ConstantSparsity
 PolynomialDecay = tfmot.sparsity.keras.PolynomialDecay

@@ -6,7 +6,7 @@ import tf_keras
 
 import tfmot_asp
 from tfmot_asp import masks
-from tfmot_asp.eligibility import SparseTensorCoreRule
+from tfmot_asp.hardware.rule import SparseTensorCoreRule
 
 KINDS = ("Conv2D", "SeparableConv2D")
 

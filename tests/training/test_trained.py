@@ -11,8 +11,9 @@ import tf_keras
 
 import tfmot_asp
 from tests.small_models import convnet, data, mlp
-from tfmot_asp import layouts, masks
-from tfmot_asp.constraints import mask_of
+from tfmot_asp import masks
+from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.constraints import mask_of
 
 keras3 = pytest.importorskip("keras", minversion="3")
 KERAS = {"tf_keras": tf_keras, "keras3": keras3}

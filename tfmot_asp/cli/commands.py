@@ -17,7 +17,7 @@ _NOT_PLANNED = "No permutation could be planned: "
 def inspect(arguments: argparse.Namespace, console: Console) -> int:
     """What would be pruned and permuted, and what not, and why. Changes nothing."""
     model = load(arguments)
-    from tfmot_asp.report import sparsity_report
+    from tfmot_asp.reports.sparsity import sparsity_report
 
     rule, shapes = policy(arguments, model), input_shapes(arguments.input_shape)
     report = sparsity_report(
@@ -110,9 +110,9 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
         raise FileExistsError(f"{str(arguments.output)!r} exists; give another -o, or --force to replace it")
     load_tensorflow()
     from tfmot_asp.permutation.picture.outline import outline
+    from tfmot_asp.permutation.picture.plot import check_plot_path
+    from tfmot_asp.permutation.picture.plot import plot as draw
     from tfmot_asp.permutation.plan import plan_model
-    from tfmot_asp.permutation.plot import check_plot_path
-    from tfmot_asp.permutation.plot import plot as draw
 
     check_plot_path(arguments.output)
     model = load(arguments)
@@ -188,7 +188,7 @@ def _planned(model: Any, rule: Any, shapes: Any, m_by_n: tuple[int, int]) -> dic
 
 def _why_not_pruned(model: Any, rule: Any) -> str | None:
     """Why `prune` would refuse the model; None if it would not."""
-    from tfmot_asp.trained import kernels_to_prune
+    from tfmot_asp.training.trained import kernels_to_prune
 
     try:
         kernels_to_prune(model, rule)
@@ -198,7 +198,7 @@ def _why_not_pruned(model: Any, rule: Any) -> str | None:
 
 
 def _plan_table(plan: dict[str, Any]) -> str:
-    from tfmot_asp.report_table import align
+    from tfmot_asp.reports.table import align
 
     if plan["refused"] is not None:
         return _NOT_PLANNED + plan["refused"]

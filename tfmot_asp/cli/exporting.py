@@ -33,7 +33,7 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
         given["calibration_data"] = read_array(given["calibration_data"])
     model = load(arguments)
     from tfmot_asp import export as exporters
-    from tfmot_asp.quantized import quantized_layers
+    from tfmot_asp.keras_models.quantized import quantized_layers
 
     if given.get("quantize") == "int8" and "calibration_data" not in given and not quantized_layers(model):
         raise ValueError(_INT8_NEEDS_DATA)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.eligibility import SUPPORTED_KINDS, SparseTensorCoreRule
+from tfmot_asp.hardware.rule import SUPPORTED_KINDS, SparseTensorCoreRule
 
 
 def pattern(text: str) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def policy(arguments: argparse.Namespace, model: Any) -> SparseTensorCoreRule:
     Raises:
         ValueError: if a layer to skip is not in the model.
     """
-    from tfmot_asp import layouts
+    from tfmot_asp.keras_models import layouts
 
     layers = layouts.all_layers(model)
     names = sorted({name for name, _ in layers} | {str(layer.name) for _, layer in layers})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.cli import options
-from tfmot_asp.eligibility import DEFAULT_KINDS, SUPPORTED_KINDS
+from tfmot_asp.hardware.rule import DEFAULT_KINDS, SUPPORTED_KINDS
 
 _DESCRIPTION = """\
 2:4 structured sparsity for TensorFlow and Keras models, on files.

@@ -46,8 +46,8 @@ def write_model(model: Any, output: Path, *, force: bool, allow_unsafe: bool) ->
         ValueError: if Keras cannot write the model in that format.
         RuntimeError: if what was written is not the model.
     """
-    from tfmot_asp import layouts
     from tfmot_asp.files import replacing
+    from tfmot_asp.keras_models import layouts
 
     suffix = output.suffix.lower()
     if suffix == "" and layouts.is_keras3(model):

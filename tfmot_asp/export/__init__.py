@@ -3,11 +3,12 @@
 # Imported here and not on first use: importing a submodule later would put the module over the function of its name.
 from tfmot_asp.export.onnx import onnx
 from tfmot_asp.export.saved_model import saved_model
-from tfmot_asp.export.tensorrt_log import TensorRTSparsity, parse_tensorrt_log
+from tfmot_asp.export.tensorrt.build_log import TensorRTSparsity, parse_tensorrt_log
+from tfmot_asp.export.tensorrt.trtexec import trtexec_command
 from tfmot_asp.export.tflite import tflite
 from tfmot_asp.export.tftrt import tftrt
-from tfmot_asp.export.trtexec import trtexec_command
-from tfmot_asp.export.verify import VerificationReport, VerifiedLayer, verify
+from tfmot_asp.export.verify import verify
+from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
 
 __all__ = [
     "TensorRTSparsity",

@@ -9,20 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.export.calibration import METHODS, calibration_batches
-from tfmot_asp.export.inference import inference_function, plain_model, serving_function
-from tfmot_asp.export.onnx_check import OutputCheck
-from tfmot_asp.export.onnx_convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
-from tfmot_asp.export.onnx_float16 import check_activations, check_weights, to_float16
-from tfmot_asp.export.onnx_graph import import_onnx
-from tfmot_asp.export.onnx_int8 import calibrate, insert_quantizers, plan_quantization
-from tfmot_asp.export.onnx_run import Batch, session
-from tfmot_asp.export.pattern import check_nothing_lost, has_pattern
-from tfmot_asp.export.read_onnx import gemms_of
-from tfmot_asp.export.trtexec import trtexec_command
-from tfmot_asp.export.verify import VerificationReport, verify
+from tfmot_asp.export.activation_ranges import METHODS, calibration_batches
+from tfmot_asp.export.kept_pattern import check_nothing_lost, has_pattern
+from tfmot_asp.export.lowering.inference import inference_function, serving_function
+from tfmot_asp.export.onnx_files.comparison import OutputCheck
+from tfmot_asp.export.onnx_files.convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
+from tfmot_asp.export.onnx_files.float16 import check_activations, check_weights, to_float16
+from tfmot_asp.export.onnx_files.int8 import calibrate, insert_quantizers, plan_quantization
+from tfmot_asp.export.onnx_files.onnx_graph import import_onnx
+from tfmot_asp.export.onnx_files.read_onnx import gemms_of
+from tfmot_asp.export.onnx_files.run import Batch, session
+from tfmot_asp.export.tensorrt.trtexec import trtexec_command
+from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
-from tfmot_asp.report import SHOW_PRUNING_INFO
+from tfmot_asp.keras_models.plain import plain_model
+from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO
+from tfmot_asp.reports.verification import VerificationReport
 
 logger = logging.getLogger(__name__)
 

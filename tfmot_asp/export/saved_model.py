@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.gemms import find_gemms
-from tfmot_asp.export.inference import (
+from tfmot_asp.export.kept_pattern import check_nothing_lost
+from tfmot_asp.export.lowering.inference import (
     CannotFreezeError,
     check_weights_dtype,
     holder_of,
     inference_function,
     outputs_differ,
-    plain_model,
     serving_function,
 )
-from tfmot_asp.export.pattern import check_nothing_lost
-from tfmot_asp.export.verify import VerificationReport, load_signature, verify
+from tfmot_asp.export.verify import load_signature, verify
 from tfmot_asp.files import is_saved_model, replacing
-from tfmot_asp.permutation.trace import trace_function
+from tfmot_asp.graph.gemms import find_gemms
+from tfmot_asp.graph.trace import trace_function
+from tfmot_asp.keras_models.plain import plain_model
+from tfmot_asp.reports.verification import VerificationReport
 
 logger = logging.getLogger(__name__)
 

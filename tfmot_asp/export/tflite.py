@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.calibration import calibration_batches
-from tfmot_asp.export.gemms import find_gemms
-from tfmot_asp.export.inference import holder_of, inference_function, plain_model, serving_function
-from tfmot_asp.export.tflite_checks import Samples, compare, in_float, lost_pattern, quiet, sizes, state
-from tfmot_asp.export.tflite_file import TfliteFile
-from tfmot_asp.export.verify import VerificationReport, verify
-from tfmot_asp.export.widening import computes_in_half, widened
+from tfmot_asp.export.activation_ranges import calibration_batches
+from tfmot_asp.export.lowering.inference import holder_of, inference_function, serving_function
+from tfmot_asp.export.lowering.widening import computes_in_half, widened
+from tfmot_asp.export.tflite_files.checks import Samples, compare, in_float, lost_pattern, quiet, sizes, state
+from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
+from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
-from tfmot_asp.permutation.trace import trace_function
+from tfmot_asp.graph.gemms import find_gemms
+from tfmot_asp.graph.trace import trace_function
+from tfmot_asp.keras_models.plain import plain_model
+from tfmot_asp.reports.verification import VerificationReport
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.calibration import calibration_batches
-from tfmot_asp.export.gemms import PRODUCTS
+from tfmot_asp.export.activation_ranges import calibration_batches
 from tfmot_asp.export.verify import load_signature, verify
 from tfmot_asp.files import is_saved_model, replacing
-from tfmot_asp.permutation.trace import Op, trace_function
+from tfmot_asp.graph.gemms import PRODUCTS
+from tfmot_asp.graph.trace import Op, trace_function
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,125 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.eligibility import INPUT_MULTIPLE, OUTPUT_MULTIPLE
-from tfmot_asp.export.gemms import Gemm, find_gemms
+from tfmot_asp.graph.gemms import Gemm, find_gemms
+from tfmot_asp.graph.trace import trace, trace_function
+from tfmot_asp.hardware.rule import INPUT_MULTIPLE, OUTPUT_MULTIPLE
 from tfmot_asp.loading import check_saved_model, load_model
-from tfmot_asp.permutation.trace import trace, trace_function
-from tfmot_asp.report import align
-
-
-@dataclass(frozen=True)
-class VerifiedLayer:
-    """One matrix product of a written model.
-
-    Attributes:
-        name: of the variable or constant that holds the weight.
-        op: name of the op that multiplies with it.
-        type: of that op, as its format calls it: ``MatMul``, ``Conv``, ``FULLY_CONNECTED``, ...
-        shape: of the weight as the op reads it.
-        reduction_axes: its axes that the product sums over.
-        zeros: share of weights that are exactly zero, 0 to 1.
-        stripes: number of stripes.
-        violations: stripes with more than n - m nonzeros; None if there is no reduction axis or no readable weight.
-        status: ``"sparse"`` if the pattern holds; ``"broken"`` if it holds in half of the stripes or more but not in
-            all; ``"dense"`` if in fewer; ``"small"`` if stripes are too short for the pattern to ask for zeros;
-            ``"depthwise"`` without a reduction axis; ``"unreadable"`` if the weight could not be computed.
-        note: what keeps sparse Tensor Cores from using the layer, or why it is unreadable; empty otherwise.
-        eligible: whether TensorRT said it could run the layer sparse; None before ``parse_tensorrt_log``.
-        picked: whether TensorRT chose to, by timing; None before ``parse_tensorrt_log``.
-    """
-
-    name: str
-    op: str
-    type: str
-    shape: tuple[int, ...]
-    reduction_axes: tuple[int, ...]
-    zeros: float
-    stripes: int
-    violations: int | None
-    status: str
-    note: str
-    eligible: bool | None = None
-    picked: bool | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether the pattern holds in every stripe, and asks for zeros at all."""
-        return self.status == "sparse"
-
-
-@dataclass(frozen=True)
-class VerificationReport:
-    """What ``verify`` found. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
-
-    Attributes:
-        path: of the file.
-        sparsity_m_by_n: the pattern that was checked.
-        layers: one row per matrix product with a constant weight.
-        notes: what else there is to say about the file: its size, the command that uses it.
-    """
-
-    path: str
-    sparsity_m_by_n: tuple[int, int]
-    layers: tuple[VerifiedLayer, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def sparse(self) -> int:
-        """Number of layers in which the pattern holds."""
-        return sum(layer.holds for layer in self.layers)
-
-    @property
-    def ok(self) -> bool:
-        """Whether some layer is sparse, none is broken, and all weights could be read.
-
-        A dense layer is no failure: policies keep layers dense. Whether a layer that was to be sparse is dense shows in
-        its row.
-        """
-        bad = any(layer.status in ("broken", "unreadable") for layer in self.layers)
-        return self.sparse > 0 and not bad
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as dicts, lists, strings and numbers."""
-        rows = [
-            {**asdict(layer), "shape": list(layer.shape), "reduction_axes": list(layer.reduction_axes)}
-            for layer in self.layers
-        ]
-        return {
-            "path": self.path,
-            "sparsity_m_by_n": list(self.sparsity_m_by_n),
-            "ok": self.ok,
-            "sparse": self.sparse,
-            "layers": rows,
-            "notes": list(self.notes),
-        }
-
-    def __str__(self) -> str:
-        # TensorRT's columns, once its log was read.
-        read = any(layer.eligible is not None for layer in self.layers)
-        answers = {None: "-", True: "yes", False: "no"}
-        tensorrt = [(answers[layer.eligible], answers[layer.picked]) if read else () for layer in self.layers]
-        columns = ("eligible", "picked") if read else ()
-        header = ("weight", "op", "shape", "axis", "zeros", "status", "violations", *columns, "note")
-        rows = [
-            (
-                layer.name,
-                layer.type,
-                "x".join(map(str, layer.shape)),
-                ",".join(map(str, layer.reduction_axes)) or "-",
-                f"{100 * layer.zeros:5.1f}%",
-                layer.status,
-                "-" if layer.violations is None else f"{layer.violations:,} of {layer.stripes:,}",
-                *answer,
-                layer.note,
-            )
-            for layer, answer in zip(self.layers, tensorrt, strict=True)
-        ]
-        m, n = self.sparsity_m_by_n
-        verdict = "ok" if self.ok else "NOT ok"
-        pattern = f"{m} zeros in every {n}"
-        summary = f"{self.path}: {self.sparse} of {len(self.layers)} weights have {pattern} values; {verdict}"
-        return "\n".join([*align(header, rows), summary, *self.notes])
+from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
 
 
 def verify(
@@ -137,7 +22,7 @@ def verify(
 ) -> VerificationReport:
     """Opens a written model and checks the weight of each matrix product in it.
 
-    Products and their weights are found in the graph, not by name: see ``tfmot_asp.export.gemms``. Products inside
+    Products and their weights are found in the graph, not by name: see ``tfmot_asp.graph.gemms``. Products inside
     control flow (the loops of recurrent layers, which no policy of this package prunes) are listed for ONNX and TFLite
     files, not for those of TensorFlow.
 
@@ -175,11 +60,11 @@ def _gemms(path: Path, allow_unsafe: bool) -> list[Gemm]:
     if suffix in (".keras", ".h5", ".hdf5"):
         return find_gemms(trace(load_model(path, allow_unsafe=allow_unsafe)))
     if suffix == ".onnx":
-        from tfmot_asp.export.read_onnx import read_onnx
+        from tfmot_asp.export.onnx_files.read_onnx import read_onnx
 
         return read_onnx(path)
     if suffix == ".tflite":
-        from tfmot_asp.export.read_tflite import read_tflite
+        from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 
         return read_tflite(path)
     raise ValueError(f"{str(path)!r} is no SavedModel folder and no .keras, .h5, .onnx or .tflite file")

@@ -8,6 +8,6 @@ anything of it is built. Importing this package loads no TensorFlow.
 
 from tfmot_asp.loading.keras_config import UnsafeModelError
 from tfmot_asp.loading.model import load_model
-from tfmot_asp.loading.saved_model import check_saved_model
+from tfmot_asp.loading.saved_model_check import check_saved_model
 
 __all__ = ["UnsafeModelError", "check_saved_model", "load_model"]

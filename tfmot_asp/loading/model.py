@@ -12,7 +12,7 @@ from typing import Any
 
 from tfmot_asp.loading.files import Format, check_archive, check_hdf5, detect, first_line
 from tfmot_asp.loading.keras_config import UnknownLayerError, check_config, names_in
-from tfmot_asp.loading.saved_model import check_saved_model, parse_saved_model
+from tfmot_asp.loading.saved_model_check import check_saved_model, parse_saved_model
 
 logger = logging.getLogger(__name__)
 
@@ -200,11 +200,11 @@ def _wrapper_scopes(names: set[str]) -> Iterator[Any]:
     """tfmot's scopes, imported only for models that need them: the import turns ``tf.keras`` into Keras 2."""
     bases = {name.split(">")[-1] for name in names}
     if "PruneLowMagnitude" in bases:
-        from tfmot_asp.prune import prune_scope
+        from tfmot_asp.training.prune import prune_scope
 
         yield prune_scope()
     if any("Quantize" in base for base in bases):
-        from tfmot_asp.quantize import quantize_scope
+        from tfmot_asp.quantization.quantize import quantize_scope
 
         yield quantize_scope()
     if "ClusterWeights" in bases:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp import layouts
-from tfmot_asp.layouts import read
+from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.layouts import read
+from tfmot_asp.keras_models.slots import slots_of
 from tfmot_asp.permutation.plan import ModelPlan
-from tfmot_asp.permutation.slots import slots_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,18 +111,18 @@ def _put_back(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
 
 
 def _verified(plan: ModelPlan, orders: Sequence[np.ndarray]) -> float:
-    from tfmot_asp.permutation import verify
+    from tfmot_asp.permutation import proof
 
     moves = variable_moves(plan, orders)
 
     def reorder(index: int, value: np.ndarray) -> np.ndarray:
         return reordered(value, moves.get(index, []))
 
-    verifier = verify.Verifier(plan)
-    own = verify.own_values(plan)
-    for values in (verify.random_values(plan), own):
+    verifier = proof.Verifier(plan)
+    own = proof.own_values(plan)
+    for values in (proof.random_values(plan), own):
         change, limit = verifier.change(values, reorder)
-        if change <= limit or (values is not own and not verify.conclusive(change, limit)):
+        if change <= limit or (values is not own and not proof.conclusive(change, limit)):
             continue
         culprit = _culprit(plan, orders, verifier, values)
         raise PermutationError(

@@ -18,7 +18,6 @@ Connected components of the edges are the axis classes. Which of them may be exc
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,10 +26,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tfmot_asp.permutation.rearrange import Rearrangement, find_rearrangements
-from tfmot_asp.permutation.trace import Graph, Op, Tensor
-
-logger = logging.getLogger(__name__)
+from tfmot_asp.graph.trace import Graph, Op, Tensor
 
 Axis = np.ndarray | None
 """One axis of a tensor: the element id of each position (int64), or None if the axis is uniform."""
@@ -70,7 +66,7 @@ class Block:
 
 
 class Axes:
-    """The elements of a graph, with their ties and pins. Rules work on it; `analyse` makes it."""
+    """The elements of a graph, with their ties and pins. Rules work on it; `analysis.analyse` makes it."""
 
     def __init__(self, graph: Graph):
         self.graph = graph
@@ -306,74 +302,3 @@ def _flat(index: dict[int, np.ndarray], atoms: Sequence[int], sizes: Sequence[in
     for t in atoms:
         position = position * sizes[t] + index[t]
     return position
-
-
-def analyse(graph: Graph, *, pin_ends: bool = True) -> Axes:
-    """Runs the rule of every op of `graph` and returns the tied and pinned elements.
-
-    Args:
-      graph: the traced model.
-      pin_ends: pin the positions of inputs and outputs, as a model demands. Without, ops can be studied alone.
-    """
-    axes = Axes(graph)
-    for i, tensor in enumerate(graph.inputs):
-        name = f" {tensor.name!r}" if tensor.name else ""
-        reason = f"fed by input {i}{name} of the model"
-        axes[tensor] = [
-            None if n == 1 else axes.pinned(n, reason) if pin_ends else axes.fresh(n) for n in tensor.shape or ()
-        ]
-    rearrangements = find_rearrangements(graph)
-    bridged = {inner.index for r in rearrangements.values() for inner in r.inner}
-    for op in graph.ops:
-        outputs: Outputs
-        if op.index in bridged:
-            outputs = [[axes.fresh(n) for n in t.shape or ()] for t in op.outputs]
-        elif op.index in rearrangements:
-            outputs = [_rearranged(axes, rearrangements[op.index])]
-        else:
-            outputs = _ruled(op, axes)
-        for tensor, result in zip(op.outputs, outputs, strict=True):
-            if tensor.shape is not None and not tensor.is_resource:
-                axes[tensor] = [None if n == 1 else a for a, n in zip(result, tensor.shape, strict=True)]
-    for i, tensor in enumerate(graph.outputs if pin_ends else ()):
-        if tensor.shape is not None and tensor.value is None:
-            for ids in axes[tensor]:
-                axes.pin(ids, f"returned as output {i} of the model")
-    axes.resolve()
-    return axes
-
-
-def _ruled(op: Op, axes: Axes) -> Outputs:
-    """The axes of the op's outputs by its rule. Where there is none, or it fails, everything stays in place."""
-    from tfmot_asp.permutation.rules import rule_for
-
-    if not all(t.shape is not None or t.is_resource or not t.used for t in (*op.inputs, *op.outputs)):
-        return axes.pin_all(op, "a shape that is not known before the model runs")
-    rule = rule_for(op.type)
-    if rule is None:
-        return axes.pin_all(op, "an op that tfmot_asp has no permutation rule for")
-    try:
-        outputs = rule(op, axes)
-        _check(op, outputs)
-    except Exception as error:  # a rule may be the user's, and one odd op must not stop a whole model
-        logger.warning("the permutation rule of %s failed, so what it touches stays in place: %r", op, error)
-        return axes.pin_all(op, f"the permutation rule of this op failed: {error}")
-    return outputs
-
-
-def _check(op: Op, outputs: Outputs) -> None:
-    if len(outputs) != len(op.outputs):
-        raise ValueError(f"it returned axes for {len(outputs)} outputs of {len(op.outputs)}")
-    for tensor, result in zip(op.outputs, outputs, strict=True):
-        if tensor.shape is None or tensor.is_resource:
-            continue
-        found = tuple("*" if a is None else len(a) for a in result)
-        if len(found) != len(tensor.shape) or any(
-            a not in ("*", n) for a, n in zip(found, tensor.shape, strict=True) if n != 1
-        ):
-            raise ValueError(f"it returned axes {found} for a tensor of shape {tensor.shape}")
-
-
-def _rearranged(axes: Axes, rearrangement: Rearrangement) -> list[Axis]:
-    source = axes[rearrangement.source]
-    return [None if item is None else axes.pick(source[item[0]], item[1]) for item in rearrangement.axes]

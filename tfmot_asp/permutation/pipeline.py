@@ -8,19 +8,18 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
 
-from tfmot_asp import masks
-from tfmot_asp.permutation.apply import apply, reordered, variable_moves
+from tfmot_asp.permutation.apply import reordered, variable_moves
 from tfmot_asp.permutation.groups import Group, PlannedKernel
 from tfmot_asp.permutation.picture.outline import outline
+from tfmot_asp.permutation.picture.plot import check_plot_path, plot
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
-from tfmot_asp.permutation.plot import check_plot_path, plot
-from tfmot_asp.permutation.report import GroupEntry, LayerEntry, PermutationReport
+from tfmot_asp.permutation.report import PermutationReport, finish
 from tfmot_asp.permutation.search import SearchResult, search
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def permute(
       TypeError: if `model` is not a model.
       ValueError: if the model is not built, has unknown input shapes, NaN or infinite weights, no layer that the policy
         prunes, or layers that are wrapped for pruning already; or if `plot_to_file` has an unknown suffix.
-      FileNotFoundError, ImportError, RuntimeError: if the picture cannot be drawn, see `tfmot_asp.permutation.plot`.
+      FileNotFoundError, ImportError, RuntimeError: if the picture cannot be drawn, see `picture.plot`.
       PermutationError: if an output changed, which would be a defect of this library.
       In every case, and if it is interrupted, the model is as it was.
 
@@ -123,34 +122,6 @@ def _results(
             future.cancel()
 
 
-def finish(
-    plan: ModelPlan,
-    model: Any,
-    orders: Sequence[np.ndarray],
-    results: Sequence[SearchResult] | None = None,
-    *,
-    verify: bool = True,
-) -> PermutationReport:
-    """Applies the orders of a plan's groups and reports. Writing the weights is the last that can fail."""
-    moves = variable_moves(plan, orders)
-    before, after = [], []
-    for kernel in plan.plan.kernels:
-        weight = plan.weight(kernel.variable)
-        before.append(_retained(plan, kernel, weight))
-        after.append(_retained(plan, kernel, reordered(weight, moves.get(kernel.variable, []))))
-    report = PermutationReport(
-        layers=tuple(_layers(plan, before, after)),
-        groups=tuple(_group_entries(plan, orders, results)),
-        sparsity_m_by_n=plan.m_by_n,
-        max_change=None,
-        fingerprint=plan.fingerprint(),
-        outline=outline(plan, model),
-    )
-    change = apply(plan, orders, model, verify=verify)
-    logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
-    return dataclasses.replace(report, max_change=change)
-
-
 def search_matrix(plan: ModelPlan, group: Group) -> np.ndarray:
     """The group's search matrix: a column per channel of `group.columns`, a row per weight row; float32 scores."""
     kernels = plan.plan.kernels
@@ -186,60 +157,9 @@ def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
     for index in group.kernels:
         kernel = plan.plan.kernels[index]
         weight = plan.weight(kernel.variable)
-        before += _retained(plan, kernel, weight)[0]
-        after += _retained(plan, kernel, reordered(weight, moves.get(kernel.variable, [])))[0]
+        before += plan.retained(kernel, weight)[0]
+        after += plan.retained(kernel, reordered(weight, moves.get(kernel.variable, [])))[0]
     return after >= before
-
-
-def _retained(plan: ModelPlan, kernel: PlannedKernel, weight: np.ndarray) -> tuple[float, float]:
-    """Magnitude that the mask keeps, and in all."""
-    kept = masks.retained_magnitude(weight, kernel.reduction_axes, plan.m_by_n)
-    return kept, float(np.abs(weight.astype(np.float32)).sum(dtype=np.float64))
-
-
-def _layers(
-    plan: ModelPlan, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]
-) -> list[LayerEntry]:
-    entries = []
-    for i, kernel in enumerate(plan.plan.kernels):
-        movable, size = plan.plan.movable[i], kernel.reduction_size
-        status = "permuted" if movable == size else "partly permuted" if movable else "fixed"
-        entries.append(
-            LayerEntry(
-                kernel.name,
-                plan.kinds[i],
-                status,
-                plan.plan.reasons[i],
-                size,
-                movable,
-                before[i][0] / before[i][1] if before[i][1] else 1.0,
-                after[i][0] / after[i][1] if after[i][1] else 1.0,
-            )
-        )
-    entries += [LayerEntry(u.name, u.kind, "fixed", u.reason) for u in plan.unused]
-    entries += [LayerEntry(d.name, d.kind, "dense", d.reason) for d in plan.dense]
-    return entries
-
-
-def _group_entries(
-    plan: ModelPlan, orders: Sequence[np.ndarray], results: Sequence[SearchResult] | None
-) -> list[GroupEntry]:
-    entries = []
-    for i, (group, order) in enumerate(zip(plan.plan.groups, orders, strict=True)):
-        result = results[i] if results is not None else None
-        names = tuple(plan.plan.kernels[k].name for k in group.kernels)
-        entries.append(
-            GroupEntry(
-                group.name,
-                group.size,
-                names,
-                tuple(int(c) for c in order),
-                float(result.retained_before) if result else math.nan,
-                float(result.retained_after) if result else math.nan,
-                float(result.efficacy) if result else math.nan,
-            )
-        )
-    return entries
 
 
 def _bar(plan: ModelPlan, progress: bool | None) -> Any:

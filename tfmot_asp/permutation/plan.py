@@ -9,21 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp import layouts
-from tfmot_asp.constraints import is_masked
-from tfmot_asp.eligibility import SparseTensorCoreRule, why_dense
-from tfmot_asp.layouts import read
+from tfmot_asp import masks
+from tfmot_asp.graph.inputs import input_specs
+from tfmot_asp.graph.trace import Graph, add_training, concrete_function, trace_function, variables_of
+from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
+from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.constraints import is_masked
+from tfmot_asp.keras_models.layouts import read
 from tfmot_asp.masks import check_m_by_n
-from tfmot_asp.permutation.axes import Axes, analyse
+from tfmot_asp.permutation.analysis import analyse
+from tfmot_asp.permutation.axes import Axes
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
-from tfmot_asp.permutation.inputs import input_specs
-from tfmot_asp.permutation.trace import (
-    Graph,
-    add_training,
-    concrete_function,
-    trace_function,
-    variables_of,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +63,11 @@ class ModelPlan:
     def weight(self, variable: int) -> np.ndarray:
         """The current value of a variable."""
         return read(self.graph.variables[variable])
+
+    def retained(self, kernel: PlannedKernel, weight: np.ndarray) -> tuple[float, float]:
+        """Magnitude of a kernel, given as `weight`, that the mask keeps, and in all."""
+        kept = masks.retained_magnitude(weight, kernel.reduction_axes, self.m_by_n)
+        return kept, float(np.abs(weight.astype(np.float32)).sum(dtype=np.float64))
 
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for a permutation found on one model to fit another: its variables and its groups."""

@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from tfmot_asp.permutation.trace import Graph, Op, Tensor
+from tfmot_asp.graph.trace import Graph, Op, Tensor
 
 _RESHAPES = frozenset({"Reshape", "Squeeze", "ExpandDims"})
 # Ops that work on each element alone, so it does not matter whether they come before or after a rearrangement.

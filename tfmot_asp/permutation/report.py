@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfmot_asp.permutation.picture.data import Outline
+from tfmot_asp.permutation.picture.plot import plot
+
+if TYPE_CHECKING:
+    from tfmot_asp.permutation.plan import ModelPlan
+    from tfmot_asp.permutation.search import SearchResult
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "tfmot_asp permutation 1"
 
@@ -157,8 +167,6 @@ class PermutationReport:
         Example:
           >>> tfmot_asp.PermutationReport.load("resnet50.json").plot("resnet50.svg")
         """
-        from tfmot_asp.permutation.plot import plot
-
         if self.outline is None:
             raise ValueError("this report carries no outline of its model to draw: make it anew with tfmot_asp.permute")
         plot(self.outline, path)
@@ -180,7 +188,6 @@ class PermutationReport:
         Raises:
           ValueError: if the model differs; the error names the difference. The model is as it was.
         """
-        from tfmot_asp.permutation.pipeline import finish
         from tfmot_asp.permutation.plan import plan_model
 
         plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=self.sparsity_m_by_n)
@@ -220,3 +227,79 @@ def _check_same(stored: dict[str, Any], found: dict[str, Any]) -> None:
             raise ValueError(f"the report does not fit this model: {len(theirs)} {what} here, {len(ours)} there")
     if stored["groups"] != found["groups"]:
         raise ValueError("the report does not fit this model: the same variables are connected in another way")
+
+
+def finish(
+    plan: ModelPlan,
+    model: Any,
+    orders: Sequence[np.ndarray],
+    results: Sequence[SearchResult] | None = None,
+    *,
+    verify: bool = True,
+) -> PermutationReport:
+    """Applies the orders of a plan's groups and reports. Writing the weights is the last that can fail."""
+    from tfmot_asp.permutation.apply import apply, reordered, variable_moves
+    from tfmot_asp.permutation.picture.outline import outline
+
+    moves = variable_moves(plan, orders)
+    before, after = [], []
+    for kernel in plan.plan.kernels:
+        weight = plan.weight(kernel.variable)
+        before.append(plan.retained(kernel, weight))
+        after.append(plan.retained(kernel, reordered(weight, moves.get(kernel.variable, []))))
+    report = PermutationReport(
+        layers=tuple(_layers(plan, before, after)),
+        groups=tuple(_group_entries(plan, orders, results)),
+        sparsity_m_by_n=plan.m_by_n,
+        max_change=None,
+        fingerprint=plan.fingerprint(),
+        outline=outline(plan, model),
+    )
+    change = apply(plan, orders, model, verify=verify)
+    logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
+    return dataclasses.replace(report, max_change=change)
+
+
+def _layers(
+    plan: ModelPlan, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]
+) -> list[LayerEntry]:
+    entries = []
+    for i, kernel in enumerate(plan.plan.kernels):
+        movable, size = plan.plan.movable[i], kernel.reduction_size
+        status = "permuted" if movable == size else "partly permuted" if movable else "fixed"
+        entries.append(
+            LayerEntry(
+                kernel.name,
+                plan.kinds[i],
+                status,
+                plan.plan.reasons[i],
+                size,
+                movable,
+                before[i][0] / before[i][1] if before[i][1] else 1.0,
+                after[i][0] / after[i][1] if after[i][1] else 1.0,
+            )
+        )
+    entries += [LayerEntry(u.name, u.kind, "fixed", u.reason) for u in plan.unused]
+    entries += [LayerEntry(d.name, d.kind, "dense", d.reason) for d in plan.dense]
+    return entries
+
+
+def _group_entries(
+    plan: ModelPlan, orders: Sequence[np.ndarray], results: Sequence[SearchResult] | None
+) -> list[GroupEntry]:
+    entries = []
+    for i, (group, order) in enumerate(zip(plan.plan.groups, orders, strict=True)):
+        result = results[i] if results is not None else None
+        names = tuple(plan.plan.kernels[k].name for k in group.kernels)
+        entries.append(
+            GroupEntry(
+                group.name,
+                group.size,
+                names,
+                tuple(int(c) for c in order),
+                float(result.retained_before) if result else math.nan,
+                float(result.retained_after) if result else math.nan,
+                float(result.efficacy) if result else math.nan,
+            )
+        )
+    return entries

@@ -1,1 +1,1 @@
-"""The steps from a plan to a picture; `tfmot_asp.permutation.plot` puts them in line."""
+"""The steps from a plan to a picture; `tfmot_asp.permutation.picture.plot` puts them in line."""

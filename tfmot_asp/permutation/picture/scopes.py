@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tfmot_asp import layouts
+from tfmot_asp.keras_models import layouts
 from tfmot_asp.permutation.plan import ModelPlan
 
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?$")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfmot_asp.graph.trace import Op
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
-from tfmot_asp.permutation.rules import register_rule
-from tfmot_asp.permutation.trace import Op
+from tfmot_asp.permutation.rules.registry import register_rule
 
 
 @register_rule("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfmot_asp.graph.trace import Op
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
-from tfmot_asp.permutation.rules import register_rule
-from tfmot_asp.permutation.trace import Op
+from tfmot_asp.permutation.rules.registry import register_rule
 
 _UNARY = """
     Abs Acos Acosh Angle Asin Asinh Atan Atanh BesselI0e BesselI1e Cast Ceil CheckNumerics ComplexAbs Conj Cos Cosh

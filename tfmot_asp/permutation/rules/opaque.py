@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from tfmot_asp.graph.trace import Op
 from tfmot_asp.permutation.axes import Axes, Outputs, Rule
-from tfmot_asp.permutation.rules import register_rule
-from tfmot_asp.permutation.trace import Op
+from tfmot_asp.permutation.rules.registry import register_rule
 
 _REASONS = {
     "a loop, such as a recurrent layer's": "While StatelessWhile For",

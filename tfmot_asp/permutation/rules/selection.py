@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.graph.trace import Op, Tensor
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
-from tfmot_asp.permutation.rules import register_rule
-from tfmot_asp.permutation.trace import Op, Tensor
+from tfmot_asp.permutation.rules.registry import register_rule
 
 
 @register_rule("Slice")

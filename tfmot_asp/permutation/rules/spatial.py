@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfmot_asp.graph.trace import Op
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
-from tfmot_asp.permutation.rules import register_rule
 from tfmot_asp.permutation.rules.contraction import len_of
-from tfmot_asp.permutation.trace import Op
+from tfmot_asp.permutation.rules.registry import register_rule
 
 
 @register_rule("MaxPool", "MaxPoolV2", "AvgPool", "MaxPool3D", "AvgPool3D")

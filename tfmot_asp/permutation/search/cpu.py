@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfmot_asp.permutation.search.annealing import deal, sample_positions, temperatures
 from tfmot_asp.permutation.search.counter_random import gumbel_table, host_key
 from tfmot_asp.permutation.search.effort import Plan
 from tfmot_asp.permutation.search.moves import DONE, STOP, anneal_block, prepare, typical_gain
-from tfmot_asp.permutation.search.schedule import deal, sample_positions, temperatures
 
 SPAN = 64
 """Stripes prepared in one job."""

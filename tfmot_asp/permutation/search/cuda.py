@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.permutation.search import geometry, loader
+from tfmot_asp.permutation.search.annealing import deal, sample_positions, temperatures
 from tfmot_asp.permutation.search.counter_random import gumbel_table, host_key
 from tfmot_asp.permutation.search.cpu import Tick
 from tfmot_asp.permutation.search.effort import Plan
-from tfmot_asp.permutation.search.schedule import deal, sample_positions, temperatures
 
 IN_FLIGHT = 32
 """Rounds queued between looks at progress, deadline and signals."""

@@ -1,0 +1,238 @@
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+from hypothesis import given
+from hypothesis import strategies as st
+from tf_keras import layers
+
+from tfmot_asp import masks
+from tfmot_asp.hardware.rule import SUPPORTED_KINDS, SparseTensorCoreRule
+from tfmot_asp.training.policy import PruneForSparseTensorCores
+
+
+def made(layer, *shape):
+    layer(tf.zeros(shape))
+    return layer
+
+
+@given(st.integers(1, 70), st.integers(1, 40), st.booleans())
+def test_dense_rule(inputs, outputs, padding):
+    layer = layers.Dense(outputs, name="d")
+    layer.build((None, inputs))
+    why = SparseTensorCoreRule(padding=padding).why(layer)
+    if inputs % 16 and not padding:
+        assert f"Dense 'd' has {inputs} input features; sparse Tensor Cores need a multiple of 16" in why
+    elif outputs % 8:
+        assert f"Dense 'd' has {outputs} output features; sparse Tensor Cores need a multiple of 8" in why
+    else:
+        assert why is None
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.booleans())
+def test_conv2d_rule_knows_no_padding(inputs, outputs, padding):
+    layer = layers.Conv2D(outputs, 1, name="c")
+    layer.build((None, 4, 4, inputs))
+    assert SparseTensorCoreRule(padding=padding).allows(layer) == (inputs % 16 == 0 and outputs % 8 == 0)
+
+
+REFUSED = {
+    "has 2 groups": lambda: made(layers.Conv2D(16, 1, groups=2, name="x"), 1, 4, 4, 32),
+    "depthwise kernel sums over no channels": lambda: made(layers.DepthwiseConv2D(1, name="x"), 1, 4, 4, 16),
+    "transposed convolutions have no sparse": lambda: made(layers.Conv2DTranspose(16, 1, name="x"), 1, 4, 4, 16),
+    "SeparableConv2D is not among the kinds to prune": lambda: made(
+        layers.SeparableConv2D(16, 1, name="x"), 1, 4, 4, 16
+    ),
+    "Conv1D is not among the kinds": lambda: made(layers.Conv1D(16, 1, name="x"), 1, 4, 16),
+    "EinsumDense is not among the kinds": lambda: made(layers.EinsumDense("ab,bc->ac", 16, name="x"), 1, 16),
+    "is not built": lambda: layers.Dense(16, name="x"),
+    "has no kernel": lambda: made(layers.ReLU(name="x"), 1, 16),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refused_layers_say_why_and_who(reason):
+    why = SparseTensorCoreRule().why(REFUSED[reason]())
+    assert reason in why
+    assert "'x'" in why
+
+
+def test_the_stem_message_has_the_numbers():
+    stem = made(layers.Conv2D(16, 3, name="stem"), 1, 8, 8, 3)
+    assert PruneForSparseTensorCores().why(stem) == (
+        "Conv2D 'stem' has 3 input channels; sparse Tensor Cores need a multiple of 16"
+    )
+
+
+def test_kinds_are_widened_by_name():
+    rule = SparseTensorCoreRule(kinds=SUPPORTED_KINDS)
+    attention = layers.MultiHeadAttention(2, 8)
+    attention(tf.zeros((1, 3, 16)), tf.zeros((1, 3, 16)))
+    assert rule.allows(attention)
+    assert rule.allows(made(layers.Conv1D(16, 1), 1, 4, 16))
+    assert rule.allows(made(layers.Conv3D(16, 1), 1, 2, 2, 2, 16))
+    assert rule.allows(made(layers.SeparableConv1D(16, 3), 1, 4, 16))
+    assert rule.allows(made(layers.SeparableConv2D(16, 3, depth_multiplier=2), 1, 4, 4, 8))
+    assert "24 input channels" in rule.why(made(layers.SeparableConv2D(16, 3), 1, 4, 4, 24))
+    assert rule.allows(made(layers.EinsumDense("abc,cde->abde", (None, 2, 4)), 1, 3, 16))
+    narrow = layers.MultiHeadAttention(2, 5)
+    narrow(tf.zeros((1, 3, 16)), tf.zeros((1, 3, 16)))
+    assert "10 output channels (_query_dense.kernel)" in rule.why(narrow)
+    batched = made(layers.EinsumDense("bhd,hd->bhd", (3, 16)), 2, 3, 16)
+    assert "contracts no channels" in rule.why(batched)
+
+
+def test_layers_are_kept_out_by_object_by_model_and_by_callable():
+    first, second, third = (layers.Dense(16, name=name) for name in "abc")
+    inner = tf_keras.Sequential([layers.Input((16,)), second], name="inner")
+    model = tf_keras.Sequential([layers.Input((16,)), first, inner, third])
+    for skip in ([first, inner], (layer for layer in (first, inner)), lambda layer: layer.name in "ab"):
+        rule = SparseTensorCoreRule(skip=skip)
+        assert [rule.allows(layer) for layer in (first, second, third)] == [False, False, True]
+        assert rule.why(first) == "Dense 'a' is kept dense: skip asks for it"
+    assert SparseTensorCoreRule(skip=model).why(third) is not None
+    assert not SparseTensorCoreRule(skip=first).allows(first)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"skip": "head"}, TypeError, r"for a name, give model.get_layer\('head'\)"),
+        ({"skip": [3]}, TypeError, "layer objects and callables of a layer, got 3"),
+        ({"kinds": ("Dense", "LSTM")}, ValueError, "kinds must be taken from"),
+        ({"kinds": ()}, ValueError, "kinds must be taken from"),
+        ({"padding": 1}, TypeError, "padding must be True or False"),
+        ({"min_channels": "256"}, TypeError, "min_channels must be a number of channels such as 256"),
+        ({"min_channels": 256.0}, TypeError, "min_channels must be a number of channels"),
+        ({"min_channels": True}, TypeError, "min_channels must be a number of channels"),
+        ({"min_channels": 0}, ValueError, "min_channels must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(options, error, match):
+    with pytest.raises(error, match=match):
+        PruneForSparseTensorCores(**options)
+
+
+@given(
+    st.sampled_from([layers.Dense, layers.Conv2D]),
+    st.integers(1, 6),
+    st.integers(1, 12),
+    st.one_of(st.none(), st.integers(1, 110)),
+)
+def test_min_channels_keeps_small_kernels_dense(kind, inputs, outputs, least):
+    inputs, outputs = 16 * inputs, 8 * outputs  # aligned, so that nothing else keeps them dense
+    layer = kind(outputs, name="x") if kind is layers.Dense else kind(outputs, 3, name="x")
+    layer.build((None, inputs) if kind is layers.Dense else (None, 4, 4, inputs))
+    why = PruneForSparseTensorCores(min_channels=least).why(layer)
+    noun = "features" if kind is layers.Dense else "channels"
+    if least is None or min(inputs, outputs) >= least:
+        assert why is None
+    elif inputs < least:
+        assert why == f"{kind.__name__} 'x' has {inputs} input {noun}, fewer than min_channels={least}"
+    else:
+        assert why == f"{kind.__name__} 'x' has {outputs} output {noun}, fewer than min_channels={least}"
+
+
+def test_min_channels_looks_at_each_projection_and_takes_numpy_integers():
+    rule = SparseTensorCoreRule(kinds=SUPPORTED_KINDS, min_channels=np.int64(32))
+    attention = layers.MultiHeadAttention(2, 8, name="attention")  # 16 channels for all heads together
+    attention(tf.zeros((1, 3, 32)), tf.zeros((1, 3, 32)))
+    assert "16 output channels (_query_dense.kernel), fewer than min_channels=32" in rule.why(attention)
+    assert "min_channels=32" in repr(rule)
+    assert "min_channels=64" in repr(PruneForSparseTensorCores(min_channels=64))
+    model = tf_keras.Sequential([layers.Input((64,)), layers.Dense(64, name="wide"), layers.Dense(16, name="narrow")])
+    pruned = tfmot.sparsity.keras.prune_low_magnitude(
+        model, pruning_policy=PruneForSparseTensorCores(min_channels=64), sparsity_m_by_n=(2, 4)
+    )
+    assert [layer.name for layer in pruned.layers] == ["prune_low_magnitude_wide", "narrow"]
+
+
+def test_quantized_and_lora_layers_of_keras_3_are_refused():
+    keras3 = pytest.importorskip("keras", minversion="3")
+    dense = made(keras3.layers.Dense(16, name="x"), 1, 16)
+    assert SparseTensorCoreRule().allows(dense)
+    dense.enable_lora(2)
+    assert "has LoRA enabled" in SparseTensorCoreRule().why(dense)
+    quantized = made(keras3.layers.Dense(16, name="x"), 1, 16)
+    quantized.quantize("int8")
+    assert "dtype int8; sparsify in floating point, then quantize" in SparseTensorCoreRule().why(quantized)
+
+
+def small_model():
+    return tf_keras.Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.Conv2D(16, 3, name="stem"),
+            layers.Conv2D(32, 3, name="body"),
+            layers.Flatten(),
+            layers.Dense(16, name="fc"),
+            layers.Dense(10, name="head"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("m_by_n", [None, (2, 4)])
+def test_tfmots_own_function_takes_the_policy(m_by_n):
+    model = small_model()
+    pruned = tfmot.sparsity.keras.prune_low_magnitude(
+        model,
+        pruning_schedule=tfmot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1),
+        pruning_policy=PruneForSparseTensorCores(),
+        sparsity_m_by_n=m_by_n,
+    )
+    assert [layer.name for layer in pruned.layers if layer.name.startswith("prune_low_magnitude")] == [
+        "prune_low_magnitude_body",
+        "prune_low_magnitude_fc",
+    ]
+    pruned.compile("sgd", "mse")
+    callback = tfmot.sparsity.keras.UpdatePruningStep()
+    pruned.fit(tf.random.normal((8, 8, 8, 3)), tf.zeros((8, 10)), batch_size=4, verbose=0, callbacks=[callback])
+    body = model.get_layer("body").kernel.numpy()
+    assert (body == 0).mean() == pytest.approx(0.5, abs=0.01)
+    if m_by_n:
+        assert masks.violations(body, 2) == 0
+        assert masks.violations(model.get_layer("fc").kernel.numpy(), 0) == 0
+    assert (model.get_layer("stem").kernel.numpy() != 0).all()
+
+
+def test_a_layer_that_tfmot_cannot_wrap_is_named_with_the_way_out():
+    model = tf_keras.Sequential([layers.Input((4, 16)), layers.TimeDistributed(layers.Dense(16), name="td")])
+    with pytest.raises(
+        ValueError, match=r"(?s)'td' of type TimeDistributed.*tfmot_asp.prune_low_magnitude, which does"
+    ):
+        tfmot.sparsity.keras.prune_low_magnitude(model, pruning_policy=PruneForSparseTensorCores())
+
+
+def test_no_prunable_layer_lists_the_reasons_and_shortens_them():
+    model = tf_keras.Sequential([layers.Input((3,)), *[layers.Dense(5, name=f"d{i}") for i in range(11)]], name="tiny")
+    with pytest.raises(ValueError, match="Model 'tiny' has no layer to prune") as caught:
+        PruneForSparseTensorCores().ensure_model_supports_pruning(model)
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith("  - Dense 'd0' has 3 input features")
+    assert lines[-1] == "  - and 3 more (sparsity_report(model) lists all)"
+    assert len(lines) == 10
+
+
+def test_models_that_cannot_be_wrapped_are_refused():
+    class Net(tf_keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.fc = layers.Dense(16)
+
+        def call(self, x):
+            return self.fc(x)
+
+    net = Net()
+    net(tf.zeros((1, 16)))
+    policy = PruneForSparseTensorCores()
+    with pytest.raises(ValueError, match=r"Model .net. is a subclassed Net.*Rebuild it as a functional model"):
+        policy.ensure_model_supports_pruning(net)
+    outer = tf_keras.Sequential([layers.Input((16,)), net], name="outer")
+    with pytest.raises(ValueError, match="Model 'net', inside 'outer', is a subclassed Net"):
+        policy.ensure_model_supports_pruning(outer)
+    unbuilt = tf_keras.Sequential([layers.Dense(16)], name="later")
+    with pytest.raises(ValueError, match=re.escape("Model 'later' is not built")):
+        policy.ensure_model_supports_pruning(unbuilt)

@@ -1,0 +1,1 @@
+"""From a model to the plain frozen function that every exporter starts with."""

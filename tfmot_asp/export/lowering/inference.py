@@ -1,0 +1,337 @@
+"""The function that is exported: a model without its training parts, in inference mode.
+
+What an exporter writes starts here, so that all of them export the same function with the same names.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework import convert_to_constants
+
+from tfmot_asp.export.lowering.frozen import Frozen
+from tfmot_asp.export.lowering.lower import lower
+from tfmot_asp.graph.gemms import weight_names
+from tfmot_asp.graph.trace import input_specs, trace_function
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_TOLERANCE = 1e-4  # of the largest value; another graph of the same function rounds differently
+HALF_TOLERANCE = 1e-2  # in float16 and bfloat16
+_LARGEST_GRAPH = 2**31 - 2**24  # bytes; protocol buffers end at 2 GiB, and the ops need some
+
+
+class CannotFreezeError(ValueError):
+    """A model's variables cannot become constants of its graph."""
+
+
+def serving_function(
+    model: Any, batch_size: int | None = None, input_shapes: Any = None, *, distinct_names: bool = False
+) -> Any:
+    """A concrete function of the model in inference mode, with the model's own input and output names.
+
+    Args:
+        model: a built Keras model without pruning wrappers.
+        batch_size: fixed batch size, or None to leave the first axis open.
+        input_shapes: for models that do not know their own.
+        distinct_names: whether an output that has an input's name is called ``NAME_output``, as ONNX needs it.
+
+    Returns:
+        A ``ConcreteFunction`` that returns a dict of outputs, as signatures must.
+
+    Raises:
+        ValueError: if ``batch_size`` is none, or the model does not take ``input_shapes``.
+    """
+    structure, specs = _inputs(model, _checked(batch_size), input_shapes)
+    taken = {spec.name for spec in specs} if distinct_names else set()
+
+    @tf.function(input_signature=specs)
+    def serve(*tensors: Any) -> dict[str, Any]:
+        args, kwargs = tf.nest.pack_sequence_as(structure, list(tensors))
+        named = _named_outputs(model, model(*args, **kwargs, training=False))
+        return {f"{name}_output" if name in taken else name: value for name, value in named.items()}
+
+    try:
+        return serve.get_concrete_function()
+    except (TypeError, ValueError) as error:
+        if input_shapes is None:
+            raise
+        said = re.search(r"Input \d+ of layer .*", str(error)) or re.search(r"(?<=Error: ).*", str(error))
+        raise ValueError(
+            f"{model.name!r} cannot be called on input_shapes={input_shapes}: {said[0] if said else error}"
+        ) from error
+
+
+def _checked(batch_size: Any) -> int | None:
+    if batch_size is None:
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive number, or None for an open batch, got {batch_size!r}")
+    return int(batch_size)
+
+
+def inference_function(
+    model: Any,
+    batch_size: int | None = None,
+    input_shapes: Any = None,
+    *,
+    fold_batch_norm: bool = True,
+    weights_dtype: Any = None,
+    inline_xla: bool = True,
+    distinct_names: bool = False,
+) -> Any:
+    """The same as ``serving_function``, made plain for converters, and compared with it on a random input.
+
+    Variables are frozen to constants. Products read 2-D (or convolution) kernels directly, einsums with a constant
+    kernel are matrix products, and batch norm is folded into the kernel before it: see ``frozen``.
+    Fake quantization stays as it is.
+
+    Args:
+        model: a built Keras model without pruning wrappers.
+        batch_size: fixed batch size, or None to leave the first axis open.
+        input_shapes: for models that do not know their own.
+        fold_batch_norm: whether to fold it.
+        weights_dtype: ``"float16"`` or ``"bfloat16"`` to store float32 weights in, each with a cast to float32 after
+            it; products are computed in float32 all the same.
+        inline_xla: whether functions that ask for XLA are inlined, as converters need it. tf_keras wraps grouped
+            convolutions so, because TensorFlow's CPU kernels cannot run all graphs that have them.
+        distinct_names: as in ``serving_function``.
+
+    Returns:
+        A ``ConcreteFunction`` without variables, with the inputs and outputs of ``serving_function``.
+
+    Raises:
+        CannotFreezeError: (a ValueError) if the model reads lookup tables, or has 2 GiB of weights or more.
+        ValueError: if a weight is too large for ``weights_dtype``.
+    """
+    narrow = check_weights_dtype(weights_dtype)
+    function = serving_function(model, batch_size, input_shapes, distinct_names=distinct_names)
+    keys = sorted(function.structured_outputs)
+    frozen = _freeze(model, function)
+    if inline_xla:
+        frozen = _inlined(frozen)
+    edit = frozen.edit()
+    edit.store_large()
+    frozen = frozen.edited(edit)
+    gc.collect()  # TensorFlow's functions are cycles, and each holds a copy of all weights
+    names = weight_names(trace_function(function))
+    # Folding first; what it cannot do must not keep the rest from being done.
+    for fold in (True, False) if fold_batch_norm else (False,):
+        try:
+            lowered = lower(frozen, fold_batch_norm=fold, names=names, weights_dtype=narrow)
+        except OverflowError as error:
+            raise ValueError(
+                f"{model.name!r} cannot be exported in {narrow.name if narrow else 'float32'}: {error}"
+            ) from error
+        except ValueError as error:
+            problem: str | None = str(error)
+        else:
+            tolerance = None if narrow is None else HALF_TOLERANCE
+            problem = outputs_differ(function, lowered.function(keys, embed=False), tolerance)
+            if problem is None:
+                return lowered.function(keys)
+        what = "without folding batch norm" if fold else "with its graph as it is"
+        logger.warning("%s is exported %s: %s", model.name, what, problem)
+    if narrow is not None:
+        raise ValueError(f"{model.name!r} cannot be exported in {narrow.name}: {problem}")
+    return frozen.function(keys)
+
+
+def holder_of(function: Any, model: Any) -> tf.Module:
+    """What a function is saved with: its variables, and the lookup tables of the model's preprocessing layers.
+
+    Args:
+        function: the ``ConcreteFunction`` to save.
+        model: where its tables are; None if it has none.
+    """
+    holder = tf.Module()
+    holder.serve, holder.weights = function, list(function.variables)
+    # Saved only if something that is saved refers to them.
+    parts = () if model is None else tf.train.TrackableView(model).descendants()
+    holder.tables = [part for part in parts if hasattr(part, "resource_handle")]
+    return holder
+
+
+def check_weights_dtype(dtype: Any) -> tf.DType | None:
+    """A type to store weights in, or None for the model's own.
+
+    Raises:
+        ValueError: for any other than float16, bfloat16, float32 and None.
+    """
+    names = {"float32": None, "float16": tf.float16, "bfloat16": tf.bfloat16}
+    if dtype is None:
+        return None
+    try:
+        return names[tf.as_dtype(dtype).name]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"dtype must be 'float16', 'bfloat16', 'float32' or None, got {dtype!r}") from error
+
+
+def outputs_differ(function: Any, other: Any, tolerance: float | None = None) -> str | None:
+    """Runs two functions on the same random input.
+
+    Args:
+        function: what is right.
+        other: what is compared with it, called with the same inputs by name.
+        tolerance: largest allowed difference relative to the largest value of an output. By default
+            what rounding may do in the output's type.
+
+    Returns:
+        None if they agree (or no input can be made up for them), else which output differs and by how much.
+    """
+    with _remapping_off():
+        probe = probe_inputs(function)
+        if probe is None:
+            return None
+        expected, got = function(**probe), other(**probe)
+    for name, value in expected.items():
+        before, after = (
+            np.asarray(tf.cast(v, tf.float64)) if v.dtype.is_floating else np.asarray(v) for v in (value, got[name])
+        )
+        if not (value.dtype.is_floating or value.dtype.is_complex):
+            continue  # an argmax may flip on a tie
+        allowed = tolerance or (OUTPUT_TOLERANCE if value.dtype.size >= 4 else HALF_TOLERANCE)
+        scale = float(np.max(np.abs(before[np.isfinite(before)]), initial=0.0))
+        if not np.allclose(before, after, rtol=0, atol=allowed * scale, equal_nan=True):
+            change = float(np.nanmax(np.abs(before - after))) / (scale or 1)
+            return f"output {name!r} changes by {change:.1e} of its size"
+    return None
+
+
+@contextmanager
+def _remapping_off() -> Iterator[None]:
+    """Keeps TensorFlow from fusing a grouped convolution with what follows: its CPU has no kernel for the result."""
+    before = tf.config.optimizer.get_experimental_options().get("remapping")
+    tf.config.optimizer.set_experimental_options({"remapping": False})
+    try:
+        yield
+    finally:
+        # Absent means the default, which is on.
+        tf.config.optimizer.set_experimental_options({"remapping": True if before is None else before})
+
+
+def _freeze(model: Any, function: Any) -> Frozen:
+    size = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in function.variables)
+    if size > _LARGEST_GRAPH:
+        raise CannotFreezeError(
+            f"{model.name!r} has {size / 2**30:.1f} GiB of weights; a frozen graph holds less than 2 GiB"
+        )
+    frozen = convert_to_constants.convert_variables_to_constants_v2(
+        function, lower_control_flow=False, aggressive_inlining=True
+    )
+    given = {tensor.name for tensor in function.inputs[: len(function.structured_input_signature[0])]}
+    left = [tensor for tensor in frozen.inputs if tensor.name not in given]
+    if left:
+        raise CannotFreezeError(f"{model.name!r} reads {left[0].name.split(':')[0]!r}, a table that cannot be frozen")
+    specs = list(function.structured_input_signature[0])
+    return _frozen(frozen, specs)
+
+
+def _frozen(function: Any, specs: Sequence[tf.TensorSpec]) -> Frozen:
+    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
+    graph_def = function.graph.as_graph_def()
+    for node in (*graph_def.node, *(node for body in graph_def.library.function for node in body.node_def)):
+        node.attr.pop("_gradient_op_type", None)  # custom gradients (swish has one) are not for inference
+    return Frozen(graph_def, specs, inputs, outputs)
+
+
+def _inlined(frozen: Frozen) -> Frozen:
+    """The graph with the bodies of functions that ask for XLA in place of their calls."""
+    graph_def = frozen.graph_def
+    marks = ("_XlaMustCompile", "_noinline")
+    marked = [part for part in (*graph_def.node, *graph_def.library.function) if any(m in part.attr for m in marks)]
+    if not marked:
+        return frozen
+    for part in marked:
+        for mark in marks:
+            part.attr.pop(mark, None)
+    inlined = convert_to_constants.convert_variables_to_constants_v2(
+        frozen.function(), lower_control_flow=False, aggressive_inlining=True
+    )
+    return _frozen(inlined, frozen.specs)
+
+
+def _inputs(model: Any, batch_size: int | None, input_shapes: Any) -> tuple[Any, list[tf.TensorSpec]]:
+    """How to call the model, as (args, kwargs), and the flat list of its inputs' specs."""
+    own = getattr(model, "inputs", None)
+    own_names = getattr(model, "input_names", None) or [getattr(tensor, "name", None) for tensor in own or ()]
+    known = own if input_shapes is None else None
+    if known:
+        structure = getattr(model, "_nested_inputs", None)  # tf_keras
+        if structure is None:
+            structure = getattr(model, "_inputs_struct", known)  # Keras 3
+        structure = structure if structure is not None else known
+        if isinstance(structure, list) and len(structure) == 1:
+            structure = structure[0]
+        nested: Any = ((structure,), {})
+        names = own_names
+    else:
+        nested = input_specs(model, input_shapes)
+        given = [getattr(spec, "name", None) for spec in tf.nest.flatten(nested)]
+        names = own_names if own and len(own_names) == len(given) and not any(given) else given
+    specs: list[tf.TensorSpec] = []
+    flat = tf.nest.flatten(nested)
+    for index, tensor in enumerate(flat):
+        name = (names[index] if index < len(names) and len(names) == len(flat) else None) or f"input_{index}"
+        shape = [batch_size, *tf.TensorShape(tensor.shape)[1:]]
+        specs.append(tf.TensorSpec(shape, tf.as_dtype(tensor.dtype), _input_name(name, {spec.name for spec in specs})))
+    return tf.nest.map_structure(lambda _: 0, nested), specs
+
+
+def _input_name(name: Any, taken: set[str | None]) -> str:
+    """The name of an input with what TensorFlow's signatures do not take in a name replaced, and unlike the others."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", str(name).split(":")[0])
+    if not plain[:1].isascii() or not plain[:1].isalnum():
+        plain = f"input{plain}"
+    count = itertools.count(1)
+    unique = plain
+    while unique in taken:
+        unique = f"{plain}_{next(count)}"
+    return unique
+
+
+def _named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
+    if isinstance(outputs, dict):
+        return {str(key): value for key, value in outputs.items()}
+    flat = tf.nest.flatten(outputs)
+    names = getattr(model, "output_names", None) or []
+    if len(names) != len(flat) or len(set(names)) != len(names):
+        names = [f"output_{index}" for index in range(len(flat))]
+    return dict(zip(names, flat, strict=True))
+
+
+def probe_inputs(function: Any) -> dict[str, Any] | None:
+    """A random input, batch 1 where that is open, with zeros for integers; all zeros if the function refuses that.
+
+    Token ids may well be an input of floats (Keras' default), and negative ones are none.
+
+    Returns:
+        Inputs by name. None if another axis is open, an input is neither float nor int, or the function, such as one
+        that checks its input, refuses zeros too.
+    """
+    specs = function.structured_input_signature[0]
+    shapes = [[1 if size is None and axis == 0 else size for axis, size in enumerate(spec.shape)] for spec in specs]
+    if any(None in shape for shape in shapes) or not all(s.dtype.is_floating or s.dtype.is_integer for s in specs):
+        return None
+    for scale in (1.0, 0.0):
+        generator = np.random.default_rng(0)
+        probe = {}
+        for spec, shape in zip(specs, shapes, strict=True):
+            values = scale * generator.standard_normal(shape) if spec.dtype.is_floating else np.zeros(shape)
+            probe[spec.name] = tf.cast(tf.constant(values), spec.dtype)
+        try:
+            function(**probe)
+        except tf.errors.OpError as error:
+            logger.debug("An input of scale %g is refused: %s", scale, error)
+        else:
+            return probe
+    logger.warning("Outputs are not compared: the model refuses random inputs, and zeros")
+    return None

@@ -1,0 +1,133 @@
+"""Makes a frozen graph plain for what reads it: constants as constants, one matrix product per layer.
+
+Four steps, each exact in real arithmetic:
+
+1. whatever is the same for every input becomes a constant: reads, casts, transposes and masks between a weight and its
+   product, batch norm's scale and shift, shape arithmetic;
+2. a ``Reshape`` to a computed shape becomes one to a constant shape with at most one open axis;
+3. an ``Einsum`` with a constant kernel becomes ``Reshape``, 2-D ``MatMul``, ``Reshape``
+   (``einsum_products``): TensorRT has sparse kernels for the matrix product and none for the einsum;
+4. batch norm, and any other scale and shift per channel, is folded into the kernel before it
+   (``folding``).
+
+What is "the same for every input" is found by tracing the graph with two different sizes for each open axis: what
+agrees does not depend on them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_asp.export.lowering.analysis import Analysis
+from tfmot_asp.export.lowering.einsum_products import lower_einsums
+from tfmot_asp.export.lowering.folding import fold_scales
+from tfmot_asp.export.lowering.frozen import Frozen
+from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
+from tfmot_asp.graph.gemms import EITHER_OPERAND, PRODUCTS
+from tfmot_asp.graph.trace import Op, Tensor
+
+logger = logging.getLogger(__name__)
+
+_LARGEST = 1 << 16  # elements of a constant that step 1 makes of what is no weight: no tables that ops can make anew
+
+
+def lower(
+    frozen: Frozen, *, fold_batch_norm: bool, names: dict[str, str], weights_dtype: tf.DType | None = None
+) -> Frozen:
+    """Applies the four steps.
+
+    Args:
+        frozen: what to lower; it stays as it is.
+        fold_batch_norm: whether to do the fourth.
+        names: op name of a product → what to call its constant weight.
+        weights_dtype: a narrower type to store float32 and float64 weights in, each followed by a ``Cast`` back.
+
+    Returns:
+        A graph of the same inputs and outputs that computes the same.
+
+    Raises:
+        ValueError: if the graph's open axes cannot be given any of the sizes that are tried.
+        OverflowError: if a weight is too large for ``weights_dtype``.
+    """
+    steps: list[Callable[[Analysis, GraphEdit], None]] = [partial(_constants, names=names)]
+    if any(node.op == "Einsum" for node in frozen.graph_def.node):
+        steps.append(lower_einsums)
+    if fold_batch_norm:
+        steps.append(fold_scales)
+    if weights_dtype is not None:
+        steps.append(partial(_narrow, dtype=weights_dtype))
+    for step in steps:
+        edit = frozen.edit()
+        step(Analysis(frozen), edit)
+        frozen = frozen.edited(edit)
+    return frozen
+
+
+def _constants(analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> None:
+    made: dict[int, str] = {}
+    weights: dict[tuple[str, tuple[int, ...]], list[tuple[np.ndarray, str]]] = {}
+
+    def weight_constant(op: Op, tensor: Tensor, value: np.ndarray) -> str:
+        """One constant for all layers that read the same variable, with the variable's name."""
+        name = names.get(op.name, op.name)
+        same = weights.setdefault((name, value.shape), [])
+        found = next((constant for other, constant in same if np.array_equal(other, value)), None)
+        if found is None:
+            found = edit.constant(name, value, tensor.dtype)
+            same.append((value, found))
+        return found
+
+    for op in analysis.graph.ops:
+        operands = _weight_operands(op)
+        inside = op.name not in edit.nodes  # a function that is called
+        for index, tensor in enumerate(op.inputs):
+            is_weight = index in operands
+            if tensor.op is None or (tensor.op.type == "Const" and not is_weight) or (inside and not is_weight):
+                continue
+            value = analysis.weight(op, index) if is_weight else analysis.value(tensor)
+            if value is None or (value.size > _LARGEST and not is_weight):
+                continue
+            if id(tensor) not in made:
+                name = weight_constant(op, tensor, value) if is_weight else f"{tensor.op.name}/value"
+                made[id(tensor)] = name if is_weight else edit.constant(name, value, tensor.dtype)
+            if not inside:
+                edit.set_input(op.name, index, made[id(tensor)])
+            elif tensor.op.name in edit.nodes:
+                edit.redirect(tensor.op.name, made[id(tensor)])
+        if op.type == "Reshape" and not inside and analysis.value(op.inputs[1]) is None:
+            shape = analysis.shape(op.outputs[0])
+            if shape is not None and shape.count(-1) <= 1 and 0 not in shape:
+                edit.set_input(op.name, 1, edit.constant(f"{op.name}/shape", np.array(shape, np.int32), tf.int32))
+                edit.nodes[op.name].attr["Tshape"].type = tf.int32.as_datatype_enum
+
+
+def _narrow(analysis: Analysis, edit: GraphEdit, dtype: tf.DType) -> None:
+    """Stores the weights of products and the tables of embeddings in a narrower type than float32 or float64."""
+    for op in analysis.graph.ops:
+        operands = (0,) if op.type in ("GatherV2", "Gather") else _weight_operands(op)
+        for index in operands:
+            name = node_of(edit.nodes[op.name].input[index]) if op.name in edit.nodes else ""
+            wide = op.inputs[index].dtype
+            if wide not in (tf.float32, tf.float64) or not name or not edit.is_constant(name):
+                continue
+            value = analysis.weight(op, index)
+            if value is None or value.ndim < 2:
+                continue
+            with np.errstate(over="ignore"):
+                narrow = value.astype(dtype.as_numpy_dtype)
+            if not np.array_equal(np.isfinite(narrow), np.isfinite(value)):
+                largest = float(np.nanmax(np.abs(value)))
+                raise OverflowError(f"{name} has weights up to {largest:.3g}, too large for {dtype.name}")
+            stored = edit.constant(f"{name}/{dtype.name}", narrow, dtype)
+            edit.replace(name, "Cast", [stored], SrcT=dtype, DstT=wide, Truncate=False)
+
+
+def _weight_operands(op: Op) -> tuple[int, ...]:
+    if op.type not in PRODUCTS:
+        return ()
+    return (0, 1) if op.type in EITHER_OPERAND else (1,)

@@ -1,0 +1,1 @@
+"""Reading, rewriting, converting and running ONNX files."""

@@ -1,0 +1,212 @@
+"""From a TensorFlow function to an ONNX model, by tf2onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from tfmot_asp.export.onnx_files.float32 import to_float32
+from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, node_name
+from tfmot_asp.export.onnx_files.rewrites import REWRITES
+from tfmot_asp.graph.trace import trace_function
+
+if TYPE_CHECKING:
+    import onnx
+
+logger = logging.getLogger(__name__)
+
+# QuantizeLinear has an axis from 13 on; TensorRT 8.6 reads up to 17, which is also the first with LayerNormalization.
+MIN_OPSET = 13
+DEFAULT_OPSET = 17
+
+# The name of the open batch axis in the file.
+BATCH = "batch"
+
+_NOISY = ("tf2onnx", "tensorflow")
+
+
+def import_tf2onnx() -> Any:
+    """The ``tf2onnx`` package, and ``onnxruntime`` beside it.
+
+    Raises:
+        ImportError: if one of them is missing, with the extra that installs it.
+    """
+    import_onnx()
+    try:
+        import onnxruntime  # noqa: F401  what was converted is run
+        import tf2onnx
+        import tf2onnx.optimizer
+        import tf2onnx.tf_loader
+        import tf2onnx.tfonnx
+    except ImportError as error:
+        raise ImportError(
+            f'export.onnx needs tf2onnx and onnxruntime ({error}): pip install "tfmot-asp[onnx]"'
+        ) from error
+    return tf2onnx
+
+
+def check_opset(opset: Any) -> int:
+    """Validates an opset number.
+
+    Raises:
+        ValueError: unless tf2onnx can write that opset and quantization works in it.
+    """
+    largest = max(import_tf2onnx().constants.OPSET_TO_IR_VERSION)
+    if isinstance(opset, bool) or not isinstance(opset, int) or not MIN_OPSET <= opset <= largest:
+        raise ValueError(
+            f"opset must be {MIN_OPSET} to {largest} (what the installed tf2onnx writes), got {opset!r}; "
+            f"TensorRT 8.6 reads up to 17, TensorRT 10 and 11 all of them"
+        )
+    return opset
+
+
+def convert(
+    function: Any,
+    opset: int = DEFAULT_OPSET,
+    inputs_as_nchw: Sequence[str] = (),
+    output_order: Sequence[str] | None = None,
+) -> onnx.ModelProto:
+    """Converts a frozen function.
+
+    Args:
+        function: a ``ConcreteFunction`` without variables; ``structured_outputs`` is a dict.
+        opset: of the ONNX file.
+        inputs_as_nchw: names of image inputs that the file is to take channels first.
+        output_order: names of the outputs, in the order in which the file is to list them.
+
+    Returns:
+        The model in float32, checked by onnx's checker with shapes inferred. Its inputs and outputs have the names and
+        types of the function's; an open first axis of all of them is called ``"batch"``.
+
+    Raises:
+        ValueError: if an input is a string, the model is quantized, or an op has no counterpart in ONNX.
+        RuntimeError: if what tf2onnx makes of the model is invalid.
+    """
+    tf2onnx, onnx = import_tf2onnx(), import_onnx()
+    specs = list(function.structured_input_signature[0])
+    _check_inputs(specs, inputs_as_nchw)
+    _check_not_quantized(function)
+    inputs, outputs = [tensor.name for tensor in function.inputs], [tensor.name for tensor in function.outputs]
+    names = {tensor.name: spec.name for tensor, spec in zip(function.inputs, specs, strict=True)}
+    names |= dict(zip(outputs, sorted(function.structured_outputs), strict=True))
+    with _quiet(), tf.device("/cpu:0"):
+        graph_def = function.graph.as_graph_def()
+        with tf.Graph().as_default():
+            graph_def = tf2onnx.tf_loader.tf_optimize(inputs, outputs, graph_def)
+
+        def converted() -> Any:
+            with tf.Graph().as_default() as graph:
+                tf.import_graph_def(graph_def, name="")
+                return tf2onnx.tfonnx.process_tf_graph(
+                    graph,
+                    opset=opset,
+                    input_names=inputs,
+                    output_names=outputs,
+                    tensors_to_rename=names,
+                    inputs_as_nchw=[name for name, spec in names.items() if spec in set(inputs_as_nchw)],
+                    custom_rewriter=REWRITES,
+                )
+
+        try:
+            model = _optimized(converted).make_model("tfmot_asp")
+        except Exception as error:  # handlers fail in as many ways as there are ops
+            raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
+    gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
+    _check_ops(model, opset)
+    to_float32(model)
+    _tidy(model, list(output_order or function.structured_outputs), specs)
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # ValidationError, InferenceError
+        raise RuntimeError(f"tf2onnx made an invalid file of the model: {error}") from error
+    return model
+
+
+def _optimized(converted: Callable[[], Any]) -> Any:
+    """tf2onnx's optimizers on a graph, without copying it for each of them unless one fails."""
+    optimize = import_tf2onnx().optimizer.optimize_graph
+    try:
+        return optimize(converted(), catch_errors=False)
+    except Exception as error:
+        logger.debug("An optimizer of tf2onnx failed, and is left out: %s", error)
+        return optimize(converted(), catch_errors=True)
+
+
+def _check_inputs(specs: Sequence[tf.TensorSpec], inputs_as_nchw: Sequence[str]) -> None:
+    for spec in specs:
+        if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
+            raise ValueError(
+                f"Input {spec.name!r} is of type {spec.dtype.name}, which ONNX for TensorRT does not take: export the "
+                "part of the model after the lookup of its strings"
+            )
+    images = {spec.name for spec in specs if spec.shape.rank == 4}
+    if isinstance(inputs_as_nchw, str) or not set(inputs_as_nchw) <= images:
+        raise ValueError(f"inputs_as_nchw must list inputs of rank 4, out of {sorted(images)}; got {inputs_as_nchw!r}")
+
+
+def _check_not_quantized(function: Any) -> None:
+    """Raises for a model of quantization-aware training: its ranges are not symmetric, nor where TensorRT has them."""
+    fake = [op.name for op in trace_function(function).ops if op.type.startswith("FakeQuant")]
+    if fake:
+        raise ValueError(
+            f"the model is quantized, by tfmot's quantization-aware training ({fake[0]} and {len(fake) - 1} more); "
+            "export.tflite writes it. For TensorRT export the float model that it was made of, with precision='int8' "
+            "and calibration_data"
+        )
+
+
+def _check_ops(model: onnx.ModelProto, opset: int) -> None:
+    """Raises if the model holds ops that tf2onnx passed on as they were."""
+    onnx = import_onnx()
+    unknown: dict[str, list[str]] = {}
+    for _, node in Scope(model, model.graph).walk():
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, opset):
+            unknown.setdefault(node.op_type, []).append(node_name(node))
+    if unknown:
+        ops = "; ".join(f"{op} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for op, names in unknown.items())
+        raise ValueError(
+            f"tf2onnx has no counterpart in ONNX opset {opset} for these TensorFlow ops: {ops}. Try a higher opset, "
+            "replace the layers, or leave them out of the exported model"
+        )
+
+
+def _tidy(model: onnx.ModelProto, output_order: list[str], specs: Sequence[tf.TensorSpec]) -> None:
+    """Puts outputs into the model's order, names the batch axis, and drops opsets that nothing uses."""
+    outputs = sorted(model.graph.output, key=lambda value: output_order.index(value.name))
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    order = {spec.name: i for i, spec in enumerate(specs)}
+    inputs = sorted(model.graph.input, key=lambda value: order.get(value.name, len(order)))
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    if all(spec.shape.rank and spec.shape[0] is None for spec in specs):
+        for value in (*model.graph.input, *model.graph.output):
+            dims = value.type.tensor_type.shape.dim
+            if dims and not dims[0].dim_value:
+                dims[0].dim_param = BATCH
+    used = {node.domain for _, node in Scope(model, model.graph).walk()} | {""}
+    kept = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back what tf2onnx and TensorFlow log on the way: what is wrong is raised, with more to go by."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    loggers += [entry for name, entry in logging.root.manager.loggerDict.items() if name.startswith("tf2onnx.")]  # type: ignore[misc]
+    levels = [entry.level for entry in loggers if isinstance(entry, logging.Logger)]
+    loggers = [entry for entry in loggers if isinstance(entry, logging.Logger)]
+    for entry in loggers:
+        entry.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for entry, level in zip(loggers, levels, strict=True):
+            entry.setLevel(level)

@@ -1,0 +1,1 @@
+"""What TensorRT is told (`trtexec`) and what it says (build logs)."""

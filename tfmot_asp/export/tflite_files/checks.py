@@ -1,0 +1,227 @@
+"""Checks of a TFLite file against the function that it was made of, and what to tell about it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_asp import masks
+from tfmot_asp.export.lowering.inference import probe_inputs
+from tfmot_asp.export.tflite_files.read_tflite import read_tflite
+from tfmot_asp.export.tflite_files.tflite_file import TfliteFile, quantization
+from tfmot_asp.graph.gemms import Gemm, find_gemms
+from tfmot_asp.graph.trace import trace_function
+
+logger = logging.getLogger(__name__)
+
+Samples = list[dict[str, np.ndarray]]
+
+_INT8_REMARKABLE = 0.1
+_COMPARED_SAMPLES = 16
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides what TensorFlow warns of within its own code: that tf.lite moves, and that QAT models come without data."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*Warning: tf\.lite\.Interpreter is deprecated")
+        warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
+        yield
+
+
+def lost_pattern(function: Any, written: Path, m_by_n: tuple[int, int]) -> str | None:
+    """The first kernel that has the pattern in the model but not in the file."""
+    theirs = [(gemm, _rows(gemm)) for gemm in read_tflite(written) if gemm.weight is not None]
+    for mine in find_gemms(trace_function(function)):
+        if mine.weight is None or not mine.reduction_axes or not _is_sparse(mine, m_by_n):
+            continue
+        kept = _rows(mine) != 0
+        # The same kernel: zero wherever it is zero. Batch norm scales rows, quantization adds zeros.
+        if any(rows.shape == kept.shape and not np.any(rows[~kept]) for _, rows in theirs):
+            continue
+        # The converter may have cut it in another way; then one of its size must have the pattern as it is read.
+        if any(rows.size == kept.size and _is_sparse(gemm, m_by_n) for gemm, rows in theirs if gemm.reduction_axes):
+            continue
+        return mine.weight_name
+    return None
+
+
+def _is_sparse(gemm: Gemm, m_by_n: tuple[int, int]) -> bool:
+    weight = np.asarray(gemm.weight)
+    return bool(np.any(weight)) and not masks.violations(weight, gemm.reduction_axes, m_by_n)
+
+
+def _rows(gemm: Gemm) -> np.ndarray:
+    """A weight as (outputs, positions, reduction), the same for TensorFlow's layout and TFLite's."""
+    weight = np.asarray(gemm.weight)
+    first, last = gemm.output_axes, gemm.reduction_axes
+    middle = tuple(axis for axis in range(weight.ndim) if axis not in first + last)
+    lengths = [int(np.prod([weight.shape[axis] for axis in axes])) for axes in (first, middle, last)]
+    return weight.transpose(first + middle + last).reshape(lengths)
+
+
+def compare(function: Any, written: Path, quantize: str | None, samples: Samples, tolerance: float) -> str:
+    """Runs the file and the model on the same inputs.
+
+    Returns:
+        What to note about it.
+
+    Raises:
+        RuntimeError: if they differ by more than the precision explains, or the file does not run.
+    """
+    if not samples:
+        probe = probe_inputs(function)
+        if probe is None:
+            return "Its outputs were not compared with the model's: no input could be made up for its open shapes."
+        samples = [{name: np.asarray(value) for name, value in probe.items()}]
+    samples = samples[:: max(1, len(samples) // _COMPARED_SAMPLES)][:_COMPARED_SAMPLES]
+    expected = [function(**{name: tf.constant(value) for name, value in sample.items()}) for sample in samples]
+    try:
+        got, steps = _run(written, samples)
+    except _NeedsTensorFlowError:
+        return "Its outputs were not compared with the model's: this interpreter cannot run its TensorFlow ops."
+    worst = 0.0
+    for name in expected[0]:
+        if not expected[0][name].dtype.is_floating:
+            continue  # an argmax may flip on a tie
+        before = np.concatenate([np.asarray(outputs[name], np.float64).reshape(-1) for outputs in expected])
+        after = np.concatenate([np.asarray(outputs[name], np.float64).reshape(-1) for outputs in got])
+        if before.shape != after.shape or not np.array_equal(np.isfinite(before), np.isfinite(after)):
+            raise RuntimeError(f"the TFLite file's output {name!r} has other sizes than the model's, or is not finite")
+        finite = np.isfinite(before)
+        before, after = before[finite], after[finite]
+        if not before.size:
+            raise ValueError(f"the model's output {name!r} is NaN or infinite throughout; check its weights")
+        worst = max(worst, _difference(name, before, after, quantize, steps.get(name, 0.0), tolerance))
+    samples_text = f"{len(samples)} input{'s' if len(samples) > 1 else ''}"
+    if quantize == "int8":
+        if worst > _INT8_REMARKABLE:
+            logger.warning("%s: int8 changes the outputs by %.0f %% of their spread.", written.name, 100 * worst)
+        return f"Outputs differ from the model's by {100 * worst:.3g} % of their spread (RMS, {samples_text})."
+    return f"Outputs differ from the model's by at most {worst:.1e} of the largest ({samples_text})."
+
+
+def _difference(
+    name: str, before: np.ndarray, after: np.ndarray, quantize: str | None, step: float, tolerance: float
+) -> float:
+    """How much an output changed relative to its size (int8: its spread); raises RuntimeError if by too much."""
+    if quantize == "int8":
+        # Few values say little about their spread: then the range is taken, which int8 has to span with zero in it.
+        reach = float(max(before.max(), 0.0) - min(before.min(), 0.0))
+        spread = float(before.std()) if before.size >= 8 else reach
+        error = float(np.sqrt(np.mean((before - after) ** 2)))
+        step = max(step, reach / 255)
+        # One step of the output's own quantization each for rounding, and for the way there.
+        too_much = error > tolerance * spread + 2 * step
+        relative, what = (error / max(spread, step) if error else 0.0), "its spread"
+        hint = "; does the representative dataset show what the model sees? If so, train it quantization-aware"
+    else:
+        spread = float(np.abs(before).max())
+        error = float(np.abs(before - after).max())
+        too_much = error > tolerance * spread
+        relative, what, hint = (error / spread if spread else 0.0), "its largest value", ""
+        if quantize == "float16":
+            hint = "; are its weights, times the scale of the batch norm behind them, beyond float16's 65,504?"
+    if too_much:
+        raise RuntimeError(
+            f"the TFLite file's output {name!r} differs from the model's by {100 * relative:.3g} % of {what}{hint}"
+        )
+    return relative
+
+
+def _interpreter(path: Path) -> Any:
+    """The interpreter of TensorFlow, or of its successor, where TensorFlow no longer has one."""
+    if hasattr(tf.lite, "Interpreter"):
+        with quiet():
+            return tf.lite.Interpreter(model_path=str(path))
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found, unused-ignore]
+
+    return Interpreter(model_path=str(path))
+
+
+class _NeedsTensorFlowError(Exception):
+    """The file has SELECT_TF_OPS, and the interpreter at hand was built without them."""
+
+
+def _run(path: Path, samples: Samples) -> tuple[list[dict[str, np.ndarray]], dict[str, float]]:
+    """The file's outputs in real numbers for each sample, and the size of a quantization step of each output."""
+    try:
+        interpreter = _interpreter(path)
+        runner = interpreter.get_signature_runner()
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        results = []
+        for number, sample in enumerate(samples):
+            if number:
+                interpreter.reset_all_variables()  # each is a sequence of its own to recurrent layers
+            fed = {name: _stored(value, inputs[name]) for name, value in sample.items() if name in inputs}
+            results.append({name: _real(value, outputs[name]) for name, value in runner(**fed).items()})
+    except (RuntimeError, ValueError) as error:
+        if "Select TensorFlow op" in str(error):
+            raise _NeedsTensorFlowError from error
+        raise RuntimeError(f"the TFLite file does not run: {error}") from error
+    graph = TfliteFile(path).subgraphs[0]
+    steps = {}
+    for name, details in outputs.items():
+        producer = next((op for op in graph.ops if details["index"] in op.outputs), None)
+        number = producer.inputs[0] if producer is not None and producer.type == "DEQUANTIZE" else details["index"]
+        scale, _ = quantization(graph.tensors[number])
+        steps[name] = 0.0 if scale is None else float(np.max(scale))
+    return results, steps
+
+
+def _stored(value: np.ndarray, details: Any) -> np.ndarray:
+    scale, zero_point = details["quantization"]
+    dtype = np.dtype(details["dtype"])
+    if not scale or dtype.kind not in "iu" or value.dtype.kind != "f":
+        return value.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(value / scale) + zero_point, limits.min, limits.max).astype(dtype)
+
+
+def _real(value: np.ndarray, details: Any) -> np.ndarray:
+    scale, zero_point = details["quantization"]
+    return (value.astype(np.float64) - zero_point) * scale if scale and value.dtype.kind in "iu" else value
+
+
+def in_float(written: Path, quantize: str | None) -> list[str]:
+    """What an int8 file computes in float: its products by name, all ops by type."""
+    if quantize != "int8":
+        return []
+    graphs = TfliteFile(written).subgraphs
+    outputs = [
+        (op.type, graph.tensors[op.outputs[0]])
+        for graph in graphs
+        for op in graph.ops
+        if op.outputs and op.type not in ("QUANTIZE", "DEQUANTIZE")
+    ]
+    counts = Counter(kind for kind, tensor in outputs if tensor.type.startswith("FLOAT"))
+    if not counts:
+        return []
+    names = {tensor.name for _, tensor in outputs if tensor.type.startswith("FLOAT")}
+    products = [gemm.weight_name for gemm in read_tflite(written) if gemm.op in names]
+    listed = f"; the weights of {', '.join(products)} are not quantized" if products else ""
+    return [f"Computed in float: {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}{listed}."]
+
+
+def state(written: Path) -> list[str]:
+    """What to do about layers that remember: TFLite's LSTM op starts where it ended the last time."""
+    states = [tensor for graph in TfliteFile(written).subgraphs for tensor in graph.tensors if tensor.variable]
+    if not states:
+        return []
+    return ["Recurrent layers keep their state from call to call: call reset_all_variables() before each new sequence."]
+
+
+def sizes(written: Path) -> str:
+    compressed, dense = TfliteFile(written).compressed_sizes()
+    return (
+        f"Size: {written.stat().st_size:,} bytes, {compressed:,} compressed (deflate); with other weights in place of "
+        f"the zeros it would compress to {dense:,}."
+    )

@@ -1,0 +1,1 @@
+"""A model as one flat graph: tracing, its inputs, its matrix products and their sizes."""

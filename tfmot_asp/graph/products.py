@@ -1,0 +1,368 @@
+"""Counts the multiply-adds of a traced graph: every matrix product and convolution, with its size as a GEMM.
+
+A GEMM of size (M, N, K) makes M × N outputs from K multiply-adds each:
+
+- M: rows, one per output position: batch × height × width of a convolution's output, batch × tokens of a Dense layer;
+- N: output channels;
+- K: what is summed over: the input channels, times the kernel's positions for a convolution (implicit GEMM).
+
+Grouped, depthwise and batched products are several GEMMs of one size. Positions that padding adds count like all
+others, as is usual. Of loops, one step is counted and multiplied by the number of steps; where that is not known before
+the loop runs, the loop is named instead. Elementwise multiplications, which are no work for Tensor Cores, do not count.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from tfmot_asp.graph.trace import Graph, Op, Tensor, trace_called, trace_loop
+
+
+@dataclass(frozen=True)
+class GemmSize:
+    """Size of a matrix product.
+
+    Attributes:
+        m: rows of the product: positions.
+        n: columns of the product: output channels, of one group.
+        k: length of the sums: input channels of one group, times the kernel positions of a convolution.
+        groups: number of products of this size that one call computes.
+        calls: how often the model computes it: more than once for shared layers and in loops.
+    """
+
+    m: int
+    n: int
+    k: int
+    groups: int = 1
+    calls: int = 1
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications, each with its addition, of all groups and calls."""
+        return self.m * self.n * self.k * self.groups * self.calls
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One product of a graph.
+
+    Attributes:
+        op: name of the op.
+        type: TensorFlow op type.
+        size: as a GEMM.
+        variables: positions in ``Graph.variables`` of what the constant operand is computed from; empty if both
+            operands depend on the model's input.
+        constant: whether an operand is constant, that is, does not depend on the model's input.
+    """
+
+    op: str
+    type: str
+    size: GemmSize
+    variables: tuple[int, ...]
+    constant: bool
+
+
+@dataclass(frozen=True)
+class Count:
+    """The products of a graph, and what could not be counted, in words."""
+
+    products: tuple[Product, ...]
+    uncounted: tuple[str, ...]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of all products."""
+        return sum(product.size.multiply_adds for product in self.products)
+
+
+def count_products(graph: Graph) -> Count:
+    """Finds every matrix product and convolution that the graph computes from its inputs.
+
+    Products of constants are left out: they are computed once, when the model is exported.
+
+    Args:
+        graph: what ``permutation.trace.trace`` makes of a model, with static shapes.
+
+    Returns:
+        A ``Count``, in execution order.
+    """
+    return _count(graph, set(graph.inputs))
+
+
+def depends_on(graph: Graph, varying: Collection[Tensor]) -> set[Tensor]:
+    """The tensors that are no constants: ``varying``, what is computed from it, and results that differ by run."""
+    depends = set(varying)
+    for op in graph.ops:
+        reads_variable = op.type in ("ReadVariableOp", "VarHandleOp") or any(
+            tensor.variable is not None for tensor in op.inputs
+        )
+        by_run = op.source.op_def.is_stateful and not reads_variable
+        if by_run or any(tensor in depends for tensor in op.inputs):
+            depends.update(op.outputs)
+    return depends
+
+
+def _count(graph: Graph, varying: Collection[Tensor]) -> Count:
+    depends = depends_on(graph, varying)
+    dilated = _dilated(graph)
+    products: list[Product] = []
+    uncounted: list[str] = []
+    for op in graph.ops:
+        if not any(tensor in depends for tensor in op.inputs):
+            continue
+        if op.type in _LOOPS:
+            inner = _count_loop(graph, op, depends)
+        elif op.type in _CHOICES:
+            inner = _count_branches(graph, op, depends)
+        else:
+            inner = _count_op(op, depends, dilated.get(op, op.outputs[0] if op.outputs else None))
+        products += inner.products
+        uncounted += inner.uncounted
+    return Count(tuple(products), tuple(uncounted))
+
+
+def _count_op(op: Op, depends: Collection[Tensor], result: Tensor | None) -> Count:
+    measure = _MEASURES.get(op.type)
+    if measure is None:
+        return Count((), (f"{op}: what it computes is not known here",) if _hides_products(op) else ())
+    if len(op.inputs) < 2:
+        return Count((), ())  # an einsum of one operand: a sum, a diagonal or a transposition
+    constant = [index for index in _OPERANDS.get(op.type, (0, 1)) if op.inputs[index] not in depends]
+    weight = constant[0] if constant else None
+    tensors = [result, *(op.inputs[index] for index in _OPERANDS.get(op.type, (0, 1)))]
+    if result is None or any(tensor is None or tensor.shape is None for tensor in tensors):
+        return Count((), (f"{op}: its size depends on the data",))
+    variables = _variables_behind(op.inputs[weight]) if weight is not None else ()
+    return Count((Product(op.name, op.type, measure(op, weight, _shape(result)), variables, weight is not None),), ())
+
+
+def _dilated(graph: Graph) -> dict[Op, Tensor]:
+    """The results of dilated convolutions that TensorFlow computes as plain ones, in between two rearrangements.
+
+    These cut the image into batches, of up to `dilation - 1` rows more than there are. What a dilated convolution
+    computes, and what runtimes make of the three ops, is the result of the last.
+    """
+
+    def skip(tensor: Tensor) -> Op | None:
+        while tensor.op is not None and tensor.op.type in _AROUND_CONVOLUTIONS:
+            tensor = tensor.op.inputs[0]
+        return tensor.op
+
+    results = {}
+    for op in graph.ops:
+        if op.type == "BatchToSpaceND" and (inner := skip(op.inputs[0])) is not None and "Conv" in inner.type:
+            before = skip(inner.inputs[0]) if inner.inputs else None
+            if before is not None and before.type == "SpaceToBatchND":
+                results[inner] = op.outputs[0]
+    return results
+
+
+_AROUND_CONVOLUTIONS = frozenset({"Identity", "ExpandDims", "Squeeze", "Reshape", "BiasAdd"})
+
+
+def _variables_behind(tensor: Tensor) -> tuple[int, ...]:
+    found: set[int] = set()
+    stack, seen = [tensor], {tensor}
+    while stack:
+        current = stack.pop()
+        if current.variable is not None:
+            found.add(current.variable)
+        for source in current.op.inputs if current.op is not None else ():
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return tuple(sorted(found))
+
+
+# Control flow
+
+_LOOPS = frozenset({"While", "StatelessWhile"})
+_CHOICES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
+_BLACK_BOXES = re.compile(r"MatMul|Conv(?!ert)|Einsum|Dot|RNN|Attention|PyFunc|XlaCallModule|XlaLaunch|TRTEngineOp")
+
+
+def _hides_products(op: Op) -> bool:
+    """Whether an op without a measure may compute products: it calls a function, or its name says so."""
+    calls = any(attribute.type in ("func", "list(func)") for attribute in op.source.op_def.attr)
+    return calls or bool(_BLACK_BOXES.search(op.type))
+
+
+def _count_loop(graph: Graph, op: Op, depends: Collection[Tensor]) -> Count:
+    condition, body = trace_loop(graph, op)
+    step = _count(body, {tensor for tensor in body.inputs if tensor in depends or tensor not in op.inputs})
+    if not step.products and not step.uncounted:
+        return step
+    steps = _number_of_steps(op, condition, body)
+    if steps is None:
+        each = f"{step.multiply_adds:,} multiply-adds each"
+        return Count((), (f"{op}: a loop, the number of its steps is not known ({each})", *step.uncounted))
+    products = (
+        replace(product, size=replace(product.size, calls=product.size.calls * steps)) for product in step.products
+    )
+    return Count(tuple(products) if steps else (), step.uncounted)
+
+
+def _count_branches(graph: Graph, op: Op, depends: Collection[Tensor]) -> Count:
+    """The branch with the most multiply-adds: which of them runs is known only then."""
+    if op.type.endswith("If"):
+        names = [op.attr("then_branch").name, op.attr("else_branch").name]
+    else:
+        names = [branch.name for branch in op.attr("branches")]
+    branches = [_count(trace_called(graph, op, name, op.inputs[1:]), depends) for name in names]
+    largest = max(branches, key=lambda branch: branch.multiply_adds)
+    uncounted = [reason for branch in branches for reason in branch.uncounted]
+    if len({branch.multiply_adds for branch in branches}) > 1:
+        uncounted.append(f"{op}: which branch runs depends on the data; the larger one is counted")
+    return Count(largest.products, tuple(dict.fromkeys(uncounted)))
+
+
+def _number_of_steps(op: Op, condition: Graph, body: Graph) -> int | None:
+    """How often a loop runs, if each of its conditions compares a counter with a constant."""
+    known: list[int] = []
+    stack = list(condition.outputs)
+    while stack:
+        test = stack.pop()
+        maker = test.op
+        if test.value is not None:
+            known += [] if test.value else [0]
+        elif maker is None:
+            return None
+        elif maker.type in ("Identity", "LogicalAnd"):
+            stack += maker.inputs
+        elif maker.type in ("Less", "LessEqual", "Greater", "GreaterEqual"):
+            steps = _steps_until(op, maker, body)
+            if steps is None:
+                return None
+            known.append(steps)
+        else:
+            return None
+    return min(known) if known else None
+
+
+def _steps_until(op: Op, comparison: Op, body: Graph) -> int | None:
+    counter, limit = comparison.inputs
+    upwards = comparison.type.startswith("Less")
+    if counter.value is not None:
+        counter, limit, upwards = limit, counter, not upwards
+    if limit.value is None or limit.value.ndim or counter not in body.inputs:
+        return None
+    index = body.inputs.index(counter)
+    start, step = op.inputs[index].value, _increment(body.outputs[index], counter)
+    if start is None or step is None or (step <= 0) == upwards or not step:
+        return None
+    distance = float(limit.value - start) / step
+    inclusive = comparison.type.endswith("Equal")
+    return max(0, math.floor(distance) + 1 if inclusive else math.ceil(distance))
+
+
+def _increment(result: Tensor, counter: Tensor) -> float | None:
+    while result.op is not None and result.op.type == "Identity":
+        result = result.op.inputs[0]
+    if result.op is None or result.op.type not in ("Add", "AddV2"):
+        return None
+    first, second = result.op.inputs
+    added = second if first is counter else first if second is counter else None
+    return None if added is None or added.value is None or added.value.ndim else float(added.value)
+
+
+# The size of each product. `weight` is the index of the constant operand, None if there is none, `result` the shape of
+# what it makes.
+
+
+def _convolution(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
+    kernel, groups = _shape(op.inputs[1]), _channels(op, op.inputs[0]) // max(1, _shape(op.inputs[1])[-2])
+    outputs = kernel[-1]
+    positions = math.prod(result) // max(1, outputs)
+    groups = max(1, groups)
+    return GemmSize(positions, outputs // groups, math.prod(kernel[:-1]), groups)
+
+
+def _depthwise_convolution(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
+    height, width, channels, multiplier = _shape(op.inputs[1])
+    positions = math.prod(result) // max(1, channels * multiplier)
+    return GemmSize(positions, multiplier, height * width, channels)
+
+
+def _transposed_convolution(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
+    """Each input position makes one value per kernel position and output channel."""
+    *kernel, outputs, inputs = _shape(op.inputs[1])
+    positions = math.prod(_shape(op.inputs[2])) // max(1, inputs)
+    return GemmSize(positions, math.prod(kernel) * outputs, inputs)
+
+
+def _matrix_product(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
+    single = op.type.endswith("MatMul") and not op.type.startswith("Batch")
+    names = ("transpose_a", "transpose_b") if single else ("adj_x", "adj_y")
+    left, right = list(_shape(op.inputs[0])), list(_shape(op.inputs[1]))
+    if op.attr(names[0], False):
+        left[-2:] = left[:-3:-1]
+    if op.attr(names[1], False):
+        right[-2:] = right[:-3:-1]
+    (*left_batch, rows, summed), (*right_batch, _, columns) = left, right
+    batch = math.prod(result[:-2])
+    if weight == 0:
+        rows, columns, left_batch, right_batch = columns, rows, right_batch, left_batch
+    if weight is not None and math.prod(right_batch) == 1:
+        return GemmSize(batch * rows, columns, summed)
+    return GemmSize(rows, columns, summed, batch)
+
+
+def _einsum(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
+    equation = op.attr("equation")
+    equation = equation.decode() if isinstance(equation, bytes) else equation
+    terms, output = equation.replace(" ", "").split("->")
+    sizes: dict[str, int] = {}
+    letters = []
+    ranks = [len(_shape(tensor)) - len(term.replace("...", "")) for tensor, term in _operands(op, terms)]
+    for (tensor, term), ellipsis in zip(_operands(op, terms), ranks, strict=True):
+        # Dimensions of an ellipsis are numbered from the right, as broadcasting does; those of size 1 are not there.
+        names = [f"...{axis}" for axis in range(ellipsis, 0, -1)]
+        spelled = [*term.partition("...")[0], *names, *term.partition("...")[2]] if "..." in term else list(term)
+        axes = dict(zip(spelled, _shape(tensor), strict=False))
+        axes = {letter: size for letter, size in axes.items() if size != 1 or not letter.startswith("...")}
+        sizes |= axes
+        letters.append(set(axes))
+    kept = {letter for letter in sizes if letter in output or letter.startswith("...")}
+    data, kernel = (letters[1], letters[0]) if weight == 0 else (letters[0], letters[1])
+
+    def size_of(chosen: set[str]) -> int:
+        return math.prod(sizes[letter] for letter in chosen)
+
+    both = data & kernel
+    return GemmSize(size_of(data - kernel), size_of(kernel - data), size_of(both - kept), size_of(both & kept))
+
+
+def _operands(op: Op, terms: str) -> list[tuple[Tensor, str]]:
+    return list(zip(op.inputs, terms.split(","), strict=True))
+
+
+def _shape(tensor: Tensor) -> Sequence[int]:
+    assert tensor.shape is not None, tensor  # checked before anything is measured
+    return tensor.shape
+
+
+def _channels(op: Op, tensor: Tensor) -> int:
+    data_format = op.attr("data_format")
+    last = (data_format.decode() if isinstance(data_format, bytes) else data_format).endswith(("C", "CHANNELS_LAST"))
+    return _shape(tensor)[-1 if last else 1]
+
+
+_MEASURES: dict[str, Callable[[Op, int | None, Sequence[int]], GemmSize]] = {
+    "Conv2D": _convolution,
+    "_FusedConv2D": _convolution,
+    "Conv3D": _convolution,
+    "Conv": _convolution,
+    "DepthwiseConv2dNative": _depthwise_convolution,
+    "Conv2DBackpropInput": _transposed_convolution,
+    "Conv3DBackpropInputV2": _transposed_convolution,
+    "MatMul": _matrix_product,
+    "_FusedMatMul": _matrix_product,
+    "BatchMatMul": _matrix_product,
+    "BatchMatMulV2": _matrix_product,
+    "BatchMatMulV3": _matrix_product,
+    "Einsum": _einsum,
+}
+_OPERANDS = {"Conv2DBackpropInput": (2, 1), "Conv3DBackpropInputV2": (2, 1)}

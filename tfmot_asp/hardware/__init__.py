@@ -1,0 +1,1 @@
+"""What sparse Tensor Cores, and the libraries above them, can use."""

@@ -1,0 +1,239 @@
+"""Which layers sparse Tensor Cores can use, and why the others cannot: the rule behind every policy of the package.
+
+Needs neither TensorFlow nor tfmot, so it serves Keras 3 models as well; ``PruneForSparseTensorCores`` in ``policy.py``
+is the same rule as a tfmot ``PruningPolicy``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.layouts import Kernel
+
+# The least that fp16 sparse kernels ask of a weight: whole blocks of 16 along the reduction axis, where the zeros are,
+# and the 8 values of a 16-byte access along the other. NVIDIA's ASP for PyTorch and for TensorFlow have the same rule.
+# What cuSPARSELt asks for, in fp16 and int8, is stricter: `tensor_cores.ALIGNMENT`, shown by `sparsity_report`.
+INPUT_MULTIPLE = 16
+OUTPUT_MULTIPLE = 8
+
+DEFAULT_KINDS = ("Dense", "Conv2D")
+SUPPORTED_KINDS = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv1D", "SeparableConv2D")
+
+_NO_CHANNEL_SUM = "a depthwise kernel sums over no channels, so it is no matrix product that Tensor Cores could shorten"
+_REFUSED = {
+    "DepthwiseConv1D": _NO_CHANNEL_SUM,
+    "DepthwiseConv2D": _NO_CHANNEL_SUM,
+    "Conv1DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
+    "Conv2DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
+    "Conv3DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
+}
+
+_MAX_REASONS = 8
+
+Skip = Any | Callable[[Any], bool] | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class SparseTensorCoreRule:
+    """Tells for each layer whether its kernels suit 2:4 sparse Tensor Cores, and if not, why.
+
+    A kernel seen as a matrix ``(I, rest)`` is accepted if its reduction axis I is a multiple of 16 and its output
+    channels a multiple of 8, the alignment that fp16 sparse kernels require (cuSPARSELt's table of supported shapes).
+
+    Attributes:
+        padding: accept Dense kernels of any input size; their incomplete last stripe counts as padded with zeros.
+        skip: layers to keep dense: a layer or model object, a ``callable(layer) -> bool``, or an iterable of these.
+            A model keeps out all the layers it holds.
+        kinds: layer kinds to accept, out of ``SUPPORTED_KINDS``. The default is Dense and Conv2D, the layers that
+            TensorRT has sparse kernels for and tfmot can wrap; subclasses of them count. The others are accepted by
+            naming them. An attention layer is accepted if EinsumDense is and all its projections qualify; of a
+            SeparableConv the pointwise kernel is pruned, and the depthwise one stays dense.
+        min_channels: keep a layer dense if one of its kernels has fewer input or output channels than this; None for
+            no limit. Small kernels are seldom faster sparse: TensorRT times both and takes the faster, and NVIDIA's
+            engineers see sparse convolutions win from about 256 channels on (github.com/NVIDIA/TensorRT, issues 3849
+            and 4065), 3 × 3 kernels somewhat earlier. So 256 costs least accuracy for what speed there is; 128 is the
+            choice if most of the network is 3 × 3 convolutions. See docs/performance.md.
+
+    Example:
+        >>> rule = SparseTensorCoreRule(skip=lambda layer: layer.name == "classifier")
+        >>> rule.why(model.get_layer("classifier"))
+        "Dense 'classifier' is kept dense: skip asks for it"
+    """
+
+    padding: bool = False
+    skip: Skip = ()
+    kinds: tuple[str, ...] = DEFAULT_KINDS
+    min_channels: int | None = None
+    _skipped_ids: frozenset[int] = field(init=False, repr=False, compare=False)
+    _skip_tests: tuple[Callable[[Any], bool], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Validates the options.
+
+        Raises:
+            TypeError: if ``skip`` holds something that is neither a layer nor callable, ``padding`` is no bool, or
+                ``min_channels`` no integer.
+            ValueError: if ``kinds`` names a kind that is not supported, or ``min_channels`` is less than 1.
+        """
+        if not isinstance(self.padding, bool):
+            raise TypeError(f"padding must be True or False, got {self.padding!r}")
+        kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
+        unknown = [kind for kind in kinds if kind not in SUPPORTED_KINDS]
+        if unknown or not kinds:
+            raise ValueError(f"kinds must be taken from {SUPPORTED_KINDS}, got {self.kinds!r}")
+        layers, tests = _split_skip(self.skip)
+        object.__setattr__(self, "min_channels", _checked_min_channels(self.min_channels))
+        object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "skip", (*layers, *tests))  # keeps the layers alive, and so their ids unique
+        object.__setattr__(self, "_skipped_ids", frozenset(_ids_within(layers)))
+        object.__setattr__(self, "_skip_tests", tuple(tests))
+
+    def allows(self, layer: Any) -> bool:
+        """Whether the layer's kernels are to be pruned. See ``why``."""
+        return self.why(layer) is None
+
+    def why(self, layer: Any) -> str | None:
+        """Why a layer is kept dense.
+
+        Args:
+            layer: a layer of tf_keras or Keras 3; wrappers are looked through.
+
+        Returns:
+            None if the layer is to be pruned, else the reason in words, with the layer's name and the numbers.
+        """
+        inner = layouts.unwrap(layer)
+        kind = layouts.kind_of(inner)
+        title = f"{type(inner).__name__} {getattr(inner, 'name', '?')!r}"
+        if kind is None:
+            return f"{title} has no kernel that can be pruned"
+        if self._skips(layer) or self._skips(inner):
+            return f"{title} is kept dense: skip asks for it"
+        if kind in _REFUSED:
+            return f"{title}: {_REFUSED[kind]}"
+        if (needed := "EinsumDense" if kind in layouts.ATTENTION_KINDS else kind) not in self.kinds:
+            return f"{title}: {needed} is not among the kinds to prune ({', '.join(self.kinds)})"
+        if not inner.built:
+            return f"{title} is not built, so its input size is unknown; call the model on a batch or build it first"
+        if getattr(inner, "lora_enabled", False):
+            return f"{title} has LoRA enabled: its effective kernel is a sum, so a mask on one term is no 2:4 pattern"
+        kernels = layouts.kernels_of(layer)
+        if kind.startswith("Separable"):
+            kernels = [kernel for kernel in kernels if kernel.layout.reduction_axes]
+        if not kernels:
+            return f"{title} is built but holds no kernel variable"
+        reasons = (self._why_kernel(title, kind, kernel) for kernel in kernels)
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _skips(self, layer: Any) -> bool:
+        return id(layer) in self._skipped_ids or any(test(layer) for test in self._skip_tests)
+
+    def _why_kernel(self, title: str, kind: str, kernel: Kernel) -> str | None:
+        part = "" if kernel.attribute in ("kernel", "_kernel") else f" ({kernel.attribute})"
+        layout = kernel.layout
+        if layout.groups > 1:
+            return (
+                f"{title} has {layout.groups} groups; grouped convolutions have no sparse Tensor Core kernel "
+                "in TensorRT or cuSPARSELt"
+            )
+        dtype = str(getattr(kernel.tf_variable.dtype, "name", kernel.tf_variable.dtype))
+        if "float" not in dtype:
+            return f"{title} has a kernel of dtype {dtype}{part}; sparsify in floating point, then quantize"
+        if not layout.reduction_axes or not layout.output_axes:
+            return f"{title} is no matrix product{part}: its equation {kernel.layer.equation!r} contracts no channels"
+        inputs, outputs = kernel.reduction_size, kernel.output_size
+        channels = "input features" if kind == "Dense" else "input channels"
+        any_inputs = self.padding and kind == "Dense"
+        if inputs % INPUT_MULTIPLE and not any_inputs:
+            remedy = "; padding=True would zero-pad it" if kind == "Dense" else ""
+            return (
+                f"{title} has {inputs} {channels}{part}; sparse Tensor Cores need a multiple of "
+                f"{INPUT_MULTIPLE}{remedy}"
+            )
+        if outputs % OUTPUT_MULTIPLE:
+            return (
+                f"{title} has {outputs} {channels.replace('input', 'output')}{part}; sparse Tensor Cores need a "
+                f"multiple of {OUTPUT_MULTIPLE}"
+            )
+        for size, side in ((inputs, channels), (outputs, channels.replace("input", "output"))):
+            if self.min_channels is not None and size < self.min_channels:
+                return f"{title} has {size} {side}{part}, fewer than min_channels={self.min_channels}"
+        return None
+
+
+def no_prunable_layer_message(model: Any, reasons: list[tuple[str, str | None]]) -> str:
+    """The error text for a model in which a policy finds nothing: each kernel's reason, shortened to a few."""
+    with_kernel = [reason for _, reason in reasons if reason and "no kernel that can be pruned" not in reason]
+    shown = [f"  - {reason}" for reason in with_kernel[:_MAX_REASONS]]
+    if len(with_kernel) > _MAX_REASONS:
+        shown.append(f"  - and {len(with_kernel) - _MAX_REASONS} more (sparsity_report(model) lists all)")
+    if not shown:
+        shown = [f"  - none of its {len(reasons)} layers has a kernel that can be pruned"]
+    return "\n".join([f"Model {model.name!r} has no layer to prune:", *shown])
+
+
+def _checked_min_channels(value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"min_channels must be a number of channels such as 256, or None for no limit; got {value!r}")
+    if number < 1:
+        raise ValueError(f"min_channels must be at least 1, or None for no limit; got {value!r}")
+    return number
+
+
+def _split_skip(skip: Any) -> tuple[list[Any], list[Callable[[Any], bool]]]:
+    """Sorts ``skip`` into layers and tests. Keras layers are callable too, so the class decides."""
+    if skip is None:
+        return [], []
+    if layouts.is_keras_layer(skip) or callable(skip) or isinstance(skip, str):
+        skip = (skip,)
+    layers, tests = [], []
+    for item in skip:
+        if layouts.is_keras_layer(item):
+            layers.append(item)
+        elif callable(item):
+            tests.append(item)
+        else:
+            hint = f"; for a name, give model.get_layer({item!r})" if isinstance(item, str) else ""
+            raise TypeError(f"skip takes layer objects and callables of a layer, got {item!r}{hint}")
+    return layers, tests
+
+
+def _ids_within(layers: Iterable[Any]) -> Iterable[int]:
+    for layer in layers:
+        yield id(layer)
+        yield id(layouts.unwrap(layer))
+        for _, inner in layouts.all_layers(layer):
+            yield id(inner)
+
+
+def why_dense(policy: Any, layer: Any) -> str | None:
+    """Why a policy keeps a layer dense; None if it prunes it.
+
+    Args:
+        policy: a ``SparseTensorCoreRule``, anything else with ``why(layer)``, or a tfmot ``PruningPolicy``.
+        layer: a Keras layer.
+
+    Raises:
+        TypeError: if ``policy`` is none of these.
+    """
+    if hasattr(policy, "why"):
+        return policy.why(layer)
+    if hasattr(policy, "allow_pruning"):
+        if policy.allow_pruning(layer):
+            return None
+        return f"{type(layer).__name__} {layer.name!r}: the policy does not allow it"
+    raise TypeError(
+        "policy must have a method why(layer) -> str | None, like SparseTensorCoreRule, or be a tfmot PruningPolicy; "
+        f"got {policy!r}"
+    )

@@ -1,0 +1,1 @@
+"""The one place that knows Keras: layers, kernels, optimizer slots, constraints."""

@@ -1,0 +1,116 @@
+"""Which kernels of a model are trained in 8 bits, which stay float and why, and whether their pattern is kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tfmot_asp import masks
+from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.constraints import mask_of
+from tfmot_asp.quantization.scheme import why_float
+from tfmot_asp.reports.table import align
+
+
+@dataclass(frozen=True)
+class QuantizedKernel:
+    """One kernel of a model that was prepared for quantization-aware training.
+
+    Attributes:
+        name: of its layer, unique in the model.
+        kind: Keras class whose layout the kernel follows.
+        attribute: which kernel of the layer.
+        quantized: whether it is trained, and exported, in 8 bits.
+        holds: whether it has the pattern; None for one without a reduction axis, or too short for it to ask for zeros.
+        kept: whether training keeps the pattern (a mask is in force).
+        reason: why it stays float; None if it is quantized.
+    """
+
+    name: str
+    kind: str
+    attribute: str
+    quantized: bool
+    holds: bool | None
+    kept: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """The kernels of a model, in 8 bits or not. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
+
+    Attributes:
+        model: name of the model.
+        sparsity_m_by_n: the pattern that was checked.
+        kernels: one row per kernel, in the model's order.
+
+    Example:
+        >>> report = tfmot_asp.quantization_report(tfmot_asp.quantize_model(sparse))
+        >>> [(kernel.name, kernel.reason) for kernel in report.left_out]
+    """
+
+    model: str
+    sparsity_m_by_n: tuple[int, int]
+    kernels: tuple[QuantizedKernel, ...]
+
+    @property
+    def left_out(self) -> tuple[QuantizedKernel, ...]:
+        """The kernels that stay float."""
+        return tuple(kernel for kernel in self.kernels if not kernel.quantized)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dicts, lists, strings and numbers."""
+        return {
+            "model": self.model,
+            "sparsity_m_by_n": list(self.sparsity_m_by_n),
+            "kernels": [asdict(kernel) for kernel in self.kernels],
+        }
+
+    def __str__(self) -> str:
+        m, n = self.sparsity_m_by_n
+        pattern = f"{n - m}:{n}"
+        rows = [
+            (
+                kernel.name if kernel.attribute == "kernel" else f"{kernel.name}.{kernel.attribute}",
+                kernel.kind,
+                "int8" if kernel.quantized else "float",
+                {True: "yes", False: "no", None: "-"}[kernel.holds],
+                "yes" if kernel.kept else "no",
+                kernel.reason or "",
+            )
+            for kernel in self.kernels
+        ]
+        summary = f"{self.model}: {len(self.kernels) - len(self.left_out)} of {len(self.kernels)} kernels in 8 bits"
+        return "\n".join([*align(("layer", "kind", "weights", pattern, "kept", "why float"), rows), summary])
+
+
+def quantization_report(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N) -> QuantizationReport:
+    """Tells for every kernel of a model whether it is trained in 8 bits, why not, and whether it is 2:4.
+
+    Args:
+        model: a built tf_keras model: what ``quantize_model`` or tfmot's ``quantize_apply`` returned, or a loaded one.
+        sparsity_m_by_n: the pattern.
+
+    Returns:
+        A ``QuantizationReport``.
+
+    Example:
+        >>> print(tfmot_asp.quantization_report(quantized))
+        layer  kind    weights  2:4  kept  why float
+        conv   Conv2D  int8     yes  yes
+        mixer  Conv1D  float    yes  yes   tfmot has no 8-bit scheme for Conv1D
+        convnet: 1 of 2 kernels in 8 bits
+    """
+    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    rows = []
+    for name, layer in layouts.all_layers(model):
+        held = {id(entry[0]) for entry in layer._weight_vars} if layouts.holds_quantized(layer) else set()
+        for kernel in layouts.kernels_of(layer):
+            quantized = id(kernel.variable) in held
+            axes = kernel.layout.reduction_axes
+            asked = bool(axes) and kernel.reduction_size > m_by_n[1] - m_by_n[0]
+            holds = not masks.violations(layouts.read(kernel.variable), axes, m_by_n) if asked else None
+            reason = None if quantized else why_float(layouts.unwrap(layer)) or "its wrapper does not quantize weights"
+            kept = mask_of(kernel.variable) is not None
+            rows.append(QuantizedKernel(name, kernel.layout.kind, kernel.attribute, quantized, holds, kept, reason))
+    return QuantizationReport(str(model.name), m_by_n, tuple(rows))

@@ -1,0 +1,1 @@
+"""What is sparse in a model, and what that can gain."""

@@ -1,0 +1,168 @@
+"""How sparse a model is, layer by layer, and what that can gain: pattern, sizes, alignment, share of the work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfmot_asp import masks
+from tfmot_asp.hardware import libraries
+from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
+from tfmot_asp.keras_models import layouts
+from tfmot_asp.reports.sparsity_report import LayerSparsity, SparsityReport
+
+if TYPE_CHECKING:
+    from tfmot_asp.graph.products import GemmSize
+
+logger = logging.getLogger(__name__)
+
+# TF-ASP reports at this level, which Python shows by default.
+SHOW_PRUNING_INFO = 30
+
+
+def sparsity_report(
+    model: Any,
+    *,
+    policy: Any = None,
+    sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N,
+    batch_size: int | None = 1,
+    input_shapes: Any = None,
+) -> SparsityReport:
+    """Reports for every kernel of a model whether it is sparse, if it could be, and what that can gain.
+
+    For the gain the model is traced, which takes a second or so: the size of each kernel's matrix products, their share
+    of all multiply-adds, whether the sizes suit sparse kernels, and from that a bound for the whole model. It is no
+    estimate: NVIDIA's own experience is about 15 % end to end for convolutional networks, usually less
+    (github.com/NVIDIA/TensorRT, issue 2310). See docs/performance.md.
+
+    Args:
+        model: a built model or layer of tf_keras or Keras 3, wrapped or not.
+        policy: what decides which layers are prunable: anything with ``why(layer) -> str | None``, such as
+            ``PruneForSparseTensorCores``, or with tfmot's ``allow_pruning(layer) -> bool``. By default
+            ``SparseTensorCoreRule()``.
+        sparsity_m_by_n: the pattern to look for.
+        batch_size: number of samples that the sizes are for, where the model leaves it open. None leaves sizes out, and
+            with them the trace.
+        input_shapes: shapes to trace with, for models that leave theirs open (image size, number of tokens) or do not
+            know them: one shape such as ``(None, 224, 224, 3)``, or a list or dict of shapes as the model is called.
+
+    Returns:
+        A ``SparsityReport``. Sizes are None, and a note says why, if shapes are open and not given or the model cannot
+        be traced.
+
+    Raises:
+        TypeError: if ``policy`` or ``batch_size`` is none.
+        ValueError: if ``model`` is no Keras model or layer, or not built; if ``batch_size`` is less than 1; or if the
+            ``input_shapes`` that are given do not fit the model.
+
+    Example:
+        >>> print(tfmot_asp.sparsity_report(model, batch_size=32))
+        layer   kind    shape        axis  zeros  2:4               kept |w|  prunable
+        stem    Conv2D  3x3x3x16     2      0.0%  no, 144 of 144    77.9%     has 3 input channels; sparse Tensor ...
+        conv1   Conv2D  3x3x16x32    2     50.0%  yes               100.0%    yes
+    """
+    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    if not layouts.is_keras_layer(model):
+        raise ValueError(f"sparsity_report takes a Keras model or layer, got a {type(model).__name__}: {model!s:.80}")
+    if not getattr(model, "built", True):
+        raise ValueError(f"{model.name!r} is not built, so it has no kernels yet; call it on a batch first")
+    policy = SparseTensorCoreRule() if policy is None else policy
+    found = []
+    for name, layer in layouts.all_layers(model):
+        kernels = layouts.kernels_of(layer)
+        reason = why_dense(policy, layer) if kernels else None
+        found += [(name, kernel, reason) for kernel in kernels]
+    rows = [_row(name, kernel, reason, m_by_n) for name, kernel, reason in found]
+    report = SparsityReport(str(model.name), m_by_n, tuple(rows))
+    if batch_size is None:
+        return replace(report, notes=("GEMM sizes were left out: batch_size is None",))
+    return _with_sizes(report, model, [kernel for _, kernel, _ in found], batch_size, input_shapes)
+
+
+def _with_sizes(
+    report: SparsityReport, model: Any, kernels: Sequence[layouts.Kernel], batch_size: int, input_shapes: Any
+) -> SparsityReport:
+    from tfmot_asp.graph import kernel_work  # here: it imports TensorFlow
+
+    batch_size = kernel_work.check_batch_size(batch_size)
+    try:
+        work = kernel_work.measure(model, kernels, batch_size, input_shapes)
+    except Exception as error:  # whatever a model's own code may raise: what is known without sizes is reported
+        if input_shapes is not None:
+            raise
+        logger.debug("no sizes for %s", report.model, exc_info=True)
+        return replace(report, notes=(f"GEMM sizes are not known: {error}",))
+    rows = [
+        _with_work(row, kernel, gemms, work.multiply_adds)
+        for row, kernel, gemms in zip(report.layers, kernels, work.gemms, strict=True)
+    ]
+    idle = [row.name for row in rows if not row.gemms]
+    notes = [f"totals and shares are not exact: {reason}" for reason in work.uncounted]
+    if idle:
+        notes.append(
+            f"no product was found with the kernel of {', '.join(dict.fromkeys(idle))} when the model is called"
+        )
+    return replace(
+        report,
+        layers=tuple(rows),
+        input_shapes=work.input_shapes,
+        multiply_adds=work.multiply_adds,
+        others=work.others,
+        notes=tuple(notes),
+    )
+
+
+def _with_work(row: LayerSparsity, kernel: layouts.Kernel, gemms: tuple[GemmSize, ...], total: int) -> LayerSparsity:
+    multiply_adds = sum(size.multiply_adds for size in gemms)
+    return replace(
+        row,
+        gemms=gemms,
+        multiply_adds=multiply_adds,
+        share=multiply_adds / total if total else 0.0,
+        misaligned_fp16=_misaligned("fp16", kernel, gemms),
+        misaligned_int8=_misaligned("int8", kernel, gemms),
+    )
+
+
+def _misaligned(precision: str, kernel: layouts.Kernel, gemms: Sequence[GemmSize]) -> tuple[str, ...]:
+    """Of the weight, and of the worst of its calls."""
+    n, k = kernel.output_size // max(1, kernel.layout.groups), kernel.reduction_size
+    rows: list[int | None] = [size.m for size in gemms] or [None]
+    bad = {name for m in rows for name in libraries.misaligned(precision, m=m, n=n, k=k)}
+    return tuple(name for name in "MNK" if name in bad)
+
+
+def _row(name: str, kernel: layouts.Kernel, reason: str | None, m_by_n: tuple[int, int]) -> LayerSparsity:
+    weight = np.asarray(kernel.tf_variable)
+    axes = kernel.layout.reduction_axes
+    stripes, violations, retained = 0, None, None
+    if axes and weight.size:
+        stripes = masks.stripe_count(weight.shape, axes, m_by_n)
+        violations = masks.violations(weight, axes, m_by_n)
+        total = float(np.sum(np.abs(weight), dtype=np.float64))
+        retained = masks.retained_magnitude(weight, axes, m_by_n) / total if total else None
+    same = m_by_n == masks.DEFAULT_M_BY_N
+    two_four = bool(axes) and (violations if same else masks.violations(weight, axes)) == 0
+    return LayerSparsity(
+        name=name,
+        kind=kernel.layout.kind,
+        attribute=kernel.attribute,
+        shape=kernel.shape,
+        reduction_axes=axes,
+        zeros=1 - int(np.count_nonzero(weight)) / max(1, weight.size),
+        stripes=stripes,
+        violations=violations,
+        reason=reason,
+        retained=retained,
+        two_four=two_four,
+        tensorrt=libraries.tensorrt_verdict(kernel),
+        gemms=None,
+        multiply_adds=None,
+        share=None,
+        misaligned_fp16=_misaligned("fp16", kernel, ()),
+        misaligned_int8=_misaligned("int8", kernel, ()),
+    )

@@ -1,0 +1,306 @@
+"""The tables of a sparsity report: what is sparse, and what it can gain."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tfmot_asp.hardware import libraries
+from tfmot_asp.reports.table import align, count_of
+
+if TYPE_CHECKING:
+    from tfmot_asp.graph.kernel_work import OtherProduct
+    from tfmot_asp.graph.products import GemmSize
+
+_WIDTH = 150
+_NAME_WIDTH = 48
+_NOTES = 8
+_TITLE = re.compile(r"^\w+ '[^']*':? (?:is )?")  # what a reason starts with; the first columns of its row say the same
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One kernel of a model.
+
+    Attributes:
+        name: of the layer, unique in the model.
+        kind: Keras class whose layout the kernel follows.
+        attribute: which kernel of the layer.
+        shape: of the kernel.
+        reduction_axes: axes that the pattern runs along; empty for depthwise kernels, which have none.
+        zeros: share of weights that are exactly zero, 0 to 1.
+        stripes: number of stripes.
+        violations: stripes with more than n - m nonzeros; None without a reduction axis.
+        reason: why the policy keeps the layer dense; None if it is prunable.
+        retained: share of the kernel's magnitude that the pattern's mask keeps, 0 to 1: 1 if the pattern holds, and
+            what one-shot pruning would keep if not. None without a reduction axis, and for an all-zero kernel.
+        two_four: whether 2:4 holds in every stripe, the one pattern that sparse Tensor Cores run, whichever pattern
+            the report is about.
+        tensorrt: whether TensorRT has a sparse kernel for it, and if not, why and by which rule.
+        gemms: sizes of its products, one call's each; empty if the model does not use the kernel, None if not known.
+        multiply_adds: of all its products; None if not known.
+        share: of the model's multiply-adds, 0 to 1; None if not known.
+        misaligned_fp16: which of M, N and K are no multiples of what cuSPARSELt's sparse fp16 kernels ask for. M, the
+            positions, can be padded with little loss, N and K are the weight's.
+        misaligned_int8: the same for int8.
+    """
+
+    name: str
+    kind: str
+    attribute: str
+    shape: tuple[int, ...]
+    reduction_axes: tuple[int, ...]
+    zeros: float
+    stripes: int
+    violations: int | None
+    reason: str | None
+    retained: float | None
+    two_four: bool
+    tensorrt: libraries.TensorRTVerdict
+    gemms: tuple[GemmSize, ...] | None
+    multiply_adds: int | None
+    share: float | None
+    misaligned_fp16: tuple[str, ...]
+    misaligned_int8: tuple[str, ...]
+
+    @property
+    def prunable(self) -> bool:
+        """Whether the policy would prune the layer."""
+        return self.reason is None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pattern holds in every stripe."""
+        return self.violations == 0
+
+
+@dataclass(frozen=True)
+class BestCase:
+    """What sparse Tensor Cores can make of a model at best. See ``libraries.best_case``.
+
+    Attributes:
+        share: of the model's multiply-adds that they can do, 0 to 1.
+        speedup: by Amdahl's law, if that share takes half the time.
+    """
+
+    share: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """The kernels of a model. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
+
+    Attributes:
+        model: name of the model.
+        sparsity_m_by_n: the pattern that was checked.
+        layers: one row per kernel, in the model's order.
+        input_shapes: shapes of the model's inputs that the sizes are for; None if the sizes are not known.
+        multiply_adds: of the whole model, for these inputs; None if not known.
+        others: products of no kernel above: of two activations, or with weights that cannot be pruned.
+        notes: what could not be measured or counted, and what to do about it.
+
+    Example:
+        >>> report = tfmot_asp.sparsity_report(model, batch_size=32)
+        >>> print(report)
+        >>> [layer.name for layer in report.layers if layer.prunable and not layer.holds]
+    """
+
+    model: str
+    sparsity_m_by_n: tuple[int, int]
+    layers: tuple[LayerSparsity, ...]
+    input_shapes: tuple[tuple[int, ...], ...] | None = None
+    multiply_adds: int | None = None
+    others: tuple[OtherProduct, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def prunable(self) -> int:
+        """Number of kernels that the policy would prune."""
+        return sum(row.prunable for row in self.layers)
+
+    @property
+    def sparse(self) -> int:
+        """Number of prunable kernels in which the pattern holds."""
+        return sum(row.prunable and row.holds for row in self.layers)
+
+    @property
+    def best_now(self) -> BestCase | None:
+        """With the kernels that are 2:4 now, where TensorRT can use it. None if sizes are not known."""
+        return self._best_case([row for row in self.layers if row.two_four])
+
+    @property
+    def best_prunable(self) -> BestCase | None:
+        """If the kernels that the policy would prune were 2:4 too."""
+        return self._best_case([row for row in self.layers if row.two_four or row.prunable])
+
+    @property
+    def best_likely(self) -> BestCase | None:
+        """As ``best_prunable``, of these only the kernels that are large enough for sparsity to be likely to win."""
+        rows = [row for row in self.layers if row.two_four or row.prunable]
+        return self._best_case([row for row in rows if row.tensorrt.gains])
+
+    def _best_case(self, rows: Sequence[LayerSparsity]) -> BestCase | None:
+        if not self.multiply_adds:
+            return None
+        share = sum(row.multiply_adds or 0 for row in rows if row.tensorrt.usable) / self.multiply_adds
+        return BestCase(share, libraries.best_case(share))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dicts, lists, strings and numbers."""
+        rows = [{**_plain(row), "prunable": row.prunable, "holds": row.holds} for row in self.layers]
+        best = {"now": self.best_now, "prunable": self.best_prunable, "likely": self.best_likely}
+        return {
+            "model": self.model,
+            "sparsity_m_by_n": list(self.sparsity_m_by_n),
+            "prunable": self.prunable,
+            "sparse": self.sparse,
+            "input_shapes": None if self.input_shapes is None else [list(shape) for shape in self.input_shapes],
+            "multiply_adds": self.multiply_adds,
+            "best_case": {name: None if case is None else asdict(case) for name, case in best.items()},
+            "layers": rows,
+            "others": [_plain(other) for other in self.others],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        return render(self)
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """A record as JSON takes it, tuples as lists."""
+
+    def lists(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: lists(item) for key, item in value.items()}
+        return [lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return lists(asdict(record))
+
+
+def render(report: SparsityReport) -> str:
+    """The report as text: a table of the pattern, then a table of sizes with the bounds for the whole model."""
+    m, n = report.sparsity_m_by_n
+    pattern = f"{n - m}:{n}" if 2 * m == n else f"{m} zeros in {n}"
+    header = ("layer", "kind", "shape", "axis", "zeros", pattern, "kept |w|", "prunable")
+    whole = align(header, [_pattern_cells(row) for row in report.layers])
+    lines = [*map(_shortened, whole), *_cut_reasons(report, whole)]
+    lines.append(
+        f"{report.model}: {report.sparse} of {report.prunable} prunable kernels are {pattern} along their reduction "
+        f"axis ({len(report.layers)} kernels in all)"
+    )
+    if report.multiply_adds is not None:
+        lines += ["", *_sizes(report)]
+    lines += [f"Note: {note}" for note in report.notes[:_NOTES]]
+    if len(report.notes) > _NOTES:
+        lines.append(f"Note: and {len(report.notes) - _NOTES} more, see .notes")
+    return "\n".join(lines)
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3].rstrip()}..."
+
+
+def _cut_reasons(report: SparsityReport, lines: Sequence[str]) -> list[str]:
+    """The reasons that did not fit into the table, each once, with the first layer that has it."""
+    layers: dict[str, list[str]] = {}
+    for row, line in zip(report.layers, lines[1:], strict=True):
+        if row.reason is not None and len(line) > _WIDTH:
+            layers.setdefault(_TITLE.sub("", row.reason), []).append(_name(row))
+    written = []
+    for reason, names in layers.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        written += textwrap.wrap(f"{names[0]}{more}: {reason}", _WIDTH, subsequent_indent="  ")
+    return ["Not prunable:", *written] if written else []
+
+
+def _name(row: LayerSparsity) -> str:
+    name = row.name if row.attribute in ("kernel", "_kernel") else f"{row.name}.{row.attribute}"
+    if len(name) <= _NAME_WIDTH:
+        return name
+    end = (_NAME_WIDTH - 3) // 2
+    return f"{name[: _NAME_WIDTH - 3 - end]}...{name[-end:]}"  # what tells names apart is at either end
+
+
+def _pattern_cells(row: LayerSparsity) -> tuple[str, ...]:
+    if row.violations is None:
+        pattern = "no reduction axis"
+    else:
+        pattern = "yes" if row.holds else f"no, {row.violations:,} of {row.stripes:,}"
+    return (
+        _name(row),
+        row.kind,
+        "x".join(map(str, row.shape)),
+        ",".join(map(str, row.reduction_axes)) or "-",
+        f"{100 * row.zeros:5.1f}%",
+        pattern,
+        "-" if row.retained is None else f"{100 * row.retained:5.1f}%",
+        "yes" if row.reason is None else _TITLE.sub("", row.reason),
+    )
+
+
+def _sizes(report: SparsityReport) -> list[str]:
+    sources: list[str] = []  # those that a row refers to, by number
+
+    def cite(source: str) -> str:
+        if source not in sources:
+            sources.append(source)
+        return f"[{sources.index(source) + 1}]"
+
+    header = (
+        "layer", "M", "N", "K", "groups", "calls", "multiply-adds", "share", f"fp16 {cite(libraries.CUSPARSELT)}",
+        "int8 [1]", "sparse kernel in TensorRT",
+    )  # fmt: skip
+    rows = []
+    for row in report.layers:
+        verdict = row.tensorrt
+        answer = "yes" if verdict.usable else "no"
+        if verdict.reason:
+            answer += f", {verdict.reason} {cite(verdict.source)}"
+        work = (count_of(row.multiply_adds or 0), f"{100 * (row.share or 0):5.1f}%")
+        sides = (row.misaligned_fp16, row.misaligned_int8)
+        aligned = [_alignment(bad) if row.reduction_axes else "-" for bad in sides]
+        gemms = row.gemms or ()
+        first = [str(value) for size in gemms[:1] for value in (size.m, size.n, size.k, size.groups, size.calls)]
+        rows.append((_name(row), *(first or ["-", "-", "-", "-", "0"]), *work, *aligned, answer))
+        rows += [
+            ("", *(str(value) for value in (size.m, size.n, size.k, size.groups, size.calls)), "", "", "", "", "")
+            for size in gemms[1:]
+        ]
+    shapes = ", ".join(f"({', '.join(map(str, shape))})" for shape in report.input_shapes or ())
+    lines = [f"Matrix products, M x N with sums over K, for inputs of shape {shapes}", *align(header, rows)]
+    lines += [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+    return [*lines, *_summary(report)]
+
+
+def _alignment(bad: Sequence[str]) -> str:
+    of_weight = [name for name in bad if name != "M"]
+    return f"no: {' '.join(of_weight)}" if of_weight else "pad M" if bad else "yes"
+
+
+def _summary(report: SparsityReport) -> list[str]:
+    total = report.multiply_adds or 0
+    lines = [f"{report.model}: {count_of(total)} multiply-adds"]
+    reasons: dict[str, list[int]] = {}
+    for other in report.others:
+        reasons.setdefault(other.reason, []).append(other.multiply_adds)
+    for reason, works in reasons.items():
+        share = sum(works) / total if total else 0.0
+        lines.append(f"  {100 * share:.1f}% outside the kernels above, in {reason}: {len(works)}")
+    if report.best_now and report.best_prunable and report.best_likely:
+        lines += [
+            "Best case on sparse Tensor Cores (fp16 or int8; Amdahl's law, with half the time for what they do):",
+            f"  with what is 2:4 now                   {_bound(report.best_now)}",
+            f"  if all prunable kernels were 2:4       {_bound(report.best_prunable)}",
+            f"  of these, large enough to gain likely  {_bound(report.best_likely)}",
+            "A bound, no estimate: time is not multiply-adds, and TensorRT times both kernels and takes the faster.",
+            f"NVIDIA's experience is 15% end to end with convolutions, usually less: {libraries.END_TO_END}",
+        ]
+    return lines
+
+
+def _bound(case: BestCase) -> str:
+    return f"x{case.speedup:.2f}  ({100 * case.share:.1f}% of multiply-adds)"

@@ -1,0 +1,261 @@
+"""``prune_low_magnitude`` with tfmot's signature: permute a model, then wrap what sparse Tensor Cores can use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_model_optimization as tfmot
+from tensorflow_model_optimization.python.core.keras.compat import keras
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
+
+from tfmot_asp import masks
+from tfmot_asp.hardware.rule import no_prunable_layer_message
+from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.quantized import check_not_quantized
+from tfmot_asp.training import schedule
+from tfmot_asp.training.policy import PruneForSparseTensorCores, check_structure, outer_layers
+from tfmot_asp.training.wrapper import PruneLowMagnitude
+
+logger = logging.getLogger(__name__)
+
+
+def prune_low_magnitude(
+    to_prune: Any,
+    pruning_schedule: Any = None,
+    block_size: tuple[int, int] = (1, 1),
+    block_pooling_type: str = "AVG",
+    pruning_policy: Any = None,
+    sparsity_m_by_n: tuple[int, int] | None = masks.DEFAULT_M_BY_N,
+    permute: bool | Mapping[str, Any] = True,
+    **kwargs: Any,
+) -> Any:
+    """Prepares a model, layer or list of layers to be pruned while it trains: 2:4 by default.
+
+    A model is first permuted (its function does not change, but more weight magnitude survives), then each layer that
+    the policy allows is wrapped. Train the result with ``fit`` as usual, then call ``strip_pruning``. As in tfmot, the
+    wrapped model shares its layers, and so its weights, with the model that came in, and has no optimizer: compile it.
+
+    Args:
+        to_prune: a built functional or sequential tf_keras model, a layer, or a list of layers. Layers given one by one
+            are wrapped as asked for, without a policy.
+        pruning_schedule: a tfmot ``PruningSchedule``. None prunes once, at the first training step; a constant
+            schedule does so at its ``begin_step``; others raise the share of masked stripes along with their sparsity.
+        block_size: tfmot's block pattern, for ``sparsity_m_by_n=None``.
+        block_pooling_type: tfmot's ``"AVG"`` or ``"MAX"``, for ``block_size``.
+        pruning_policy: which layers of a model to wrap, a tfmot ``PruningPolicy``; by default
+            ``PruneForSparseTensorCores()``.
+        sparsity_m_by_n: m zeros in every n consecutive weights along the reduction axis. None behaves as tfmot's own
+            function: unstructured or block sparsity, no permutation, no default policy.
+        permute: whether to permute a model first, in place. A mapping is passed to ``tfmot_asp.permute`` as keyword
+            arguments, as in ``permute={"effort": "thorough", "seed": 1}``. For its report, call ``tfmot_asp.permute``
+            yourself and give False here.
+        **kwargs: passed to the wrapper's constructor when ``to_prune`` is a single layer, ignored otherwise.
+
+    Returns:
+        The model, layer or list with pruning wrappers (subclasses of tfmot's ``PruneLowMagnitude``).
+
+    Raises:
+        ValueError: if there is nothing to prune, or what came in cannot be pruned; nothing is changed then.
+
+    Example:
+        >>> pruned = tfmot_asp.prune_low_magnitude(model)
+        >>> pruned.compile("adam", "sparse_categorical_crossentropy")
+        >>> pruned.fit(images, labels, callbacks=[tfmot_asp.UpdatePruningStep()])
+        >>> model = tfmot_asp.strip_pruning(pruned)
+    """
+    _check_type(to_prune)
+    check_not_quantized(to_prune)
+    if sparsity_m_by_n is None:
+        if isinstance(permute, Mapping):
+            raise ValueError("permute=... applies to an m by n pattern; with sparsity_m_by_n=None nothing is permuted")
+        return tfmot.sparsity.keras.prune_low_magnitude(
+            to_prune,
+            pruning_schedule=pruning_schedule or schedule.default_schedule(None),
+            block_size=block_size,
+            block_pooling_type=block_pooling_type,
+            pruning_policy=pruning_policy,
+            **kwargs,
+        )
+    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    schedule.check_schedule(pruning_schedule, m_by_n)
+    if not isinstance(permute, (bool, Mapping)):
+        raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
+    options = {
+        "pruning_schedule": pruning_schedule,
+        "block_size": block_size,
+        "block_pooling_type": block_pooling_type,
+        "sparsity_m_by_n": m_by_n,
+    }
+    if isinstance(to_prune, (list, tuple)):
+        return [_wrap_explicit(layer, options) for layer in to_prune]
+    if not isinstance(to_prune, keras.Model):
+        return _wrap_explicit(to_prune, {**options, **kwargs})
+
+    policy = pruning_policy if pruning_policy is not None else PruneForSparseTensorCores()
+    chosen = _layers_to_wrap(to_prune, policy)
+    _check_finite(chosen)
+    wrapped = _wrap_model(to_prune, {id(layer) for _, layer in chosen}, options)
+    if permute:
+        try:
+            _permute(to_prune, policy, m_by_n, permute if isinstance(permute, Mapping) else {})
+        except BaseException:  # Ctrl-C during the search included: leave no constraint behind
+            _release(wrapped)
+            raise
+    return wrapped
+
+
+def strip_pruning(model: Any) -> Any:
+    """Takes the pruning wrappers off again.
+
+    Masks are applied first, and completed where training stopped short of the pattern (with a warning), so that every
+    kernel that was wrapped with ``sparsity_m_by_n`` has exactly that pattern in the result.
+
+    Args:
+        model: a model with pruning wrappers, ours or tfmot's.
+
+    Returns:
+        A plain, uncompiled Keras model that shares its layers with ``model``; it saves and loads without this package.
+
+    Raises:
+        ValueError: if it is not a functional or sequential tf_keras model.
+
+    Example:
+        >>> sparse = tfmot_asp.strip_pruning(pruned)
+        >>> sparse.save("sparse.keras")
+    """
+    if layouts.is_keras3(model) or not isinstance(model, keras.Model):
+        raise ValueError(f"strip_pruning takes a tf_keras model with pruning wrappers, got {model!r:.80}")
+    check_structure(model)
+    for wrapper in _wrappers_in(model):
+        wrapper.finish_pruning()
+    stripped = tfmot.sparsity.keras.strip_pruning(model)
+    _release(model)
+    return stripped
+
+
+def prune_scope() -> Any:
+    """A scope in which models with pruning wrappers load: ``with prune_scope(): keras.models.load_model(path)``.
+
+    Models wrapped by tfmot load as well. Our own also load without it once ``tfmot_asp.prune_low_magnitude`` has been
+    looked up, since the wrapper is registered with Keras.
+
+    Example:
+        >>> pruned.save("pruned.keras")
+        >>> with tfmot_asp.prune_scope():
+        ...     pruned = tf_keras.models.load_model("pruned.keras")
+    """
+    return keras.utils.custom_object_scope(
+        {"PruneLowMagnitude": PruneLowMagnitude, "tfmot_asp>PruneLowMagnitude": PruneLowMagnitude}
+    )
+
+
+def _check_type(to_prune: Any) -> None:
+    """Raises the errors for what is no tf_keras layer, model or list of layers."""
+    is_list = isinstance(to_prune, (list, tuple))
+    for item in to_prune if is_list else [to_prune]:
+        if layouts.is_keras3(item):
+            raise ValueError(
+                f"{item.name!r} ({type(item).__name__}) belongs to Keras 3, which tfmot's wrappers do not support. "
+                "Build it with tf_keras instead: import tf_keras, or set TF_USE_LEGACY_KERAS=1 before importing "
+                "TensorFlow. tfmot_asp.permute works on Keras 3 models as they are."
+            )
+        if not isinstance(item, keras.layers.Layer):
+            raise ValueError(
+                "prune_low_magnitude takes a tf_keras functional or sequential model, a layer, or a list of layers; "
+                f"got a {type(item).__name__}{' in the list' if is_list else ''}: {item!s:.80}"
+            )
+        if is_list and isinstance(item, keras.Model):
+            raise ValueError(
+                f"The list holds the model {item.name!r}; give models one by one, not in a list of layers."
+            )
+
+
+def _wrap_explicit(layer: Any, options: dict[str, Any]) -> Any:
+    if isinstance(layer, pruning_wrapper.PruneLowMagnitude):
+        return layer
+    if isinstance(layer, keras.layers.InputLayer):
+        return type(layer).from_config(layer.get_config())
+    if layer.built:
+        _check_finite([layouts.NamedLayer(layer.name, layer)])
+    return PruneLowMagnitude(layer, **options)
+
+
+def _layers_to_wrap(model: Any, policy: Any) -> list[layouts.NamedLayer]:
+    """The layers of a model that a policy allows, after all checks that a policy or its absence calls for."""
+    if isinstance(policy, PruneForSparseTensorCores):
+        policy.check_model(model)
+    elif hasattr(policy, "allow_pruning") and hasattr(policy, "ensure_model_supports_pruning"):
+        check_structure(model)
+        policy.ensure_model_supports_pruning(model)
+    else:
+        raise TypeError(f"pruning_policy must be a tfmot PruningPolicy, got {policy!r}")
+    layers = outer_layers(model)
+    chosen = [named for named in layers if policy.allow_pruning(named.layer)]
+    if not chosen:
+        reasons: list[tuple[str, str | None]] = [
+            (name, f"{type(layer).__name__} {name!r}: the policy does not allow it")
+            for name, layer in layers
+            if layouts.kernels_of(layer)
+        ]
+        raise ValueError(no_prunable_layer_message(model, reasons))
+    return chosen
+
+
+def _check_finite(chosen: Sequence[layouts.NamedLayer]) -> None:
+    for name, layer in chosen:
+        for kernel in layouts.kernels_of(layer):
+            values = np.asarray(kernel.tf_variable)
+            bad = int(np.count_nonzero(~np.isfinite(values)))
+            if bad:
+                raise ValueError(
+                    f"Layer {name!r} has {bad} NaN or infinite values among the {values.size} of its "
+                    f"{kernel.attribute}: magnitudes mean nothing there. Check the training or the checkpoint that the "
+                    "weights came from."
+                )
+
+
+def _wrap_model(model: Any, chosen: set[int], options: dict[str, Any]) -> Any:
+    """A clone of the model with wrappers around the chosen layers; all layers are shared with the original."""
+    wrappers: dict[int, Any] = {}
+
+    def wrap(layer: Any) -> Any:
+        if isinstance(layer, keras.Model):
+            return keras.models.clone_model(layer, input_tensors=None, clone_function=wrap)
+        if id(layer) not in chosen or isinstance(layer, pruning_wrapper.PruneLowMagnitude):
+            return layer
+        # A layer that several nested models share gets one wrapper, hence one mask.
+        if id(layer) not in wrappers:
+            wrappers[id(layer)] = PruneLowMagnitude(layer, **options)
+        return wrappers[id(layer)]
+
+    try:
+        return wrap(model)
+    except BaseException:
+        for wrapper in wrappers.values():
+            wrapper.release()
+        raise
+
+
+def _permute(model: Any, policy: Any, m_by_n: tuple[int, int], options: Mapping[str, Any]) -> None:
+    if any(isinstance(layer, pruning_wrapper.PruneLowMagnitude) for _, layer in outer_layers(model)):
+        logger.warning(
+            "Model %r already holds pruning wrappers: it is not permuted, since that would break their masks.",
+            model.name,
+        )
+        return
+    from tfmot_asp.permutation import permute  # here: it is not needed for permute=False, and takes time to import
+
+    report = permute(model, **{"policy": policy, "sparsity_m_by_n": m_by_n, **options})
+    logger.info("%s", report)
+
+
+def _wrappers_in(model: Any) -> list[PruneLowMagnitude]:
+    return [layer for _, layer in outer_layers(model) if isinstance(layer, PruneLowMagnitude)]
+
+
+def _release(model: Any) -> None:
+    for wrapper in _wrappers_in(model):
+        wrapper.release()

@@ -1,0 +1,1 @@
+"""TF-ASP's interface: `AspOptimizerWrapperV2`, its log levels and lines."""

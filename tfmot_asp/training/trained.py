@@ -1,0 +1,312 @@
+"""``prune_trained_model``: m by n masks on a trained model, without wrappers and without callbacks.
+
+The mask becomes the kernel variable's constraint, which every Keras optimizer applies after each update. So the model
+stays what it is, functional or subclassed, tf_keras or Keras 3, and so does the way it is trained: ``fit``,
+``train_on_batch``, a loop of one's own. Needs no tfmot, so that Keras 3 users keep Keras 3.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfmot_asp import masks
+from tfmot_asp.hardware.rule import SparseTensorCoreRule, no_prunable_layer_message, why_dense
+from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.constraints import attach_mask, detach_mask, mask_of
+from tfmot_asp.keras_models.layouts import read
+from tfmot_asp.keras_models.quantized import check_not_quantized
+from tfmot_asp.reports.sparsity import sparsity_report
+from tfmot_asp.reports.sparsity_report import SparsityReport
+
+logger = logging.getLogger(__name__)
+
+Scores = Callable[[layouts.Kernel], npt.ArrayLike]
+
+
+def prune_trained_model(
+    model: Any,
+    *,
+    policy: Any = None,
+    permute: bool | Mapping[str, Any] = True,
+    sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N,
+) -> PrunedModel:
+    """Prunes a trained model in place, 2:4 by default, and keeps it sparse in whatever training follows.
+
+    The model is permuted (its function does not change, but more weight magnitude survives), then the smallest weights
+    are set to zero, and masks are attached as the kernel variables' constraints. The pattern holds after every step of
+    every Keras optimizer. It stays the same model object, compiled as it was.
+
+    Call it before the first call of a ``tf.function`` of your own that trains the model, since what is traced already
+    knows nothing of the masks. Keras' own (``fit``, ``train_on_batch``) is traced anew.
+
+    Args:
+        model: a built model of tf_keras or Keras 3 (TensorFlow backend): functional, sequential, subclassed, nested.
+        policy: which layers to prune: anything with ``why(layer) -> str | None``, or a tfmot ``PruningPolicy``. By
+            default ``SparseTensorCoreRule()``, the rule of ``PruneForSparseTensorCores``.
+        permute: whether to permute the model first. A mapping is passed to ``tfmot_asp.permute`` as keyword arguments,
+            as in ``permute={"effort": "thorough", "input_shapes": (None, 224, 224, 3)}``.
+        sparsity_m_by_n: m zeros in every n consecutive weights along each kernel's reduction axis.
+
+    Returns:
+        A ``PrunedModel``: its ``report``, ``remove()`` and ``update_masks()``. It may be dropped.
+
+    Raises:
+        TypeError: if ``model`` is no Keras model or layer, or for another kind of ``permute`` or ``policy``.
+        ValueError: if the model is not built, has no layer to prune, holds NaN or infinite weights, or is being pruned
+            already. In every case, and if the search is interrupted, the model is as it was.
+
+    Example:
+        >>> pruned = tfmot_asp.prune_trained_model(model)
+        >>> model.fit(images, labels)
+        >>> print(pruned.report)
+    """
+    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    if not isinstance(permute, (bool, Mapping)):
+        raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
+    policy = SparseTensorCoreRule() if policy is None else policy
+    kernels = kernels_to_prune(model, policy)
+    _check_finite(kernels)
+    permutation = None
+    if permute:
+        from tfmot_asp.permutation import permute as reorder  # here: it takes time to import
+
+        options = permute if isinstance(permute, Mapping) else {}
+        permutation = reorder(model, **{"policy": policy, "sparsity_m_by_n": m_by_n, **options})
+        logger.info("%s", permutation)
+    return PrunedModel(model, kernels, m_by_n, policy, permutation)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a ``PrunedModel`` refers to but does not own: ``tf.Module`` tracks attributes, but not through this."""
+
+    model: Any
+    policy: Any
+    permutation: Any
+    kernels: dict[str, layouts.Kernel]
+
+
+class PrunedModel(tf.Module):
+    """The masks of a model: what ``prune_trained_model`` returns.
+
+    A ``tf.Module`` that owns the masks (bool variables, one byte per weight) and nothing else, so that
+    ``tf.train.Checkpoint(model=model, optimizer=optimizer, masks=pruned)`` saves and restores a run to the bit. Masks
+    recomputed from restored weights are the same too, unless a weight that is kept happens to be exactly zero.
+
+    Training does not need this object: drop it, and the masks stay where they are.
+
+    Attributes:
+        sparsity_m_by_n: the pattern.
+        masks: the mask of each kernel, by the kernel's name.
+
+    Example:
+        >>> pruned = tfmot_asp.prune_trained_model(model)
+        >>> checkpoint = tf.train.Checkpoint(model=model, masks=pruned)
+        >>> pruned.remove()  # after training: the model is plain again, and stays 2:4
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kernels: Mapping[str, layouts.Kernel],
+        sparsity_m_by_n: tuple[int, int],
+        policy: Any = None,
+        permutation: Any = None,
+    ) -> None:
+        super().__init__(name="masks")
+        self._parts = _Parts(model, policy, permutation, dict(kernels))
+        self.sparsity_m_by_n = sparsity_m_by_n
+        # All that takes memory and time comes before the first change.
+        values = {name: self._new_mask(name, None) for name in kernels}
+        self.masks = {name: create_mask(kernel.variable, values[name]) for name, kernel in kernels.items()}
+        for name, kernel in kernels.items():
+            attach_mask(kernel.variable, self.masks[name], model)
+        self.apply_masks()
+        forget_traces(model)
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self._parts.model
+
+    @property
+    def permutation(self) -> Any:
+        """The ``PermutationReport``; None if the model was not permuted."""
+        return self._parts.permutation
+
+    @property
+    def report(self) -> SparsityReport:
+        """The pattern in the model's weights as they are now; ``print`` it for a table."""
+        return sparsity_report(self.model, policy=self._parts.policy, sparsity_m_by_n=self.sparsity_m_by_n)
+
+    def apply_masks(self) -> None:
+        """Writes zeros to all masked weights.
+
+        Optimizers do this in each step. Call it after setting weights that are dense, such as a checkpoint from before
+        pruning, to evaluate or save before the next step.
+        """
+        for name, kernel in self._parts.kernels.items():
+            write_masked(kernel.tf_variable, self.masks[name])
+
+    def update_masks(self, scores: Scores | None = None) -> None:
+        """Computes all masks anew and applies them.
+
+        Args:
+            scores: gives the score of each weight of a ``layouts.Kernel`` (``.layer``, ``.tf_variable``, ``.layout``),
+                an array of the kernel's shape. By default the magnitude of the current weights: since masked weights
+                are zero, that changes a mask only after other weights have been set.
+
+        Raises:
+            ValueError: for scores of another shape, or weights that are NaN or infinite. No mask has changed then.
+        """
+        _check_finite(self._parts.kernels)
+        values = {name: self._new_mask(name, scores) for name in self._parts.kernels}
+        for name, value in values.items():
+            self.masks[name].assign(value)
+        self.apply_masks()
+
+    def remove(self) -> None:
+        """Applies the masks a last time and takes them off: the weights stay sparse until the model trains again.
+
+        A mask that another call has put in the place of one of these stays. Removing twice does nothing.
+        """
+        self.apply_masks()
+        for name, kernel in self._parts.kernels.items():
+            detach_mask(kernel.variable, self.masks[name])
+        if self._parts.kernels:
+            forget_traces(self.model)
+        self._parts = _Parts(self.model, self._parts.policy, self.permutation, {})
+
+    def __repr__(self) -> str:
+        m, n = self.sparsity_m_by_n
+        return f"<PrunedModel {self.model.name!r}: {m} zeros in every {n} weights of {len(self.masks)} kernels>"
+
+    def _new_mask(self, name: str, scores: Scores | None) -> np.ndarray:
+        kernel = self._parts.kernels[name]
+        weight = read(kernel.tf_variable)
+        if scores is not None:
+            score = np.asarray(scores(kernel))
+            if score.shape != weight.shape:
+                raise ValueError(
+                    f"the scores of {name!r} have shape {score.shape}, its kernel has shape {weight.shape}"
+                )
+        else:
+            score = np.abs(weight.astype(np.float64 if weight.dtype == np.float64 else np.float32))
+            if hasattr(self, "masks"):
+                # Among zeros, those that are kept now stay: training may bring a kept weight to exactly zero.
+                score = np.where(read(self.masks[name]) | (score > 0), score, -1)
+        return np.asarray(masks.m_by_n_mask(score, kernel.layout.reduction_axes, self.sparsity_m_by_n))
+
+
+def create_mask(variable: Any, value: npt.ArrayLike) -> tf.Variable:
+    """A bool variable for the mask of ``variable``, on its device and distributed like it.
+
+    Args:
+        variable: the kernel, in any of the forms that ``layouts.underlying_variable`` takes.
+        value: of the mask.
+    """
+    plain = layouts.underlying_variable(variable)
+    strategy = getattr(plain, "distribute_strategy", None) if hasattr(plain, "_values") else None
+    with strategy.scope() if strategy is not None else tf.init_scope():
+        return tf.Variable(
+            np.asarray(value, bool),
+            trainable=False,
+            dtype=tf.bool,
+            name="mask",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+
+def write_masked(variable: Any, mask: Any) -> None:
+    """Writes zeros to the masked weights of a plain or distributed ``tf.Variable``."""
+    variable.assign(masks.apply_mask(tf.convert_to_tensor(variable), tf.convert_to_tensor(mask)))
+
+
+def forget_traces(model: Any) -> None:
+    """Has Keras trace its training step anew, for this model and those in it: a trace keeps to the constraints it saw.
+
+    Works within a ``fit`` as well, from a callback.
+    """
+    for part in _parts_of(model):
+        if getattr(part, "train_function", None) is not None and hasattr(part, "make_train_function"):
+            part.make_train_function(force=True)
+
+
+def _parts_of(model: Any) -> list[Any]:
+    """The model and all layers and models in it."""
+    return list(model._flatten_layers(include_self=True, recursive=True))
+
+
+def kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
+    """The kernels that the policy allows, by name, each variable once. Changes nothing.
+
+    Raises:
+        TypeError, ValueError: as ``prune_trained_model``.
+    """
+    if not layouts.is_keras_layer(model):
+        raise TypeError(
+            f"prune_trained_model takes a model or layer of tf_keras or Keras 3, got a {type(model).__name__}: "
+            f"{model!s:.80}"
+        )
+    layouts.check_backend(model)
+    check_not_quantized(model)
+    if not getattr(model, "built", False):
+        raise ValueError(
+            f"{model.name!r} is not built, so its kernels do not exist yet: call it on a batch, or build it with "
+            "model.build(input_shape), and load the trained weights before pruning"
+        )
+    for part in _parts_of(model):
+        if any(base.__name__ == "PruneLowMagnitude" for base in type(part).__mro__):
+            raise ValueError(
+                f"layer {part.name!r} is wrapped for pruning already. Either train the model as it is, or take the "
+                "wrappers off first: model = tfmot_asp.strip_pruning(model)"
+            )
+    found: dict[str, layouts.Kernel] = {}
+    by_variable: dict[int, tuple[str, layouts.Kernel]] = {}
+    reasons: list[tuple[str, str | None]] = []
+    for name, layer in layouts.all_layers(model):
+        kernels = layouts.kernels_of(layer)
+        if not kernels:
+            continue
+        reason = why_dense(policy, layer)
+        reasons.append((name, reason))
+        for kernel in kernels if reason is None else ():
+            title = name if kernel.attribute in ("kernel", "_kernel") else f"{name}.{kernel.attribute}"
+            if not kernel.layout.reduction_axes:
+                continue
+            if mask_of(kernel.variable) is not None:
+                raise ValueError(
+                    f"the kernel of {title!r} has a mask already: the model is being pruned. Go on training it; to "
+                    "compute its masks anew, call update_masks() of what prune_trained_model returned, and to start "
+                    "over, its remove() first"
+                )
+            other_name, other = by_variable.setdefault(id(kernel.tf_variable), (title, kernel))
+            if other.layout.reduction_axes != kernel.layout.reduction_axes:
+                raise ValueError(
+                    f"{other_name!r} and {title!r} share a kernel, but sum over different axes of it "
+                    f"({other.layout.reduction_axes} and {kernel.layout.reduction_axes}), so no mask suits both; keep "
+                    "one of them out with SparseTensorCoreRule(skip=[layer])"
+                )
+            if other is kernel:
+                found[title] = kernel
+    if not found:
+        raise ValueError(no_prunable_layer_message(model, reasons))
+    return found
+
+
+def _check_finite(kernels: Mapping[str, layouts.Kernel]) -> None:
+    for name, kernel in kernels.items():
+        values = read(kernel.tf_variable)
+        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        if bad:
+            raise ValueError(
+                f"{name!r} has {bad} NaN or infinite values among the {values.size} of its kernel: magnitudes mean "
+                "nothing there. Check the training or the checkpoint that the weights came from."
+            )
