@@ -1,9 +1,9 @@
 """What the inputs of a kernel look like: second moments of the rows that its product multiplies.
 
 A row is one position that the product is computed at: a sample of a Dense layer, a token, a pixel of a convolution in
-the column order of ``tf.image.extract_patches``. With X̂ the rows in the model as pruned so far and X the same rows in the
-dense model, the moments are the Gram matrix H = X̂ᵀX̂ / N and the drift D = X̂ᵀ(X - X̂) / N. D, not X̂ᵀX, because it is
-exactly zero where nothing has been pruned yet, and loses no digits to cancellation where little has.
+the column order of ``tf.image.extract_patches``. With X̂ the rows in the model as pruned so far and X the same rows in
+the dense model, the moments are the Gram matrix H = X̂ᵀX̂ / N and the drift D = X̂ᵀ(X - X̂) / N. D, not X̂ᵀX, because it
+is exactly zero where nothing has been pruned yet, and loses no digits to cancellation where little has.
 
 H is K². Where that is more than the memory allowed, only diagonal blocks of it are kept: one per kernel position of a
 convolution, or one per run of inputs; ``Moments.note`` says so.
