@@ -17,7 +17,6 @@ from tfmot_asp.permutation import (
     PermutationError,
     PermutationReport,
     permute,
-    pipeline,
     plan_model,
     register_rule,
     rules,
@@ -214,7 +213,10 @@ def test_interrupted_again_while_putting_back(monkeypatch):
     assert_same(before, model)
 
 
-@pytest.mark.parametrize("where", ["search", "search_matrix", "_retained", "outline", "apply"])
+@pytest.mark.parametrize(
+    "where",
+    ["pipeline.search", "pipeline.search_matrix", "plan.ModelPlan.retained", "picture.outline.outline", "apply.apply"],
+)
 def test_interrupted_in_any_step(monkeypatch, where):
     model = small()
     before = weights(model)
@@ -222,7 +224,7 @@ def test_interrupted_in_any_step(monkeypatch, where):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, where, interrupted)
+    monkeypatch.setattr(f"tfmot_asp.permutation.{where}", interrupted)
     with pytest.raises(KeyboardInterrupt):
         permute(model, effort="fast", policy=POLICY, progress=False)
     assert_same(before, model)
