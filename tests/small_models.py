@@ -5,7 +5,7 @@ import tf_keras
 from tf_keras import layers
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import kernels_of
 
 
 def convnet(classes=8):
@@ -46,7 +46,7 @@ def violations(model, m_by_n=(2, 4)):
     found = {}
     for layer in model._flatten_layers():
         if hasattr(layer, "pruning_vars"):
-            for kernel in layouts.kernels_of(layer):
+            for kernel in kernels_of(layer):
                 if kernel.layout.reduction_axes:
                     name = f"{layer.layer.name}.{kernel.attribute}"
                     weight = np.asarray(kernel.tf_variable)

@@ -15,17 +15,19 @@ from tfmot_asp import masks
 from tfmot_asp.export.tflite_files import checks
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.variables import read
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 
 
 def pruned_in_place(model):
     """2:4 along the reduction axis of every kernel that has one, prunable or not."""
-    for _, layer in layouts.all_layers(model):
-        for kernel in layouts.kernels_of(layer):
+    for _, layer in all_layers(model):
+        for kernel in kernels_of(layer):
             if kernel.layout.reduction_axes:
-                weight = layouts.read(kernel.variable)
+                weight = read(kernel.variable)
                 mask = masks.m_by_n_mask(np.abs(weight), kernel.layout.reduction_axes)
                 kernel.variable.assign(masks.apply_mask(weight, mask))
     return model

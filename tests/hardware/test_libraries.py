@@ -5,12 +5,12 @@ from hypothesis import strategies as st
 from tf_keras import layers
 
 from tfmot_asp.hardware.libraries import ALIGNMENT, best_case, misaligned, tensorrt_verdict
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import kernels_of
 
 
 def verdicts(layer, *shape):
     layer(tf.zeros(shape))
-    return [tensorrt_verdict(kernel) for kernel in layouts.kernels_of(layer)]
+    return [tensorrt_verdict(kernel) for kernel in kernels_of(layer)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_of_separable_convolutions_only_the_pointwise_kernel_is_usable():
 def test_attention_projections_are_products_with_one_matrix():
     attention = layers.MultiHeadAttention(4, 64)
     attention(tf.zeros((1, 3, 256)), tf.zeros((1, 3, 256)))
-    assert [tensorrt_verdict(kernel).gains for kernel in layouts.kernels_of(attention)] == [True] * 4
+    assert [tensorrt_verdict(kernel).gains for kernel in kernels_of(attention)] == [True] * 4
 
 
 @given(st.sampled_from(["fp16", "int8"]), st.none() | st.integers(1, 200), st.integers(1, 200), st.integers(1, 200))

@@ -3,7 +3,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.layouts import kind_of
+from tfmot_asp.keras_models.which_keras import is_keras3, is_keras_model
 
 keras3 = pytest.importorskip("keras", minversion="3")
 KERAS = {"tf_keras": tf_keras, "keras": keras3}
@@ -42,7 +45,7 @@ def cases(keras):
 def test_the_reduction_axis_is_the_one_that_the_input_channel_selects(keras, index):
     """Not by convention: with one input channel alive, only its position on the reduction axis gets a gradient."""
     layer, shape, kind, reduction, outputs = cases(keras)[index]
-    (kernel,) = layouts.kernels_of(made(layer, *shape))
+    (kernel,) = kernels_of(made(layer, *shape))
     assert kernel.layout.kind == kind
     assert kernel.layout.reduction_axes == reduction
     assert kernel.layout.output_axes == outputs
@@ -59,25 +62,25 @@ def test_the_reduction_axis_is_the_one_that_the_input_channel_selects(keras, ind
 
 def test_several_contracted_axes_are_flattened(keras):
     layer = made(keras.layers.EinsumDense("abcd,cde->abe", (None, 5)), 2, 3, 4, 6)
-    (kernel,) = layouts.kernels_of(layer)
+    (kernel,) = kernels_of(layer)
     assert (kernel.layout.reduction_axes, kernel.layout.output_axes) == ((0, 1), (2,))
     assert (kernel.reduction_size, kernel.output_size) == (24, 5)
 
 
 def test_batch_letters_of_an_einsum_belong_to_neither_side(keras):
     layer = made(keras.layers.EinsumDense("bhd,hde->bhe", (3, 5)), 2, 3, 4)
-    (kernel,) = layouts.kernels_of(layer)
+    (kernel,) = kernels_of(layer)
     assert (kernel.layout.reduction_axes, kernel.layout.output_axes) == ((1,), (2,))
 
 
 def test_grouped_convolution_keeps_one_groups_channels(keras):
-    (kernel,) = layouts.kernels_of(made(keras.layers.Conv2D(8, 3, groups=2), 1, 5, 5, 6))
+    (kernel,) = kernels_of(made(keras.layers.Conv2D(8, 3, groups=2), 1, 5, 5, 6))
     assert kernel.layout.groups == 2
     assert kernel.reduction_size == 3
 
 
 def test_depthwise_convolution_is_no_conv2d_and_has_no_reduction_axis(keras):
-    (kernel,) = layouts.kernels_of(made(keras.layers.DepthwiseConv2D(3, depth_multiplier=2), 1, 5, 5, 6))
+    (kernel,) = kernels_of(made(keras.layers.DepthwiseConv2D(3, depth_multiplier=2), 1, 5, 5, 6))
     assert kernel.layout.kind == "DepthwiseConv2D"
     assert (kernel.layout.reduction_axes, kernel.layout.output_axes) == ((), (2, 3))
 
@@ -85,7 +88,7 @@ def test_depthwise_convolution_is_no_conv2d_and_has_no_reduction_axis(keras):
 @pytest.mark.parametrize("rank", [1, 2])
 def test_separable_convolution_has_two_kernels(keras, rank):
     layer = made(getattr(keras.layers, f"SeparableConv{rank}D")(5, 3), 1, *[6] * rank, 4)
-    depthwise, pointwise = layouts.kernels_of(layer)
+    depthwise, pointwise = kernels_of(layer)
     assert (depthwise.attribute, depthwise.layout.reduction_axes) == ("depthwise_kernel", ())
     assert (pointwise.attribute, pointwise.layout.reduction_axes) == ("pointwise_kernel", (rank,))
     assert pointwise.shape == (*[1] * rank, 4, 5)
@@ -94,7 +97,7 @@ def test_separable_convolution_has_two_kernels(keras, rank):
 def test_attention_gives_its_four_projections(keras):
     layer = keras.layers.MultiHeadAttention(2, 8)
     layer(tf.zeros((1, 3, 16)), tf.zeros((1, 3, 16)))
-    found = layouts.kernels_of(layer)
+    found = kernels_of(layer)
     assert [kernel.attribute.split(".")[0] for kernel in found] == [
         "_query_dense",
         "_key_dense",
@@ -106,25 +109,25 @@ def test_attention_gives_its_four_projections(keras):
 
 def test_wrappers_are_looked_through(keras):
     layer = made(keras.layers.TimeDistributed(keras.layers.Dense(5)), 2, 4, 3)
-    (kernel,) = layouts.kernels_of(layer)
+    (kernel,) = kernels_of(layer)
     assert kernel.layer is layer.layer
-    assert layouts.kind_of(layer) == "Dense"
+    assert kind_of(layer) == "Dense"
 
 
 def test_subclasses_count_and_layers_without_kernel_do_not(keras):
     class Projection(keras.layers.Dense):
         pass
 
-    assert layouts.kind_of(Projection(4)) == "Dense"
-    assert layouts.kernels_of(Projection(4)) == []
-    assert len(layouts.kernels_of(made(Projection(4), 1, 3))) == 1
+    assert kind_of(Projection(4)) == "Dense"
+    assert kernels_of(Projection(4)) == []
+    assert len(kernels_of(made(Projection(4), 1, 3))) == 1
     for layer in (keras.layers.ReLU(), keras.layers.BatchNormalization(), keras.layers.Embedding(4, 4)):
-        assert layouts.kind_of(layer) is None
-    assert layouts.kernels_of(made(keras.layers.BatchNormalization(), 1, 3)) == []
+        assert kind_of(layer) is None
+    assert kernels_of(made(keras.layers.BatchNormalization(), 1, 3)) == []
 
 
 def test_the_variable_underneath_keeps_its_dtype_under_mixed_precision(keras):
-    (kernel,) = layouts.kernels_of(made(keras.layers.Dense(4, dtype="mixed_float16"), 1, 3))
+    (kernel,) = kernels_of(made(keras.layers.Dense(4, dtype="mixed_float16"), 1, 3))
     assert isinstance(kernel.tf_variable, tf.Variable)
     assert type(kernel.tf_variable).__name__ == "ResourceVariable"
     assert kernel.tf_variable.dtype == tf.float32
@@ -133,17 +136,17 @@ def test_the_variable_underneath_keeps_its_dtype_under_mixed_precision(keras):
 def test_lora_keeps_its_kernel_variable():
     layer = made(keras3.layers.Dense(4), 1, 3)
     layer.enable_lora(2)
-    (kernel,) = layouts.kernels_of(layer)
+    (kernel,) = kernels_of(layer)
     assert isinstance(kernel.tf_variable, tf.Variable)
     assert kernel.shape == (3, 4)
 
 
 def test_keras_3_is_told_from_tf_keras():
-    assert layouts.is_keras3(keras3.layers.Dense(1))
-    assert not layouts.is_keras3(tf_keras.layers.Dense(1))
-    assert not layouts.is_keras3("Dense")
-    assert layouts.is_keras_model(tf_keras.Sequential())
-    assert not layouts.is_keras_model(tf_keras.layers.Dense(1))
+    assert is_keras3(keras3.layers.Dense(1))
+    assert not is_keras3(tf_keras.layers.Dense(1))
+    assert not is_keras3("Dense")
+    assert is_keras_model(tf_keras.Sequential())
+    assert not is_keras_model(tf_keras.layers.Dense(1))
 
 
 def test_all_layers_finds_each_once_with_names_that_tell_them_apart(keras):
@@ -153,8 +156,8 @@ def test_all_layers_finds_each_once_with_names_that_tell_them_apart(keras):
     y = keras.layers.Dense(4, name="fc", activation=keras.layers.LeakyReLU(name="leaky"))(x)
     y = inner(shared(y))
     model = keras.Model(x, keras.layers.Dense(2, name="head")(y))
-    found = layouts.all_layers(model)
-    assert [name for name, layer in found if layouts.kernels_of(layer)] == ["fc", "shared", "inner/fc", "head"]
+    found = all_layers(model)
+    assert [name for name, layer in found if kernels_of(layer)] == ["fc", "shared", "inner/fc", "head"]
     assert len({id(layer) for _, layer in found}) == len(found)
     assert "leaky" in [name for name, _ in found]
     assert inner not in [layer for _, layer in found]
@@ -183,17 +186,17 @@ def test_all_layers_looks_into_subclassed_models_lists_and_dicts(keras):
 
     model = Net()
     model(tf.zeros((1, 4)))
-    found = layouts.all_layers(model)
+    found = all_layers(model)
     assert sorted(name for name, _ in found) == ["block/fc#1", "block/fc#2", "head", "out"]
-    assert all(len(layouts.kernels_of(layer)) == 1 for _, layer in found)
+    assert all(len(kernels_of(layer)) == 1 for _, layer in found)
 
 
 def test_all_layers_of_a_single_layer_and_of_a_module():
     dense = tf_keras.layers.Dense(4, name="only")
-    assert [(name, layer) for name, layer in layouts.all_layers(dense)] == [("only", dense)]
+    assert [(name, layer) for name, layer in all_layers(dense)] == [("only", dense)]
     module = tf.Module()
     module.part = dense
-    assert [layer for _, layer in layouts.all_layers(module)] == [dense]
+    assert [layer for _, layer in all_layers(module)] == [dense]
 
 
 def test_deep_nesting_does_not_hit_the_recursion_limit():
@@ -201,4 +204,4 @@ def test_deep_nesting_does_not_hit_the_recursion_limit():
     for depth in range(1100):
         innermost.child = tf_keras.layers.Layer(name=f"layer_{depth}")
         innermost = innermost.child
-    assert [layer for _, layer in layouts.all_layers(top)] == [innermost]
+    assert [layer for _, layer in all_layers(top)] == [innermost]

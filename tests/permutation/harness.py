@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
 
@@ -33,7 +34,7 @@ class EveryKernel:
     def why(self, layer: Any) -> str | None:
         if self.skip(layer):
             return f"{layer.name!r} is skipped"
-        return None if layouts.kernels_of(layer) else "no kernel"
+        return None if kernels_of(layer) else "no kernel"
 
 
 @dataclasses.dataclass(repr=False)
@@ -65,7 +66,7 @@ def variables_of(model: Any) -> list[Any]:
         found += [v for v in vars(module).values() if isinstance(v, tf.Variable)]
     found += [v for v in vars(model).values() if isinstance(v, tf.Variable)]
     found += list(model.variables) if hasattr(model, "variables") else []
-    unique = {id(layouts.underlying_variable(v)): v for v in found}
+    unique = {id(underlying_variable(v)): v for v in found}
     return list(unique.values())
 
 

@@ -18,7 +18,9 @@ from tests.export.test_tflite import pruned_in_place
 from tests.small_models import compiled, convnet, data, mlp
 from tfmot_asp import masks
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.variables import read, underlying_variable
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated"),
@@ -29,11 +31,11 @@ pytestmark = [
 def violations(model):
     """Of every kernel with a reduction axis, read from its variable."""
     found = {}
-    for name, layer in layouts.all_layers(model):
-        for kernel in layouts.kernels_of(layer):
-            assert isinstance(layouts.underlying_variable(kernel.variable), tf.Variable), name
+    for name, layer in all_layers(model):
+        for kernel in kernels_of(layer):
+            assert isinstance(underlying_variable(kernel.variable), tf.Variable), name
             if kernel.layout.reduction_axes:
-                weight = layouts.read(kernel.variable)
+                weight = read(kernel.variable)
                 found[f"{name}.{kernel.attribute}"] = masks.violations(weight, kernel.layout.reduction_axes)
     return found
 

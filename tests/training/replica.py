@@ -79,12 +79,14 @@ def doors():
 
 def train(keras, make, strategy):
     from tfmot_asp import masks
-    from tfmot_asp.keras_models import layouts
+    from tfmot_asp.keras_models.kernels import kernels_of
+    from tfmot_asp.keras_models.layers import all_layers
+    from tfmot_asp.keras_models.variables import underlying_variable
 
     with strategy.scope():
         model, optimizer = make()
         model.compile(optimizer, "mse", jit_compile=False)
-    kernels = {name: k for name, layer in layouts.all_layers(model) for k in layouts.kernels_of(layer)}
+    kernels = {name: k for name, layer in all_layers(model) for k in kernels_of(layer)}
     start = digest(weights(kernels))
     generator = np.random.default_rng(3)
     x = generator.standard_normal((STEPS * GLOBAL_BATCH, 16)).astype("f")
@@ -102,7 +104,7 @@ def train(keras, make, strategy):
 
     model.fit(dataset, verbose=0, shuffle=False, callbacks=[Record()])
     for variable in model.variables:
-        parts = [np.asarray(part) for part in getattr(layouts.underlying_variable(variable), "values", ())]
+        parts = [np.asarray(part) for part in getattr(underlying_variable(variable), "values", ())]
         assert all(np.array_equal(part, parts[0]) for part in parts), f"the replicas of {variable.name} differ"
     for kernel in kernels.values():
         assert masks.violations(weights({"": kernel})[0], kernel.layout.reduction_axes) == 0

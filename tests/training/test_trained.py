@@ -12,8 +12,10 @@ import tf_keras
 import tfmot_asp
 from tests.small_models import convnet, data, mlp
 from tfmot_asp import masks
-from tfmot_asp.keras_models import layouts
 from tfmot_asp.keras_models.constraints import mask_of
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.variables import underlying_variable
 
 keras3 = pytest.importorskip("keras", minversion="3")
 KERAS = {"tf_keras": tf_keras, "keras3": keras3}
@@ -85,11 +87,7 @@ def compiled(model, keras, optimizer="adam", **options):
 
 
 def weights(model):
-    return {
-        name: np.asarray(kernel.tf_variable)
-        for name, layer in layouts.all_layers(model)
-        for kernel in layouts.kernels_of(layer)
-    }
+    return {name: np.asarray(kernel.tf_variable) for name, layer in all_layers(model) for kernel in kernels_of(layer)}
 
 
 def assert_sparse(pruned):
@@ -246,7 +244,7 @@ def test_masks_come_from_the_stored_weights_under_mixed_precision(keras, precisi
     pruned = prune(compiled(model, keras))
     np.testing.assert_array_equal(pruned.masks["dense"].numpy()[:4, 0], [False, False, True, True])
     model.fit(*batch(model), batch_size=4, verbose=0, callbacks=[check_every_batch(keras, pruned)])
-    assert layouts.underlying_variable(dense.kernel).dtype == "float32"
+    assert underlying_variable(dense.kernel).dtype == "float32"
 
 
 def test_a_users_own_constraint_still_holds_and_comes_back(keras):

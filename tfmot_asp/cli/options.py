@@ -99,9 +99,9 @@ def policy(arguments: argparse.Namespace, model: Any) -> SparseTensorCoreRule:
     Raises:
         ValueError: if a layer to skip is not in the model.
     """
-    from tfmot_asp.keras_models import layouts
+    from tfmot_asp.keras_models.layers import all_layers
 
-    layers = layouts.all_layers(model)
+    layers = all_layers(model)
     names = sorted({name for name, _ in layers} | {str(layer.name) for _, layer in layers})
     for wanted in arguments.skip:
         if not fnmatch.filter(names, wanted):

@@ -47,10 +47,10 @@ def write_model(model: Any, output: Path, *, force: bool, allow_unsafe: bool) ->
         RuntimeError: if what was written is not the model.
     """
     from tfmot_asp.files import replacing
-    from tfmot_asp.keras_models import layouts
+    from tfmot_asp.keras_models.which_keras import is_keras3
 
     suffix = output.suffix.lower()
-    if suffix == "" and layouts.is_keras3(model):
+    if suffix == "" and is_keras3(model):
         raise ValueError(
             f"{str(output)!r} would be a SavedModel with layers, which Keras 3 does not write: give -o a .keras "
             "name, or use `export --to saved_model`"

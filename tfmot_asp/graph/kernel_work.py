@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfmot_asp.graph.inputs import input_specs
 from tfmot_asp.graph.products import GemmSize, Product, count_products
 from tfmot_asp.graph.trace import Graph, concrete_function, trace_function, variable_key, variables_of
-from tfmot_asp.keras_models.layouts import Kernel
+from tfmot_asp.keras_models.kernels import Kernel
 
 logger = logging.getLogger(__name__)
 

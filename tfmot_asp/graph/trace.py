@@ -21,7 +21,7 @@ from tensorflow.python.eager import context, execute
 from tensorflow.python.framework import function_def_to_graph
 
 from tfmot_asp.graph.inputs import describe, input_specs, shape_list
-from tfmot_asp.keras_models.layouts import underlying_variable
+from tfmot_asp.keras_models.variables import underlying_variable
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tfmot_asp.keras_models.layouts import Kernel
+from tfmot_asp.keras_models.kernels import Kernel
 
 TENSORRT_GUIDE = (
     "TensorRT developer guide, structured sparsity: "
@@ -94,7 +94,7 @@ def tensorrt_verdict(kernel: Kernel) -> TensorRTVerdict:
     say that grouped convolutions are left out, and that kernels win from about 256 channels on.
 
     Args:
-        kernel: a layer's kernel, as ``layouts.kernels_of`` gives it.
+        kernel: a layer's kernel, as ``kernels_of`` gives it.
     """
 
     def no(reason: str, source: str = TENSORRT_GUIDE) -> TensorRTVerdict:

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.keras_models import layouts
-from tfmot_asp.keras_models.layouts import Kernel
+from tfmot_asp.keras_models.kernels import Kernel, kernels_of
+from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.layouts import ATTENTION_KINDS, kind_of
+from tfmot_asp.keras_models.which_keras import is_keras_layer
+from tfmot_asp.keras_models.wrappers import unwrap
 
 # The least that fp16 sparse kernels ask of a weight: whole blocks of 16 along the reduction axis, where the zeros are,
 # and the 8 values of a 16-byte access along the other. NVIDIA's ASP for PyTorch and for TensorFlow have the same rule.
@@ -107,8 +110,8 @@ class SparseTensorCoreRule:
         Returns:
             None if the layer is to be pruned, else the reason in words, with the layer's name and the numbers.
         """
-        inner = layouts.unwrap(layer)
-        kind = layouts.kind_of(inner)
+        inner = unwrap(layer)
+        kind = kind_of(inner)
         title = f"{type(inner).__name__} {getattr(inner, 'name', '?')!r}"
         if kind is None:
             return f"{title} has no kernel that can be pruned"
@@ -116,13 +119,13 @@ class SparseTensorCoreRule:
             return f"{title} is kept dense: skip asks for it"
         if kind in _REFUSED:
             return f"{title}: {_REFUSED[kind]}"
-        if (needed := "EinsumDense" if kind in layouts.ATTENTION_KINDS else kind) not in self.kinds:
+        if (needed := "EinsumDense" if kind in ATTENTION_KINDS else kind) not in self.kinds:
             return f"{title}: {needed} is not among the kinds to prune ({', '.join(self.kinds)})"
         if not inner.built:
             return f"{title} is not built, so its input size is unknown; call the model on a batch or build it first"
         if getattr(inner, "lora_enabled", False):
             return f"{title} has LoRA enabled: its effective kernel is a sum, so a mask on one term is no 2:4 pattern"
-        kernels = layouts.kernels_of(layer)
+        kernels = kernels_of(layer)
         if kind.startswith("Separable"):
             kernels = [kernel for kernel in kernels if kernel.layout.reduction_axes]
         if not kernels:
@@ -195,11 +198,11 @@ def _split_skip(skip: Any) -> tuple[list[Any], list[Callable[[Any], bool]]]:
     """Sorts ``skip`` into layers and tests. Keras layers are callable too, so the class decides."""
     if skip is None:
         return [], []
-    if layouts.is_keras_layer(skip) or callable(skip) or isinstance(skip, str):
+    if is_keras_layer(skip) or callable(skip) or isinstance(skip, str):
         skip = (skip,)
     layers, tests = [], []
     for item in skip:
-        if layouts.is_keras_layer(item):
+        if is_keras_layer(item):
             layers.append(item)
         elif callable(item):
             tests.append(item)
@@ -212,8 +215,8 @@ def _split_skip(skip: Any) -> tuple[list[Any], list[Callable[[Any], bool]]]:
 def _ids_within(layers: Iterable[Any]) -> Iterable[int]:
     for layer in layers:
         yield id(layer)
-        yield id(layouts.unwrap(layer))
-        for _, inner in layouts.all_layers(layer):
+        yield id(unwrap(layer))
+        for _, inner in all_layers(layer):
             yield id(inner)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.variables import read, underlying_variable
 
 
 class MaskConstraint:
@@ -92,7 +92,7 @@ def mask_of(variable: Any) -> Any:
 def is_masked(variable: Any) -> bool:
     """Whether the variable has a mask that holds something back, unlike those of pruning that has not begun yet."""
     mask = mask_of(variable)
-    return mask is not None and not layouts.read(mask).all()
+    return mask is not None and not read(mask).all()
 
 
 def _holders(variable: Any) -> list[Any]:
@@ -100,7 +100,7 @@ def _holders(variable: Any) -> list[Any]:
 
     That is Keras 3's own variable; for tf_keras the ``tf.Variable`` inside, or each replica's of a distributed one.
     """
-    plain = layouts.underlying_variable(variable)
+    plain = underlying_variable(variable)
     if plain is not variable and "_constraint" in vars(variable):  # tf_keras' AutoCastVariable only forwards it
         return [variable]
     return list(getattr(plain, "values", None) or [plain]) if hasattr(plain, "_values") else [plain]
@@ -135,11 +135,11 @@ class _AveragesOf:
             averages = getattr(optimizer, "_model_variables_moving_average", None) or ()
             index = self._index(optimizer) if averages else None
             if index is not None:
-                yield layouts.underlying_variable(averages[index])
+                yield underlying_variable(averages[index])
             optimizer = getattr(optimizer, "inner_optimizer", None)
 
     def _index(self, optimizer: Any) -> int | None:
         if hasattr(optimizer, "_index_dict"):  # tf_keras
-            return optimizer._index_dict.get(optimizer._var_key(layouts.underlying_variable(self._variable)))
+            return optimizer._index_dict.get(optimizer._var_key(underlying_variable(self._variable)))
         tracked = getattr(optimizer, "_trainable_variables", ())
         return next((i for i, other in enumerate(tracked) if other is self._variable), None)

@@ -8,7 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.variables import read
+from tfmot_asp.keras_models.which_keras import is_keras3, is_keras_model
 
 
 def plain_model(model: Any) -> tuple[Any, tuple[int, int]]:
@@ -22,12 +24,12 @@ def plain_model(model: Any) -> tuple[Any, tuple[int, int]]:
         ValueError: if the model is none, is not built, holds NaN, its pruning has not reached the pattern, or it mixes
             patterns.
     """
-    if not layouts.is_keras_model(model):
+    if not is_keras_model(model):
         raise ValueError(f"export takes a Keras model, got a {type(model).__name__}: {model!s:.80}")
     if not model.built:
         raise ValueError(f"Model {model.name!r} is not built; call it on a batch, or build it, before exporting it")
     _check_numbers(model)
-    if layouts.is_keras3(model):
+    if is_keras3(model):
         return model, masks.DEFAULT_M_BY_N
     from tensorflow_model_optimization.python.core.sparsity.keras import prune, pruning_wrapper
 
@@ -45,7 +47,7 @@ def plain_model(model: Any) -> tuple[Any, tuple[int, int]]:
         wrapper.pruning_obj.weight_mask_op()
     m_by_n = patterns.pop() if patterns else masks.DEFAULT_M_BY_N
     for wrapper in wrappers:
-        for kernel in layouts.kernels_of(wrapper) if wrapper.sparsity_m_by_n else ():
+        for kernel in kernels_of(wrapper) if wrapper.sparsity_m_by_n else ():
             axes = kernel.layout.reduction_axes
             if axes and masks.violations(np.asarray(kernel.tf_variable), axes, m_by_n):
                 raise ValueError(
@@ -59,7 +61,7 @@ def _check_numbers(model: Any) -> None:
     """Raises ValueError for NaN in a weight, or infinity in a matrix: nobody wants to deploy those."""
     for variable in model.weights:
         if tf.as_dtype(variable.dtype).is_floating:
-            values = layouts.read(variable)
+            values = read(variable)
             bad = np.isnan(values) if values.ndim < 2 else ~np.isfinite(values)  # a vector of limits may be infinite
             if bad.any():
                 name = getattr(variable, "path", None) or variable.name

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.variables import underlying_variable
 
 _NOT_SLOTS = frozenset({"_trainable_variables", "_variables", "_tracked", "_overwrite_variable_with_gradient"})
 
@@ -30,7 +30,7 @@ def slots_of(model: Any, variable: Any) -> Iterator[tuple[Any, dict[int, int]]]:
     """
     for optimizer in _optimizers(getattr(model, "optimizer", None)):
         for name, slot in _kept_for(optimizer, variable):
-            slot = layouts.underlying_variable(slot)
+            slot = underlying_variable(slot)
             axes = _axes(optimizer, name, tuple(slot.shape), tuple(variable.shape))
             if axes is None:
                 raise ValueError(
@@ -108,7 +108,7 @@ def _tracked(optimizer: Any) -> list[Any]:
 def _is(key: Any, variable: Any) -> bool:
     if isinstance(key, str):
         return key == getattr(variable, "_unique_id", None)
-    return layouts.underlying_variable(key) is variable
+    return underlying_variable(key) is variable
 
 
 def _attributes(thing: Any) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.keras_models import layouts
-from tfmot_asp.keras_models.layouts import read
 from tfmot_asp.keras_models.slots import slots_of
+from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.permutation.plan import ModelPlan
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def _check_orders(plan: ModelPlan, orders: Sequence[np.ndarray]) -> None:
 
 def _all_variables(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any) -> Iterator[tuple[Any, Moves]]:
     for index, moves in variable_moves(plan, orders).items():
-        variable = layouts.underlying_variable(plan.graph.variables[index])
+        variable = underlying_variable(plan.graph.variables[index])
         yield variable, moves
         for slot, axes in slots_of(model, variable):
             yield slot, [(axes[axis], order) for axis, order in moves if axis in axes]

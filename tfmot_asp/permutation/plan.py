@@ -13,9 +13,12 @@ from tfmot_asp import masks
 from tfmot_asp.graph.inputs import input_specs
 from tfmot_asp.graph.trace import Graph, add_training, concrete_function, trace_function, variables_of
 from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
-from tfmot_asp.keras_models import layouts
 from tfmot_asp.keras_models.constraints import is_masked
-from tfmot_asp.keras_models.layouts import read
+from tfmot_asp.keras_models.kernels import Kernel, kernels_of
+from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.layouts import kind_of
+from tfmot_asp.keras_models.variables import read
+from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
 from tfmot_asp.masks import check_m_by_n
 from tfmot_asp.permutation.analysis import analyse
 from tfmot_asp.permutation.axes import Axes
@@ -135,18 +138,16 @@ def _traced(model: Any, input_shapes: Any) -> tuple[Any, Graph]:
     return function, graph
 
 
-def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]], list[DenseLayer]]:
+def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, Kernel]], list[DenseLayer]]:
     """The kernels that the policy prunes, with names, and the layers it does not."""
     import tensorflow as tf
 
-    if isinstance(model, (list, tuple, str, dict)) or not (
-        layouts.is_keras_layer(model) or isinstance(model, tf.Module)
-    ):
+    if isinstance(model, (list, tuple, str, dict)) or not (is_keras_layer(model) or isinstance(model, tf.Module)):
         raise TypeError(
             f"permute takes a Keras model or a tf.Module that holds Keras layers, got {type(model).__name__}; "
             "a path is loaded first with tf_keras.models.load_model"
         )
-    layouts.check_backend(model)
+    check_backend(model)
     if getattr(model, "built", True) is False:
         raise ValueError(
             f"{_title(model)} is not built, so it has no weights yet: call it on a sample batch, "
@@ -155,9 +156,9 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]],
     _check_not_wrapped(model)
     rule = policy if policy is not None else SparseTensorCoreRule()
     chosen, dense = [], []
-    for name, layer in layouts.all_layers(model):
-        kernels = [k for k in layouts.kernels_of(layer) if k.layout.reduction_axes]
-        if not layouts.kernels_of(layer):
+    for name, layer in all_layers(model):
+        kernels = [k for k in kernels_of(layer) if k.layout.reduction_axes]
+        if not kernels_of(layer):
             continue
         reason = why_dense(rule, layer)
         if reason is None and kernels:
@@ -165,7 +166,7 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, layouts.Kernel]],
                 part = "" if kernel.attribute in ("kernel", "_kernel") else f".{kernel.attribute}"
                 chosen.append((name + part, kernel))
         else:
-            kind = layouts.kind_of(layer) or type(layer).__name__
+            kind = kind_of(layer) or type(layer).__name__
             dense.append(DenseLayer(name, kind, reason or f"{name!r} sums over no channels"))
     return chosen, dense
 
@@ -177,8 +178,8 @@ def _check_not_wrapped(model: Any) -> None:
                 f"layer {part.name!r} is wrapped for pruning already: permuting now would move weights from under "
                 "its mask. Permute the model first, then wrap it; prune_low_magnitude(permute=True) does both"
             )
-    for name, layer in layouts.all_layers(model):
-        if any(is_masked(kernel.variable) for kernel in layouts.kernels_of(layer)):
+    for name, layer in all_layers(model):
+        if any(is_masked(kernel.variable) for kernel in kernels_of(layer)):
             raise ValueError(
                 f"layer {name!r} is being pruned already: permuting now would move weights from under its mask. "
                 "Permute the model first, then prune it; prune_trained_model(permute=True) does both"

@@ -19,8 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.graph.trace import local_variable, variable_key
-from tfmot_asp.keras_models import layouts
-from tfmot_asp.keras_models.layouts import read
+from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.permutation.plan import ModelPlan
 
 logger = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class Verifier:
             inputs = [t * tf.cast(nudge, t.dtype) if t.dtype.is_floating else t for t in inputs]
         copies = {}
         for variable, value in zip(self.plan.graph.variables, values, strict=True):
-            plain = layouts.underlying_variable(variable)
+            plain = underlying_variable(variable)
             with tf.device(getattr(plain, "device", None)):
                 copies[variable_key(variable)] = tf.Variable(value, dtype=plain.dtype, trainable=False)
         captured = [local_variable(copies[id(c)]).handle if id(c) in copies else c for c in function.captured_inputs]
@@ -102,7 +101,7 @@ def random_values(plan: ModelPlan, seed: int = 0) -> Values:
     values = []
     for variable in plan.graph.variables:
         shape = tuple(int(n) for n in variable.shape)
-        dtype = layouts.underlying_variable(variable).dtype
+        dtype = underlying_variable(variable).dtype
         if not dtype.is_floating:
             values.append(read(variable))
         elif sum(n > 1 for n in shape) < 2 or "variance" in variable.name:

@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models import layouts
 from tfmot_asp.keras_models.constraints import mask_of
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.variables import read
+from tfmot_asp.keras_models.wrappers import holds_quantized, unwrap
 from tfmot_asp.quantization.scheme import why_float
 from tfmot_asp.reports.table import align
 
@@ -103,14 +106,14 @@ def quantization_report(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.
     """
     m_by_n = masks.check_m_by_n(sparsity_m_by_n)
     rows = []
-    for name, layer in layouts.all_layers(model):
-        held = {id(entry[0]) for entry in layer._weight_vars} if layouts.holds_quantized(layer) else set()
-        for kernel in layouts.kernels_of(layer):
+    for name, layer in all_layers(model):
+        held = {id(entry[0]) for entry in layer._weight_vars} if holds_quantized(layer) else set()
+        for kernel in kernels_of(layer):
             quantized = id(kernel.variable) in held
             axes = kernel.layout.reduction_axes
             asked = bool(axes) and kernel.reduction_size > m_by_n[1] - m_by_n[0]
-            holds = not masks.violations(layouts.read(kernel.variable), axes, m_by_n) if asked else None
-            reason = None if quantized else why_float(layouts.unwrap(layer)) or "its wrapper does not quantize weights"
+            holds = not masks.violations(read(kernel.variable), axes, m_by_n) if asked else None
+            reason = None if quantized else why_float(unwrap(layer)) or "its wrapper does not quantize weights"
             kept = mask_of(kernel.variable) is not None
             rows.append(QuantizedKernel(name, kernel.layout.kind, kernel.attribute, quantized, holds, kept, reason))
     return QuantizationReport(str(model.name), m_by_n, tuple(rows))

@@ -23,9 +23,12 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.quantization.keras import quantize_layer, quantize_wrapper
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import Kernel, kernels_of
+from tfmot_asp.keras_models.layers import all_layers
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.keras_models.quantized import quantized_layers
+from tfmot_asp.keras_models.variables import read
+from tfmot_asp.keras_models.which_keras import check_backend, is_keras3, is_keras_model
 from tfmot_asp.quantization.kernels import quantization_report
 from tfmot_asp.quantization.scheme import Scheme, why_float
 from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO
@@ -127,9 +130,9 @@ def keep_sparsity(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAUL
         >>> model.fit(images, labels)
     """
     m_by_n = masks.check_m_by_n(sparsity_m_by_n)
-    if not layouts.is_keras_model(model):
+    if not is_keras_model(model):
         raise TypeError(f"keep_sparsity takes a Keras model, got a {type(model).__name__}: {model!s:.80}")
-    layouts.check_backend(model)
+    check_backend(model)
     if not model.built:
         raise ValueError(f"{model.name!r} is not built, so its kernels do not exist yet; call it on a batch first")
     for layer in model._flatten_layers(include_self=False):
@@ -205,7 +208,7 @@ class QuantizeWrapperV2(quantize_wrapper.QuantizeWrapperV2):
 
 
 def _check_model(model: Any) -> None:
-    if layouts.is_keras3(model):
+    if is_keras3(model):
         raise ValueError(
             f"{model.name!r} ({type(model).__name__}) belongs to Keras 3; tfmot quantizes tf_keras models. Build it "
             "with tf_keras (or set TF_USE_LEGACY_KERAS=1 before importing TensorFlow), or quantize after training: "
@@ -233,17 +236,17 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _sparse_kernels(model: Any, m_by_n: tuple[int, int]) -> dict[str, layouts.Kernel]:
+def _sparse_kernels(model: Any, m_by_n: tuple[int, int]) -> dict[str, Kernel]:
     """The kernels that have the pattern, by name, each variable once; not those too short for it to ask for zeros."""
     m, n = m_by_n
-    found: dict[str, layouts.Kernel] = {}
+    found: dict[str, Kernel] = {}
     seen: set[int] = set()
-    for name, layer in layouts.all_layers(model):
-        for kernel in layouts.kernels_of(layer):
+    for name, layer in all_layers(model):
+        for kernel in kernels_of(layer):
             axes = kernel.layout.reduction_axes
             if not axes or kernel.reduction_size <= n - m or id(kernel.tf_variable) in seen:
                 continue
-            if not masks.violations(layouts.read(kernel.variable), axes, m_by_n):
+            if not masks.violations(read(kernel.variable), axes, m_by_n):
                 seen.add(id(kernel.tf_variable))
                 found[name if kernel.attribute == "kernel" else f"{name}.{kernel.attribute}"] = kernel
     return found

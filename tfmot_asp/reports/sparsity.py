@@ -12,7 +12,9 @@ import numpy as np
 from tfmot_asp import masks
 from tfmot_asp.hardware import libraries
 from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import Kernel, kernels_of
+from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.reports.sparsity_report import LayerSparsity, SparsityReport
 
 if TYPE_CHECKING:
@@ -66,14 +68,14 @@ def sparsity_report(
         conv1   Conv2D  3x3x16x32    2     50.0%  yes               100.0%    yes
     """
     m_by_n = masks.check_m_by_n(sparsity_m_by_n)
-    if not layouts.is_keras_layer(model):
+    if not is_keras_layer(model):
         raise ValueError(f"sparsity_report takes a Keras model or layer, got a {type(model).__name__}: {model!s:.80}")
     if not getattr(model, "built", True):
         raise ValueError(f"{model.name!r} is not built, so it has no kernels yet; call it on a batch first")
     policy = SparseTensorCoreRule() if policy is None else policy
     found = []
-    for name, layer in layouts.all_layers(model):
-        kernels = layouts.kernels_of(layer)
+    for name, layer in all_layers(model):
+        kernels = kernels_of(layer)
         reason = why_dense(policy, layer) if kernels else None
         found += [(name, kernel, reason) for kernel in kernels]
     rows = [_row(name, kernel, reason, m_by_n) for name, kernel, reason in found]
@@ -84,7 +86,7 @@ def sparsity_report(
 
 
 def _with_sizes(
-    report: SparsityReport, model: Any, kernels: Sequence[layouts.Kernel], batch_size: int, input_shapes: Any
+    report: SparsityReport, model: Any, kernels: Sequence[Kernel], batch_size: int, input_shapes: Any
 ) -> SparsityReport:
     from tfmot_asp.graph import kernel_work  # here: it imports TensorFlow
 
@@ -116,7 +118,7 @@ def _with_sizes(
     )
 
 
-def _with_work(row: LayerSparsity, kernel: layouts.Kernel, gemms: tuple[GemmSize, ...], total: int) -> LayerSparsity:
+def _with_work(row: LayerSparsity, kernel: Kernel, gemms: tuple[GemmSize, ...], total: int) -> LayerSparsity:
     multiply_adds = sum(size.multiply_adds for size in gemms)
     return replace(
         row,
@@ -128,7 +130,7 @@ def _with_work(row: LayerSparsity, kernel: layouts.Kernel, gemms: tuple[GemmSize
     )
 
 
-def _misaligned(precision: str, kernel: layouts.Kernel, gemms: Sequence[GemmSize]) -> tuple[str, ...]:
+def _misaligned(precision: str, kernel: Kernel, gemms: Sequence[GemmSize]) -> tuple[str, ...]:
     """Of the weight, and of the worst of its calls."""
     n, k = kernel.output_size // max(1, kernel.layout.groups), kernel.reduction_size
     rows: list[int | None] = [size.m for size in gemms] or [None]
@@ -136,7 +138,7 @@ def _misaligned(precision: str, kernel: layouts.Kernel, gemms: Sequence[GemmSize
     return tuple(name for name in "MNK" if name in bad)
 
 
-def _row(name: str, kernel: layouts.Kernel, reason: str | None, m_by_n: tuple[int, int]) -> LayerSparsity:
+def _row(name: str, kernel: Kernel, reason: str | None, m_by_n: tuple[int, int]) -> LayerSparsity:
     weight = np.asarray(kernel.tf_variable)
     axes = kernel.layout.reduction_axes
     stripes, violations, retained = 0, None, None

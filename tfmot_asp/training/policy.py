@@ -9,8 +9,9 @@ from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry imp
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
 from tfmot_asp.hardware.rule import DEFAULT_KINDS, Skip, SparseTensorCoreRule, no_prunable_layer_message
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.layers import NamedLayer
 from tfmot_asp.keras_models.quantized import check_not_quantized
+from tfmot_asp.keras_models.which_keras import is_keras_model
 
 
 class PruneForSparseTensorCores(tfmot.sparsity.keras.PruningPolicy):
@@ -90,12 +91,12 @@ class PruneForSparseTensorCores(tfmot.sparsity.keras.PruningPolicy):
             raise ValueError(no_prunable_layer_message(model, reasons))
 
 
-def outer_layers(model: Any) -> list[layouts.NamedLayer]:
+def outer_layers(model: Any) -> list[NamedLayer]:
     """The layers that a wrapper could be put around: those of the model and its nested models, containers whole.
 
-    Unlike ``layouts.all_layers`` this does not look into attention layers and wrappers.
+    Unlike ``all_layers`` this does not look into attention layers and wrappers.
     """
-    found: list[layouts.NamedLayer] = []
+    found: list[NamedLayer] = []
     seen: set[int] = set()
 
     def visit(node: Any, path: str) -> None:
@@ -103,10 +104,10 @@ def outer_layers(model: Any) -> list[layouts.NamedLayer]:
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
-            if layouts.is_keras_model(layer):
+            if is_keras_model(layer):
                 visit(layer, f"{path}{layer.name}/")
             else:
-                found.append(layouts.NamedLayer(f"{path}{layer.name}", layer))
+                found.append(NamedLayer(f"{path}{layer.name}", layer))
 
     visit(model, "")
     return found
@@ -140,7 +141,7 @@ def _models_within(model: Any) -> list[Any]:
         node = stack.pop()
         if all(node is not other for other in found):
             found.append(node)
-            stack.extend(layer for layer in node.layers if layouts.is_keras_model(layer))
+            stack.extend(layer for layer in node.layers if is_keras_model(layer))
     return found
 
 

@@ -13,8 +13,10 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wra
 
 from tfmot_asp import masks
 from tfmot_asp.hardware.rule import no_prunable_layer_message
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.layers import NamedLayer
 from tfmot_asp.keras_models.quantized import check_not_quantized
+from tfmot_asp.keras_models.which_keras import is_keras3
 from tfmot_asp.training import schedule
 from tfmot_asp.training.policy import PruneForSparseTensorCores, check_structure, outer_layers
 from tfmot_asp.training.wrapper import PruneLowMagnitude
@@ -126,7 +128,7 @@ def strip_pruning(model: Any) -> Any:
         >>> sparse = tfmot_asp.strip_pruning(pruned)
         >>> sparse.save("sparse.keras")
     """
-    if layouts.is_keras3(model) or not isinstance(model, keras.Model):
+    if is_keras3(model) or not isinstance(model, keras.Model):
         raise ValueError(f"strip_pruning takes a tf_keras model with pruning wrappers, got {model!r:.80}")
     check_structure(model)
     for wrapper in _wrappers_in(model):
@@ -156,7 +158,7 @@ def _check_type(to_prune: Any) -> None:
     """Raises the errors for what is no tf_keras layer, model or list of layers."""
     is_list = isinstance(to_prune, (list, tuple))
     for item in to_prune if is_list else [to_prune]:
-        if layouts.is_keras3(item):
+        if is_keras3(item):
             raise ValueError(
                 f"{item.name!r} ({type(item).__name__}) belongs to Keras 3, which tfmot's wrappers do not support. "
                 "Build it with tf_keras instead: import tf_keras, or set TF_USE_LEGACY_KERAS=1 before importing "
@@ -179,11 +181,11 @@ def _wrap_explicit(layer: Any, options: dict[str, Any]) -> Any:
     if isinstance(layer, keras.layers.InputLayer):
         return type(layer).from_config(layer.get_config())
     if layer.built:
-        _check_finite([layouts.NamedLayer(layer.name, layer)])
+        _check_finite([NamedLayer(layer.name, layer)])
     return PruneLowMagnitude(layer, **options)
 
 
-def _layers_to_wrap(model: Any, policy: Any) -> list[layouts.NamedLayer]:
+def _layers_to_wrap(model: Any, policy: Any) -> list[NamedLayer]:
     """The layers of a model that a policy allows, after all checks that a policy or its absence calls for."""
     if isinstance(policy, PruneForSparseTensorCores):
         policy.check_model(model)
@@ -198,15 +200,15 @@ def _layers_to_wrap(model: Any, policy: Any) -> list[layouts.NamedLayer]:
         reasons: list[tuple[str, str | None]] = [
             (name, f"{type(layer).__name__} {name!r}: the policy does not allow it")
             for name, layer in layers
-            if layouts.kernels_of(layer)
+            if kernels_of(layer)
         ]
         raise ValueError(no_prunable_layer_message(model, reasons))
     return chosen
 
 
-def _check_finite(chosen: Sequence[layouts.NamedLayer]) -> None:
+def _check_finite(chosen: Sequence[NamedLayer]) -> None:
     for name, layer in chosen:
-        for kernel in layouts.kernels_of(layer):
+        for kernel in kernels_of(layer):
             values = np.asarray(kernel.tf_variable)
             bad = int(np.count_nonzero(~np.isfinite(values)))
             if bad:

@@ -18,16 +18,18 @@ import tensorflow as tf
 
 from tfmot_asp import masks
 from tfmot_asp.hardware.rule import SparseTensorCoreRule, no_prunable_layer_message, why_dense
-from tfmot_asp.keras_models import layouts
 from tfmot_asp.keras_models.constraints import attach_mask, detach_mask, mask_of
-from tfmot_asp.keras_models.layouts import read
+from tfmot_asp.keras_models.kernels import Kernel, kernels_of
+from tfmot_asp.keras_models.layers import all_layers
 from tfmot_asp.keras_models.quantized import check_not_quantized
+from tfmot_asp.keras_models.variables import read, underlying_variable
+from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
 from tfmot_asp.reports.sparsity import sparsity_report
 from tfmot_asp.reports.sparsity_report import SparsityReport
 
 logger = logging.getLogger(__name__)
 
-Scores = Callable[[layouts.Kernel], npt.ArrayLike]
+Scores = Callable[[Kernel], npt.ArrayLike]
 
 
 def prune_trained_model(
@@ -90,7 +92,7 @@ class _Parts:
     model: Any
     policy: Any
     permutation: Any
-    kernels: dict[str, layouts.Kernel]
+    kernels: dict[str, Kernel]
 
 
 class PrunedModel(tf.Module):
@@ -115,7 +117,7 @@ class PrunedModel(tf.Module):
     def __init__(
         self,
         model: Any,
-        kernels: Mapping[str, layouts.Kernel],
+        kernels: Mapping[str, Kernel],
         sparsity_m_by_n: tuple[int, int],
         policy: Any = None,
         permutation: Any = None,
@@ -159,7 +161,7 @@ class PrunedModel(tf.Module):
         """Computes all masks anew and applies them.
 
         Args:
-            scores: gives the score of each weight of a ``layouts.Kernel`` (``.layer``, ``.tf_variable``, ``.layout``),
+            scores: gives the score of each weight of a ``Kernel`` (``.layer``, ``.tf_variable``, ``.layout``),
                 an array of the kernel's shape. By default the magnitude of the current weights: since masked weights
                 are zero, that changes a mask only after other weights have been set.
 
@@ -209,10 +211,10 @@ def create_mask(variable: Any, value: npt.ArrayLike) -> tf.Variable:
     """A bool variable for the mask of ``variable``, on its device and distributed like it.
 
     Args:
-        variable: the kernel, in any of the forms that ``layouts.underlying_variable`` takes.
+        variable: the kernel, in any of the forms that ``underlying_variable`` takes.
         value: of the mask.
     """
-    plain = layouts.underlying_variable(variable)
+    plain = underlying_variable(variable)
     strategy = getattr(plain, "distribute_strategy", None) if hasattr(plain, "_values") else None
     with strategy.scope() if strategy is not None else tf.init_scope():
         return tf.Variable(
@@ -244,18 +246,18 @@ def _parts_of(model: Any) -> list[Any]:
     return list(model._flatten_layers(include_self=True, recursive=True))
 
 
-def kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
+def kernels_to_prune(model: Any, policy: Any) -> dict[str, Kernel]:
     """The kernels that the policy allows, by name, each variable once. Changes nothing.
 
     Raises:
         TypeError, ValueError: as ``prune_trained_model``.
     """
-    if not layouts.is_keras_layer(model):
+    if not is_keras_layer(model):
         raise TypeError(
             f"prune_trained_model takes a model or layer of tf_keras or Keras 3, got a {type(model).__name__}: "
             f"{model!s:.80}"
         )
-    layouts.check_backend(model)
+    check_backend(model)
     check_not_quantized(model)
     if not getattr(model, "built", False):
         raise ValueError(
@@ -268,11 +270,11 @@ def kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
                 f"layer {part.name!r} is wrapped for pruning already. Either train the model as it is, or take the "
                 "wrappers off first: model = tfmot_asp.strip_pruning(model)"
             )
-    found: dict[str, layouts.Kernel] = {}
-    by_variable: dict[int, tuple[str, layouts.Kernel]] = {}
+    found: dict[str, Kernel] = {}
+    by_variable: dict[int, tuple[str, Kernel]] = {}
     reasons: list[tuple[str, str | None]] = []
-    for name, layer in layouts.all_layers(model):
-        kernels = layouts.kernels_of(layer)
+    for name, layer in all_layers(model):
+        kernels = kernels_of(layer)
         if not kernels:
             continue
         reason = why_dense(policy, layer)
@@ -301,7 +303,7 @@ def kernels_to_prune(model: Any, policy: Any) -> dict[str, layouts.Kernel]:
     return found
 
 
-def _check_finite(kernels: Mapping[str, layouts.Kernel]) -> None:
+def _check_finite(kernels: Mapping[str, Kernel]) -> None:
     for name, kernel in kernels.items():
         values = read(kernel.tf_variable)
         bad = values.size - int(np.count_nonzero(np.isfinite(values)))

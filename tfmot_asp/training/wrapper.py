@@ -35,8 +35,10 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
 )
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models import layouts
 from tfmot_asp.keras_models.constraints import assign, attach_mask, detach_mask, in_cross_replica_context
+from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.layouts import ATTENTION_KINDS, kind_of
+from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.training import schedule
 
 logger = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
                 f"threshold{suffix}",
                 shape=[],
                 initializer="zeros",
-                dtype=layouts.underlying_variable(weight).dtype,
+                dtype=underlying_variable(weight).dtype,
                 trainable=False,
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
@@ -257,7 +259,7 @@ class MByNPruning(pruning_impl.Pruning):
         super().__init__(step_fn, pruning_vars, steps, (1, 1), "AVG", sparsity_m_by_n=m_by_n)
         self.calls = CallsOfAStep()
         self._reduction_axes = reduction_axes
-        self._stored = [layouts.underlying_variable(weight) for weight, _, _ in pruning_vars]
+        self._stored = [underlying_variable(weight) for weight, _, _ in pruning_vars]
         self._once = isinstance(steps, pruning_schedule.ConstantSparsity)
         self._first_step = max(1, int(getattr(steps, "begin_step", 1)))
 
@@ -339,7 +341,7 @@ def _check_wrappable(layer: Any) -> None:
         return  # what is no layer gets tfmot's error
     if prune_registry.PruneRegistry.supports(layer):
         return
-    if layouts.kind_of(layer) is None:
+    if kind_of(layer) is None:
         raise ValueError(
             f"Layer {layer.name!r} of type {type(layer).__name__} has no kernel that is known. Define a method "
             "get_prunable_weights on it that lists the weights to prune, or leave it out."
@@ -349,7 +351,7 @@ def _check_wrappable(layer: Any) -> None:
 
 def _build_projections(layer: Any) -> None:
     """Builds the projections of an attention layer that was made from its config: Keras does so at the first call."""
-    if layouts.kind_of(layer) not in layouts.ATTENTION_KINDS or layouts.kernels_of(layer):
+    if kind_of(layer) not in ATTENTION_KINDS or kernels_of(layer):
         return
     query = getattr(layer, "_query_shape", None)
     if query is None:
@@ -371,13 +373,13 @@ def _build_projections(layer: Any) -> None:
 
 def _prunable_weights(layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
     """The weights of a built layer to prune, each with its reduction axes."""
-    kernels = [kernel for kernel in layouts.kernels_of(layer) if kernel.layout.reduction_axes]
+    kernels = [kernel for kernel in kernels_of(layer) if kernel.layout.reduction_axes]
     by_identity = {id(kernel.tf_variable): kernel.layout.reduction_axes for kernel in kernels}
-    if not hasattr(type(layer), "get_prunable_weights") and layouts.kind_of(layer) is not None:
+    if not hasattr(type(layer), "get_prunable_weights") and kind_of(layer) is not None:
         return [(kernel.variable, kernel.layout.reduction_axes) for kernel in kernels]
     found = []
     for weight in layer.get_prunable_weights():
-        axes = by_identity.get(id(layouts.underlying_variable(weight)))
+        axes = by_identity.get(id(underlying_variable(weight)))
         if axes is None:
             if isinstance(layer, keras.layers.Embedding) or len(weight.shape) < 2:
                 raise ValueError(

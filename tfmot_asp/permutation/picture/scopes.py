@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tfmot_asp.keras_models import layouts
+from tfmot_asp.keras_models.which_keras import is_keras3
 from tfmot_asp.permutation.plan import ModelPlan
 
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?$")
@@ -19,7 +19,7 @@ class Scopes:
     """
 
     def __init__(self, plan: ModelPlan, model: Any):
-        self._strip_first = layouts.is_keras3(model) if model is not None else False
+        self._strip_first = is_keras3(model) if model is not None else False
         self._root = ""
         flatten = getattr(model, "_flatten_layers", None)
         parts = list(flatten()) if flatten is not None else list(getattr(model, "submodules", ()))

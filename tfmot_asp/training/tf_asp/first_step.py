@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models import layouts
 from tfmot_asp.keras_models.constraints import assign, attach_mask, in_cross_replica_context
+from tfmot_asp.keras_models.kernels import Kernel
+from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.training.trained import create_mask, forget_traces
 
 
@@ -18,7 +19,7 @@ from tfmot_asp.training.trained import create_mask, forget_traces
 class _Targets:
     """The kernels to prune, which ``tf.Module`` would track if they were attributes of one."""
 
-    kernels: dict[str, layouts.Kernel]
+    kernels: dict[str, Kernel]
     by_variable: dict[int, str]
 
 
@@ -30,7 +31,7 @@ class FirstStepMasks(tf.Module):
         kernels: what to prune, by name.
     """
 
-    def __init__(self, model: Any, kernels: dict[str, layouts.Kernel]) -> None:
+    def __init__(self, model: Any, kernels: dict[str, Kernel]) -> None:
         super().__init__(name="asp_masks")
         by_variable = {variable: name for name, kernel in kernels.items() for variable in _identities(kernel.variable)}
         self._targets = _Targets(kernels, by_variable)
@@ -61,7 +62,7 @@ class FirstStepMasks(tf.Module):
                 f"{getattr(variable, 'name', variable)!r} is not pruned, so it has no mask. Pruned are the kernels of: "
                 f"{', '.join(self.masks) or 'no layer'}"
             )
-        return tf.cast(tf.convert_to_tensor(self.masks[name]), layouts.underlying_variable(variable).dtype)
+        return tf.cast(tf.convert_to_tensor(self.masks[name]), underlying_variable(variable).dtype)
 
     def _compute(self, strategy: Any) -> Any:
         written = [assign(strategy, self.computed, tf.constant(True))]
@@ -76,5 +77,5 @@ class FirstStepMasks(tf.Module):
 
 def _identities(variable: Any) -> list[int]:
     """Ids by which a variable is known: its own, and those of its replicas."""
-    plain = layouts.underlying_variable(variable)
+    plain = underlying_variable(variable)
     return [id(plain), *(id(part) for part in (getattr(plain, "values", ()) if hasattr(plain, "_values") else ()))]

@@ -13,9 +13,11 @@ import tensorflow as tf
 import tf_keras
 
 from tfmot_asp.hardware.rule import SparseTensorCoreRule
-from tfmot_asp.keras_models import layouts
 from tfmot_asp.keras_models.constraints import is_masked
+from tfmot_asp.keras_models.kernels import Kernel, kernels_of
+from tfmot_asp.keras_models.layers import all_layers
 from tfmot_asp.keras_models.quantized import check_not_quantized
+from tfmot_asp.keras_models.which_keras import is_keras3
 from tfmot_asp.training.tf_asp import messages
 from tfmot_asp.training.tf_asp.first_step import FirstStepMasks
 
@@ -334,10 +336,10 @@ def _variant(optimizer: Any) -> type:
     )
 
 
-def _prunable_kernels(model: Any, rule: SparseTensorCoreRule) -> dict[str, layouts.Kernel]:
+def _prunable_kernels(model: Any, rule: SparseTensorCoreRule) -> dict[str, Kernel]:
     """The kernels that the rule prunes, by name, each variable once."""
     if not isinstance(model, tf_keras.Model):
-        hint = "; for Keras 3, use tfmot_asp.prune_trained_model(model)" if layouts.is_keras3(model) else ""
+        hint = "; for Keras 3, use tfmot_asp.prune_trained_model(model)" if is_keras3(model) else ""
         raise ValueError(f"model must be a tf_keras model, got a {type(model).__name__}{hint}")
     if not model.built:
         raise ValueError(
@@ -345,10 +347,10 @@ def _prunable_kernels(model: Any, rule: SparseTensorCoreRule) -> dict[str, layou
             "model.build(input_shape)"
         )
     check_not_quantized(model)
-    found: dict[str, layouts.Kernel] = {}
+    found: dict[str, Kernel] = {}
     seen: set[int] = set()
-    for name, layer in layouts.all_layers(model):
-        for kernel in layouts.kernels_of(layer) if rule.why(layer) is None else ():
+    for name, layer in all_layers(model):
+        for kernel in kernels_of(layer) if rule.why(layer) is None else ():
             if id(kernel.tf_variable) not in seen:
                 seen.add(id(kernel.tf_variable))
                 found[name] = kernel
