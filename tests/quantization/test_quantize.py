@@ -359,7 +359,9 @@ def test_keep_sparsity_refuses_what_has_nothing_to_keep():
         tfmot_asp.keep_sparsity("model")
     with pytest.raises(ValueError, match=r"no kernel of 'mlp' has the pattern \(2, 4\)"):
         tfmot_asp.keep_sparsity(mlp())
-    with pytest.raises(ValueError, match="'prune_low_magnitude_first' has a pruning wrapper"):
+    with pytest.raises(
+        ValueError, match="'prune_low_magnitude_first' is wrapped for pruning already, and the wrapper keeps"
+    ):
         tfmot_asp.keep_sparsity(unfinished())
     with pytest.raises(ValueError, match="'later' is not built"):
         tfmot_asp.keep_sparsity(tf_keras.Sequential([dense()], name="later"))

@@ -181,14 +181,19 @@ ERRORS = {
         lambda: with_bad_weight(np.nan),
         {},
         ValueError,
-        "Layer 'second' has 1 NaN or infinite values among the 256",
+        "the weights of 'second' hold 1 NaN or infinite values out of 256",
     ),
-    "infinite": (lambda: with_bad_weight(-np.inf), {}, ValueError, "Layer 'second' has 1 NaN or infinite values"),
+    "infinite": (
+        lambda: with_bad_weight(-np.inf),
+        {},
+        ValueError,
+        "the weights of 'second' hold 1 NaN or infinite values",
+    ),
     "NaN in a layer": (
         lambda: with_bad_weight(np.nan).get_layer("second"),
         {},
         ValueError,
-        "Layer 'second' has 1 NaN or infinite values",
+        "the weights of 'second' hold 1 NaN or infinite values",
     ),
     "nothing prunable": (
         lambda: mlp(3, 5, 2),

@@ -436,7 +436,7 @@ ERRORS = {
         ValueError,
         "is not built, so its kernels",
     ),
-    "NaN": (with_nan, {}, ValueError, "'second' has 256 NaN or infinite values among the 256 of its kernel"),
+    "NaN": (with_nan, {}, ValueError, "the weights of 'second' hold 256 NaN or infinite values out of 256"),
     "nothing": (small, {}, ValueError, "(?s)has no layer to prune.*'five' has 3 input features"),
     "policy": (sequential, {"policy": "all"}, TypeError, "policy must have a method why.*got 'all'"),
     "permute": (sequential, {"permute": "yes"}, TypeError, "permute must be True, False or a mapping.*'yes'"),

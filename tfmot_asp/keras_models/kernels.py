@@ -80,11 +80,15 @@ def layers_with_kernels(model: Any) -> list[LayerWithKernels]:
     return [LayerWithKernels(name, layer, kernels) for name, layer, kernels in found if kernels]
 
 
-def kernels_by_name(layers: Iterable[LayerWithKernels]) -> dict[str, Kernel]:
+def kernels_by_name(layers: Iterable[LayerWithKernels], *, masked: bool = False) -> dict[str, Kernel]:
     """The kernels that sum over channels, by name; one that several layers share once, under its first name.
 
+    Args:
+        layers: as ``layers_with_kernels`` gives them, or some of them.
+        masked: whether masks are to be put on them.
+
     Raises:
-        ValueError: if two layers share a kernel and sum over different axes of it: no mask suits both.
+        ValueError: if ``masked``, and two layers share a kernel but sum over different axes of it.
     """
     found: dict[str, Kernel] = {}
     first: dict[int, tuple[str, Kernel]] = {}
@@ -97,7 +101,7 @@ def kernels_by_name(layers: Iterable[LayerWithKernels]) -> dict[str, Kernel]:
             other_name, other = first.setdefault(id(kernel.tf_variable), (name, kernel))
             if other is kernel:
                 found[name] = kernel
-            elif other.layout.reduction_axes != axes:
+            elif masked and other.layout.reduction_axes != axes:
                 raise ValueError(
                     f"{other_name!r} and {name!r} share a kernel, but sum over different axes of it "
                     f"({other.layout.reduction_axes} and {axes}), so no mask suits both; keep one of them out with "

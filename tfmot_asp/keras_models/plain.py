@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models.kernels import kernels_of
-from tfmot_asp.keras_models.variables import read
+from tfmot_asp.keras_models.checks import check_built, check_finite
+from tfmot_asp.keras_models.kernels import kernels_by_name, kernels_of, layers_with_kernels
 from tfmot_asp.keras_models.which_keras import is_keras3, is_keras_model
 
 
@@ -21,14 +20,14 @@ def plain_model(model: Any) -> tuple[Any, tuple[int, int]]:
             shares its weights.
 
     Raises:
-        ValueError: if the model is none, is not built, holds NaN, its pruning has not reached the pattern, or it mixes
+        ValueError: if the model is none or not built, holds NaN, its pruning has not reached the pattern, or it mixes
             patterns.
     """
     if not is_keras_model(model):
         raise ValueError(f"export takes a Keras model, got a {type(model).__name__}: {model!s:.80}")
-    if not model.built:
-        raise ValueError(f"Model {model.name!r} is not built; call it on a batch, or build it, before exporting it")
-    _check_numbers(model)
+    check_built(model, "export it")
+    kernels = kernels_by_name(layers_with_kernels(model))
+    check_finite({name: kernel.variable for name, kernel in kernels.items()}, model.weights)
     if is_keras3(model):
         return model, masks.DEFAULT_M_BY_N
     from tensorflow_model_optimization.python.core.sparsity.keras import prune, pruning_wrapper
@@ -55,17 +54,3 @@ def plain_model(model: Any) -> tuple[Any, tuple[int, int]]:
                     "pruning schedule first, or call tfmot_asp.strip_pruning(model), which prunes it now."
                 )
     return prune.strip_pruning(model), m_by_n
-
-
-def _check_numbers(model: Any) -> None:
-    """Raises ValueError for NaN in a weight, or infinity in a matrix: nobody wants to deploy those."""
-    for variable in model.weights:
-        if tf.as_dtype(variable.dtype).is_floating:
-            values = read(variable)
-            bad = np.isnan(values) if values.ndim < 2 else ~np.isfinite(values)  # a vector of limits may be infinite
-            if bad.any():
-                name = getattr(variable, "path", None) or variable.name
-                raise ValueError(
-                    f"weight {name!r} of model {model.name!r} has {int(bad.sum())} NaN or infinite values out of "
-                    f"{values.size}: check the training, or the checkpoint that it came from"
-                )

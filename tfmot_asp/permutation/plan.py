@@ -13,12 +13,12 @@ from tfmot_asp import masks
 from tfmot_asp.graph.inputs import input_specs
 from tfmot_asp.graph.trace import Graph, add_training, concrete_function, trace_function, variables_of
 from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
+from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import is_masked
-from tfmot_asp.keras_models.kernels import Kernel, kernels_of
-from tfmot_asp.keras_models.layers import all_layers
-from tfmot_asp.keras_models.layouts import kind_of
+from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kernels
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
+from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.masks import check_m_by_n
 from tfmot_asp.permutation.analysis import analyse
 from tfmot_asp.permutation.axes import Axes
@@ -112,7 +112,7 @@ def plan_model(
             seen.add(variable)
             kernels.append(PlannedKernel(name, variable, kernel.shape, kernel.layout.reduction_axes))
             kinds.append(kernel.layout.kind)
-    _check_finite(graph, kernels)
+    check_finite({k.name: graph.variables[k.variable] for k in kernels}, graph.variables)
     axes = analyse(graph)
     plan = plan_groups(axes, kernels, m_by_n[1])
     return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), m_by_n)
@@ -148,52 +148,28 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, Kernel]], list[De
             "a path is loaded first with tf_keras.models.load_model"
         )
     check_backend(model)
-    if getattr(model, "built", True) is False:
-        raise ValueError(
-            f"{_title(model)} is not built, so it has no weights yet: call it on a sample batch, "
-            "or build it with model.build(input_shape)"
-        )
-    _check_not_wrapped(model)
+    check_built(model, "permute it")
+    check_not_wrapped(
+        model,
+        ": permuting now would move weights from under its mask. Permute the model first, then wrap it; "
+        "prune_low_magnitude(permute=True) does both",
+    )
     rule = policy if policy is not None else SparseTensorCoreRule()
     chosen, dense = [], []
-    for name, layer in all_layers(model):
-        kernels = [k for k in kernels_of(layer) if k.layout.reduction_axes]
-        if not kernels_of(layer):
-            continue
-        reason = why_dense(rule, layer)
-        if reason is None and kernels:
-            for kernel in kernels:
-                part = "" if kernel.attribute in ("kernel", "_kernel") else f".{kernel.attribute}"
-                chosen.append((name + part, kernel))
-        else:
-            kind = kind_of(layer) or type(layer).__name__
-            dense.append(DenseLayer(name, kind, reason or f"{name!r} sums over no channels"))
-    return chosen, dense
-
-
-def _check_not_wrapped(model: Any) -> None:
-    for part in getattr(model, "submodules", ()):
-        if any(base.__name__ == "PruneLowMagnitude" for base in type(part).__mro__):
+    for layer in layers_with_kernels(model):
+        if any(is_masked(kernel.variable) for kernel in layer.kernels):
             raise ValueError(
-                f"layer {part.name!r} is wrapped for pruning already: permuting now would move weights from under "
-                "its mask. Permute the model first, then wrap it; prune_low_magnitude(permute=True) does both"
-            )
-    for name, layer in all_layers(model):
-        if any(is_masked(kernel.variable) for kernel in kernels_of(layer)):
-            raise ValueError(
-                f"layer {name!r} is being pruned already: permuting now would move weights from under its mask. "
+                f"layer {layer.name!r} is being pruned already: permuting now would move weights from under its mask. "
                 "Permute the model first, then prune it; prune_trained_model(permute=True) does both"
             )
-
-
-def _check_finite(graph: Graph, kernels: list[PlannedKernel]) -> None:
-    names = {k.variable: k.name for k in kernels}
-    for index, variable in enumerate(graph.variables):
-        if variable.dtype.is_floating and not np.isfinite(read(variable).astype(np.float32)).all():
-            raise ValueError(
-                f"the weights of {names.get(index, variable.name)!r} contain NaN or infinite values: "
-                "a mask chosen by magnitude would be meaningless. Restore a good checkpoint first"
-            )
+        kernels = [k for k in layer.kernels if k.layout.reduction_axes]
+        reason = why_dense(rule, layer.layer)
+        if reason is None and kernels:
+            chosen += [(kernel_name(layer.name, kernel.attribute), kernel) for kernel in kernels]
+        else:
+            kind = layer.kernels[0].layout.kind
+            dense.append(DenseLayer(layer.name, kind, reason or f"{layer.name!r} sums over no channels"))
+    return chosen, dense
 
 
 def _title(model: Any) -> str:

@@ -23,12 +23,13 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.quantization.keras import quantize_layer, quantize_wrapper
 
 from tfmot_asp import masks
-from tfmot_asp.keras_models.kernels import Kernel, kernels_of
-from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.checks import check_built
+from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.keras_models.quantized import quantized_layers
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras3, is_keras_model
+from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.quantization.kernels import quantization_report
 from tfmot_asp.quantization.scheme import Scheme, why_float
 from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO
@@ -133,13 +134,8 @@ def keep_sparsity(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAUL
     if not is_keras_model(model):
         raise TypeError(f"keep_sparsity takes a Keras model, got a {type(model).__name__}: {model!s:.80}")
     check_backend(model)
-    if not model.built:
-        raise ValueError(f"{model.name!r} is not built, so its kernels do not exist yet; call it on a batch first")
-    for layer in model._flatten_layers(include_self=False):
-        if any(base.__name__ == "PruneLowMagnitude" for base in type(layer).__mro__):
-            raise ValueError(
-                f"layer {layer.name!r} has a pruning wrapper, which keeps its sparsity; train the model as it is"
-            )
+    check_built(model, "call keep_sparsity")
+    check_not_wrapped(model, ", and the wrapper keeps its sparsity: train the model as it is")
     kernels = _sparse_kernels(model, m_by_n)
     if not kernels:
         raise ValueError(f"no kernel of {model.name!r} has the pattern {m_by_n}, so there is nothing to keep")
@@ -216,8 +212,7 @@ def _check_model(model: Any) -> None:
         )
     if not isinstance(model, keras.Model):
         raise ValueError(f"quantize_model takes a tf_keras model, got a {type(model).__name__}: {model!s:.80}")
-    if not model.built:
-        raise ValueError(f"{model.name!r} is not built, so its kernels do not exist yet; call it on a batch first")
+    check_built(model, "quantize it")
     if found := quantized_layers(model):
         raise ValueError(
             f"{model.name!r} is quantized already: layer {found[0][0]!r} {found[0][1]}. Train it as it is; if it was "
@@ -239,17 +234,12 @@ def _check_model(model: Any) -> None:
 def _sparse_kernels(model: Any, m_by_n: tuple[int, int]) -> dict[str, Kernel]:
     """The kernels that have the pattern, by name, each variable once; not those too short for it to ask for zeros."""
     m, n = m_by_n
-    found: dict[str, Kernel] = {}
-    seen: set[int] = set()
-    for name, layer in all_layers(model):
-        for kernel in kernels_of(layer):
-            axes = kernel.layout.reduction_axes
-            if not axes or kernel.reduction_size <= n - m or id(kernel.tf_variable) in seen:
-                continue
-            if not masks.violations(read(kernel.variable), axes, m_by_n):
-                seen.add(id(kernel.tf_variable))
-                found[name if kernel.attribute == "kernel" else f"{name}.{kernel.attribute}"] = kernel
-    return found
+    return {
+        name: kernel
+        for name, kernel in kernels_by_name(layers_with_kernels(model)).items()
+        if kernel.reduction_size > n - m
+        and not masks.violations(read(kernel.variable), kernel.layout.reduction_axes, m_by_n)
+    }
 
 
 def _apply(model: Any, prefix: str) -> Any:

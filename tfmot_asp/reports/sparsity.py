@@ -12,8 +12,8 @@ import numpy as np
 from tfmot_asp import masks
 from tfmot_asp.hardware import libraries
 from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
-from tfmot_asp.keras_models.kernels import Kernel, kernels_of
-from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.checks import check_built
+from tfmot_asp.keras_models.kernels import Kernel, layers_with_kernels
 from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.reports.sparsity_report import LayerSparsity, SparsityReport
 
@@ -70,14 +70,12 @@ def sparsity_report(
     m_by_n = masks.check_m_by_n(sparsity_m_by_n)
     if not is_keras_layer(model):
         raise ValueError(f"sparsity_report takes a Keras model or layer, got a {type(model).__name__}: {model!s:.80}")
-    if not getattr(model, "built", True):
-        raise ValueError(f"{model.name!r} is not built, so it has no kernels yet; call it on a batch first")
+    check_built(model, "report on it")
     policy = SparseTensorCoreRule() if policy is None else policy
     found = []
-    for name, layer in all_layers(model):
-        kernels = kernels_of(layer)
-        reason = why_dense(policy, layer) if kernels else None
-        found += [(name, kernel, reason) for kernel in kernels]
+    for layer in layers_with_kernels(model):
+        reason = why_dense(policy, layer.layer)
+        found += [(layer.name, kernel, reason) for kernel in layer.kernels]
     rows = [_row(name, kernel, reason, m_by_n) for name, kernel, reason in found]
     report = SparsityReport(str(model.name), m_by_n, tuple(rows))
     if batch_size is None:

@@ -9,6 +9,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry imp
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
 from tfmot_asp.hardware.rule import DEFAULT_KINDS, Skip, SparseTensorCoreRule, no_prunable_layer_message
+from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.layers import NamedLayer
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras_model
@@ -119,11 +120,7 @@ def check_structure(model: Any) -> None:
     Raises:
         ValueError: naming the model, or the nested model, that it cannot work on.
     """
-    if not getattr(model, "built", False):
-        raise ValueError(
-            f"Model {model.name!r} is not built, so its kernels do not exist yet. Give its first layer an input_shape, "
-            "or call model.build(input_shape), and load the trained weights before pruning."
-        )
+    check_built(model, "load the trained weights and prune it")
     subclassed = next((inner for inner in _models_within(model) if not _is_graph(inner)), None)
     if subclassed is not None:
         nested = "" if subclassed is model else f", inside {model.name!r},"

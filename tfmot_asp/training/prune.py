@@ -6,14 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
 from tfmot_asp import masks
 from tfmot_asp.hardware.rule import no_prunable_layer_message
-from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.checks import check_finite
+from tfmot_asp.keras_models.kernels import kernel_name, kernels_of
 from tfmot_asp.keras_models.layers import NamedLayer
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
@@ -207,16 +207,7 @@ def _layers_to_wrap(model: Any, policy: Any) -> list[NamedLayer]:
 
 
 def _check_finite(chosen: Sequence[NamedLayer]) -> None:
-    for name, layer in chosen:
-        for kernel in kernels_of(layer):
-            values = np.asarray(kernel.tf_variable)
-            bad = int(np.count_nonzero(~np.isfinite(values)))
-            if bad:
-                raise ValueError(
-                    f"Layer {name!r} has {bad} NaN or infinite values among the {values.size} of its "
-                    f"{kernel.attribute}: magnitudes mean nothing there. Check the training or the checkpoint that the "
-                    "weights came from."
-                )
+    check_finite({kernel_name(name, k.attribute): k.variable for name, layer in chosen for k in kernels_of(layer)})
 
 
 def _wrap_model(model: Any, chosen: set[int], options: dict[str, Any]) -> Any:

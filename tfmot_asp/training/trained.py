@@ -18,12 +18,13 @@ import tensorflow as tf
 
 from tfmot_asp import masks
 from tfmot_asp.hardware.rule import SparseTensorCoreRule, no_prunable_layer_message, why_dense
+from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import attach_mask, detach_mask, mask_of
-from tfmot_asp.keras_models.kernels import Kernel, kernels_of
-from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
+from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.reports.sparsity import sparsity_report
 from tfmot_asp.reports.sparsity_report import SparsityReport
 
@@ -74,7 +75,7 @@ def prune_trained_model(
         raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
     policy = SparseTensorCoreRule() if policy is None else policy
     kernels = kernels_to_prune(model, policy)
-    _check_finite(kernels)
+    check_finite({name: kernel.variable for name, kernel in kernels.items()})
     permutation = None
     if permute:
         from tfmot_asp.permutation import permute as reorder  # here: it takes time to import
@@ -168,7 +169,7 @@ class PrunedModel(tf.Module):
         Raises:
             ValueError: for scores of another shape, or weights that are NaN or infinite. No mask has changed then.
         """
-        _check_finite(self._parts.kernels)
+        check_finite({name: kernel.variable for name, kernel in self._parts.kernels.items()})
         values = {name: self._new_mask(name, scores) for name in self._parts.kernels}
         for name, value in values.items():
             self.masks[name].assign(value)
@@ -259,56 +260,22 @@ def kernels_to_prune(model: Any, policy: Any) -> dict[str, Kernel]:
         )
     check_backend(model)
     check_not_quantized(model)
-    if not getattr(model, "built", False):
-        raise ValueError(
-            f"{model.name!r} is not built, so its kernels do not exist yet: call it on a batch, or build it with "
-            "model.build(input_shape), and load the trained weights before pruning"
-        )
-    for part in _parts_of(model):
-        if any(base.__name__ == "PruneLowMagnitude" for base in type(part).__mro__):
-            raise ValueError(
-                f"layer {part.name!r} is wrapped for pruning already. Either train the model as it is, or take the "
-                "wrappers off first: model = tfmot_asp.strip_pruning(model)"
-            )
-    found: dict[str, Kernel] = {}
-    by_variable: dict[int, tuple[str, Kernel]] = {}
-    reasons: list[tuple[str, str | None]] = []
-    for name, layer in all_layers(model):
-        kernels = kernels_of(layer)
-        if not kernels:
-            continue
-        reason = why_dense(policy, layer)
-        reasons.append((name, reason))
-        for kernel in kernels if reason is None else ():
-            title = name if kernel.attribute in ("kernel", "_kernel") else f"{name}.{kernel.attribute}"
-            if not kernel.layout.reduction_axes:
-                continue
-            if mask_of(kernel.variable) is not None:
-                raise ValueError(
-                    f"the kernel of {title!r} has a mask already: the model is being pruned. Go on training it; to "
-                    "compute its masks anew, call update_masks() of what prune_trained_model returned, and to start "
-                    "over, its remove() first"
-                )
-            other_name, other = by_variable.setdefault(id(kernel.tf_variable), (title, kernel))
-            if other.layout.reduction_axes != kernel.layout.reduction_axes:
-                raise ValueError(
-                    f"{other_name!r} and {title!r} share a kernel, but sum over different axes of it "
-                    f"({other.layout.reduction_axes} and {kernel.layout.reduction_axes}), so no mask suits both; keep "
-                    "one of them out with SparseTensorCoreRule(skip=[layer])"
-                )
-            if other is kernel:
-                found[title] = kernel
+    check_built(model, "load the trained weights and prune it")
+    check_not_wrapped(
+        model,
+        ". Either train the model as it is, or take the wrappers off first: model = tfmot_asp.strip_pruning(model)",
+    )
+    layers = layers_with_kernels(model)
+    reasons = [(layer.name, why_dense(policy, layer.layer)) for layer in layers]
+    allowed = [layer for layer, (_, reason) in zip(layers, reasons, strict=True) if reason is None]
+    found = kernels_by_name(allowed, masked=True)
     if not found:
         raise ValueError(no_prunable_layer_message(model, reasons))
-    return found
-
-
-def _check_finite(kernels: Mapping[str, Kernel]) -> None:
-    for name, kernel in kernels.items():
-        values = read(kernel.tf_variable)
-        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-        if bad:
+    for name, kernel in found.items():
+        if mask_of(kernel.variable) is not None:
             raise ValueError(
-                f"{name!r} has {bad} NaN or infinite values among the {values.size} of its kernel: magnitudes mean "
-                "nothing there. Check the training or the checkpoint that the weights came from."
+                f"the kernel of {name!r} has a mask already: the model is being pruned. Go on training it; to "
+                "compute its masks anew, call update_masks() of what prune_trained_model returned, and to start "
+                "over, its remove() first"
             )
+    return found

@@ -13,9 +13,9 @@ import tensorflow as tf
 import tf_keras
 
 from tfmot_asp.hardware.rule import SparseTensorCoreRule
+from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.constraints import is_masked
-from tfmot_asp.keras_models.kernels import Kernel, kernels_of
-from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
 from tfmot_asp.training.tf_asp import messages
@@ -341,17 +341,6 @@ def _prunable_kernels(model: Any, rule: SparseTensorCoreRule) -> dict[str, Kerne
     if not isinstance(model, tf_keras.Model):
         hint = "; for Keras 3, use tfmot_asp.prune_trained_model(model)" if is_keras3(model) else ""
         raise ValueError(f"model must be a tf_keras model, got a {type(model).__name__}{hint}")
-    if not model.built:
-        raise ValueError(
-            f"model {model.name!r} is not built, so its kernels do not exist yet: call it on a batch, or build it with "
-            "model.build(input_shape)"
-        )
+    check_built(model, "wrap its optimizer")
     check_not_quantized(model)
-    found: dict[str, Kernel] = {}
-    seen: set[int] = set()
-    for name, layer in all_layers(model):
-        for kernel in kernels_of(layer) if rule.why(layer) is None else ():
-            if id(kernel.tf_variable) not in seen:
-                seen.add(id(kernel.tf_variable))
-                found[name] = kernel
-    return found
+    return kernels_by_name(layer for layer in layers_with_kernels(model) if rule.why(layer.layer) is None)
