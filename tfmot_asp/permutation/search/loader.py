@@ -6,8 +6,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import tfmot_asp
-
 SOURCE = "search.cu"
 OLDEST = 80
 """Compute capability 8.0 (A100): the first with sparse Tensor Cores, and with warp-wide minima."""
@@ -19,7 +17,7 @@ def source_path(name: str = SOURCE) -> Path:
     Raises:
         FileNotFoundError: if it is in neither place.
     """
-    package = Path(tfmot_asp.__file__).parent
+    package = Path(__file__).parents[2]
     for folder in (package / "cuda", package.parent / "cuda"):
         if (folder / name).is_file():
             return folder / name
