@@ -294,7 +294,7 @@ def test_raw_ops_and_variables_between_layers():
     model, x = Net(), normal(3, 8)
     model(x)
     result = check(model, inputs=x, permuted=1, fixed=1)
-    assert len(result.plan.plan.groups[0].slots) == 2  # the raw kernel's columns and the head's rows
+    assert len(result.plan.plan.groups[0].places) == 2  # the raw kernel's columns and the head's rows
 
 
 def test_tf_module():

@@ -88,7 +88,7 @@ def test_gpt_like_with_tied_embeddings(k):
     model(ids)
     outcome = check(model, inputs=ids, permuted=12, fixed=0)
     residual = max(outcome.plan.plan.groups, key=lambda g: len(g.kernels))
-    names = [outcome.plan.graph.variables[s.variable].name for s in residual.slots]
+    names = [outcome.plan.graph.variables[s.variable].name for s in residual.places]
     assert any("embeddings" in name for name in names)
 
 

@@ -7,6 +7,7 @@ import logging
 from tfmot_asp.graph.trace import Graph, Op
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rearrange import Rearrangement, find_rearrangements
+from tfmot_asp.permutation.regrouping import resolve
 from tfmot_asp.permutation.rules import rule_for
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def analyse(graph: Graph, *, pin_ends: bool = True) -> Axes:
         if tensor.shape is not None and tensor.value is None:
             for ids in axes[tensor]:
                 axes.pin(ids, f"returned as output {i} of the model")
-    axes.resolve()
+    resolve(axes)
     return axes
 
 

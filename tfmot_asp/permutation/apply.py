@@ -62,10 +62,10 @@ def variable_moves(plan: ModelPlan, orders: Sequence[np.ndarray]) -> dict[int, M
     for group, order in zip(plan.plan.groups, orders, strict=True):
         if np.array_equal(order, np.arange(group.size)):
             continue
-        for slot in group.slots:
-            size = int(plan.graph.variables[slot.variable].shape[slot.axis])
-            index = moves.setdefault(slot.variable, {}).setdefault(slot.axis, np.arange(size))
-            index[slot.positions] = slot.positions[order]
+        for place in group.places:
+            size = int(plan.graph.variables[place.variable].shape[place.axis])
+            index = moves.setdefault(place.variable, {}).setdefault(place.axis, np.arange(size))
+            index[place.positions] = place.positions[order]
     return {variable: sorted(by_axis.items()) for variable, by_axis in sorted(moves.items())}
 
 

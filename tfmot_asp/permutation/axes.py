@@ -18,9 +18,8 @@ Connected components of the edges are the axis classes. Which of them may be exc
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -50,19 +49,64 @@ class Reason:
         return self.text
 
 
-@dataclasses.dataclass
-class Block:
-    """A reshape whose axes split or merge: which of the merged parts may move is decided when all else is known.
+@dataclasses.dataclass(frozen=True, eq=False)
+class MergedAxis:
+    """An axis of a :class:`Regrouping`: its elements, and the parts that it is made of, row-major."""
+
+    ids: Axis
+    parts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Regrouping:
+    """A reshape whose axes split or merge: which part of them moves is decided last, by `regrouping.resolve`.
 
     Attributes:
-      op: the Reshape.
-      atoms: sizes of the common refinement of input and output axes.
-      sides: for the input and the output, each axis as (element ids or None, positions of its atoms).
+        op: the Reshape.
+        sizes: of the parts, which are the common refinement of input and output axes. `(12, 64) -> (12, 4, 16)` has
+            parts of 4 and 16, of which the input axis of 64 holds both, and the output axes one each.
+        inputs: the input's axes.
+        outputs: the output's axes.
     """
 
     op: Op
-    atoms: tuple[int, ...]
-    sides: tuple[list[tuple[Axis, tuple[int, ...]]], list[tuple[Axis, tuple[int, ...]]]]
+    sizes: tuple[int, ...]
+    inputs: tuple[MergedAxis, ...]
+    outputs: tuple[MergedAxis, ...]
+
+    @property
+    def axes(self) -> tuple[MergedAxis, ...]:
+        return self.inputs + self.outputs
+
+
+class Ties(NamedTuple):
+    """Ties as three int64 arrays, an entry per pair of elements. `a` and `b` play different roles in the op."""
+
+    a: np.ndarray
+    b: np.ndarray
+    label: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classes:
+    """The axis classes: connected components of the ties.
+
+    Attributes:
+        of: the class of each element.
+        pin: index into `Axes.reasons` of each element's own pin, the first of them; -1 where it has none.
+        pinned: for each class whether one of its elements is pinned, and so all must stay.
+    """
+
+    of: np.ndarray
+    pin: np.ndarray
+    pinned: np.ndarray
+
+    def holding(self, elements: Iterable[np.ndarray]) -> np.ndarray:
+        """For each class whether it has one of these elements."""
+        found = np.zeros_like(self.pinned)
+        for ids in elements:
+            found[self.of[ids]] = True
+        return found
 
 
 class Axes:
@@ -73,7 +117,7 @@ class Axes:
         self.count = 0
         self.variable_axes: dict[tuple[int, int], np.ndarray] = {}
         self.reasons: list[Reason] = []
-        self.blocks: list[Block] = []
+        self.regroupings: list[Regrouping] = []
         self._axis_sizes: list[int] = []
         self._tensors: dict[int, tuple[Axis, ...]] = {}
         self._edges: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -143,6 +187,10 @@ class Axes:
             self.reasons.append(entry)
         self._pins.append((axis, len(self.reasons) - 1))
 
+    def pin_as(self, axis: np.ndarray, reason: int) -> None:
+        """Forbids the elements of `axis` to move, for a reason that is known, by its index in `reasons`."""
+        self._pins.append((axis, reason))
+
     def pinned(self, size: int, reason: str, op: Op | None = None) -> np.ndarray | None:
         """A new axis whose elements must not move; None if `size` is 1."""
         if size == 1:
@@ -164,33 +212,31 @@ class Axes:
 
     # The result
 
-    def edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All ties as three int64 arrays: element, element, label."""
+    def ties(self) -> Ties:
+        """All ties, in the order in which they were made."""
         if not self._edges:
-            empty = np.zeros(0, np.int64)
-            return empty, empty, empty
-        a, b, labels = zip(*self._edges, strict=True)
-        return np.concatenate(a), np.concatenate(b), np.concatenate(labels)
+            return Ties(*np.zeros((3, 0), np.int64))
+        return Ties(*map(np.concatenate, zip(*self._edges, strict=True)))
 
-    def components(self) -> np.ndarray:
-        """The axis class of each element, int array of shape (count,)."""
-        a, b, _ = self.edges()
+    def classes(self) -> Classes:
+        """The axis classes as the ties and pins are now."""
+        a, b, _ = self.ties()
         adjacency = coo_array((np.ones(len(a)), (a, b)), shape=(self.count, self.count))
-        return connected_components(adjacency, directed=False)[1]
-
-    def pin_of(self) -> np.ndarray:
-        """Index into `reasons` of each element's own pin, -1 where it has none. The first pin counts."""
-        result = np.full(self.count, -1, np.int64)
+        component = connected_components(adjacency, directed=False)[1]
+        pin = np.full(self.count, -1, np.int64)
         for ids, reason in reversed(self._pins):
-            result[ids] = reason
-        return result
+            pin[ids] = reason
+        pinned = np.zeros(component.max(initial=-1) + 1, bool)
+        pinned[component[pin >= 0]] = True
+        return Classes(component, pin, pinned)
 
     def causes(self) -> np.ndarray:
         """For each element the first reason for which its class is pinned; len(reasons) where it is not."""
-        component, pin = self.components(), self.pin_of()
-        first = np.full(component.max(initial=-1) + 1, len(self.reasons))
-        np.minimum.at(first, component[pin >= 0], pin[pin >= 0])
-        return first[component]
+        classes = self.classes()
+        first = np.full(len(classes.pinned), len(self.reasons))
+        own = classes.pin >= 0
+        np.minimum.at(first, classes.of[own], classes.pin[own])
+        return first[classes.of]
 
     def pins(self) -> list[tuple[np.ndarray, Reason]]:
         """All pins, in the order in which they were set: element ids and the reason."""
@@ -211,94 +257,3 @@ class Axes:
             else:
                 axes.append(self.pinned(size, "a constant that differs along this axis", op))
         return tuple(axes)
-
-    def resolve(self) -> None:
-        """Decides for every split or merge which part may move, and ties accordingly.
-
-        A merged axis can follow one of its parts if the others stay in place. Parts that are pinned for another reason
-        leave no choice; where several could move, the innermost does (channels last, features within a head).
-        """
-        pending = self.blocks
-        self.blocks = []
-        while pending:
-            cause = self.causes()
-            is_pinned = cause < len(self.reasons)
-            decided: list[tuple[Block, _Choice]] = []
-            open_blocks: list[tuple[Block, _Choice]] = []
-            for block in pending:
-                choice = _movable(block, is_pinned)
-                (decided if choice.forced else open_blocks).append((block, choice))
-            # Nothing forced: let the first decide, then see what that forces.
-            for block, choice in decided or open_blocks[:1]:
-                self._connect(block, choice.atoms, cause)
-            pending = [b for b, _ in (open_blocks if decided else open_blocks[1:])]
-
-    def _connect(self, block: Block, movable: frozenset[int], cause: np.ndarray) -> None:
-        """Ties input to output axes through the movable atoms; what cannot follow one is pinned.
-
-        `cause` has the reason of each element that is pinned already, so that the axes it forces to stay name the same.
-        """
-        everything = [entry for side in block.sides for entry in side]
-        for axis, atoms in everything:
-            if axis is None or movable.intersection(atoms):
-                continue
-            causes = [
-                int(cause[other].min())
-                for other, others in everything
-                if other is not None and set(others) & set(atoms) and (cause[other] < len(self.reasons)).all()
-            ]
-            if causes:
-                self._pins.append((axis, min(causes)))
-            else:
-                self.pin(axis, "split or merged in a way that lets only another part of it move", block.op)
-        for (a, a_atoms), (b, b_atoms) in _pairs(block, movable):
-            (atom,) = movable.intersection(a_atoms)
-            # One tie for every combination of the other atoms of the two axes, labelled by that combination.
-            involved = sorted({*a_atoms, *b_atoms})
-            sizes = [block.atoms[t] for t in involved]
-            index = dict(zip(involved, np.indices(sizes).reshape(len(sizes), -1), strict=True))
-            label = np.zeros(math.prod(sizes), np.int64)
-            for t in involved:
-                if t != atom:
-                    label = label * block.atoms[t] + index[t]
-            self.tie(a[_flat(index, a_atoms, block.atoms)], b[_flat(index, b_atoms, block.atoms)], label)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Choice:
-    atoms: frozenset[int]
-    forced: bool
-
-
-def _movable(block: Block, is_pinned: np.ndarray) -> _Choice:
-    """The atoms that may move: at most one of each axis, none of an axis that is pinned."""
-    candidates = {t for t, size in enumerate(block.atoms) if size > 1}
-    for side in block.sides:
-        for axis, atoms in side:
-            if axis is None or is_pinned[axis].all():
-                candidates.difference_update(atoms)
-    forced = True
-    chosen: set[int] = set()
-    for atom in sorted(candidates, reverse=True):
-        rivals = {t for side in block.sides for _, atoms in side if atom in atoms for t in atoms if t != atom}
-        if rivals & candidates:
-            forced = False
-        if not rivals & chosen:
-            chosen.add(atom)
-    return _Choice(frozenset(chosen), forced)
-
-
-def _pairs(block: Block, movable: frozenset[int]) -> list[Any]:
-    pairs = []
-    for a, a_atoms in block.sides[0]:
-        for b, b_atoms in block.sides[1]:
-            if a is not None and b is not None and movable.intersection(a_atoms) & set(b_atoms):
-                pairs.append(((a, a_atoms), (b, b_atoms)))
-    return pairs
-
-
-def _flat(index: dict[int, np.ndarray], atoms: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
-    position = np.zeros_like(next(iter(index.values())))
-    for t in atoms:
-        position = position * sizes[t] + index[t]
-    return position

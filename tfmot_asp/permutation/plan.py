@@ -77,9 +77,9 @@ class ModelPlan:
         variables = [[str(v.dtype.name), *map(int, v.shape)] for v in self.graph.variables]
         digest = hashlib.sha256()
         for group in self.plan.groups:
-            for slot in group.slots:
-                digest.update(np.asarray([slot.variable, slot.axis, len(slot.positions)], np.int64).tobytes())
-                digest.update(slot.positions.astype(np.int64).tobytes())
+            for place in group.places:
+                digest.update(np.asarray([place.variable, place.axis, len(place.positions)], np.int64).tobytes())
+                digest.update(place.positions.astype(np.int64).tobytes())
             digest.update(group.columns.astype(np.int64).tobytes())
         return {
             "variables": variables,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -76,67 +77,61 @@ def _ending_in(last: Op, readers: Counter[int], taken: set[int]) -> Rearrangemen
     return None
 
 
-class _Atom:
-    """A part of an axis that is not split so far."""
+class _Digit(NamedTuple):
+    """A factor of a source axis, as 12 = 3 × 4 has two: its value v stands for `v * stride` positions of the axis."""
 
-    def __init__(self, size: int):
-        self.size = size
-        self.parts: list[_Atom] = []
-
-    def leaves(self) -> list[_Atom]:
-        return [leaf for part in self.parts for leaf in part.leaves()] if self.parts else [self]
+    axis: int
+    size: int
+    stride: int
 
 
 def _composed(shape: tuple[int, ...], chain: list[Op]) -> tuple[tuple[int, np.ndarray] | None, ...] | None:
     """The axes of the chain's result in terms of `shape`, if each is a whole axis of it; else None."""
-    origin = [_Atom(n) for n in shape]
-    axes: list[list[_Atom]] = [[atom] for atom in origin]
+    axes = [[_Digit(i, n, 1)] for i, n in enumerate(shape)]
     for op in chain:
         if op.type == "Transpose":
             order = op.inputs[1].value
             assert order is not None
             axes = [axes[int(i)] for i in order]
         elif op.type in _RESHAPES:
-            if op.outputs[0].shape is None:
-                return None
-            regrouped = _regroup([a for axis in axes for atom in axis for a in atom.leaves()], op.outputs[0].shape)
+            regrouped = _regrouped([digit for axis in axes for digit in axis], op.outputs[0].shape)
             if regrouped is None:
                 return None
             axes = regrouped
     result: list[tuple[int, np.ndarray] | None] = []
-    sources = [[leaf for leaf in atom.leaves() if leaf.size > 1] for atom in origin]
-    for axis in axes:
-        leaves = [leaf for atom in axis for leaf in atom.leaves() if leaf.size > 1]
-        if not leaves:
+    for digits in axes:
+        sources = {digit.axis for digit in digits if digit.size > 1}
+        if not sources:
             result.append(None)
             continue
-        index = next((i for i, s in enumerate(sources) if len(s) == len(leaves) and set(s) == set(leaves)), None)
-        if index is None:
+        if len(sources) > 1 or math.prod(digit.size for digit in digits) != shape[min(sources)]:
             return None
-        sizes = [leaf.size for leaf in sources[index]]
-        grid = np.arange(math.prod(sizes)).reshape(sizes)
-        result.append((index, grid.transpose([sources[index].index(leaf) for leaf in leaves]).ravel()))
+        positions = np.zeros(1, np.int64)
+        for digit in digits:
+            positions = np.add.outer(positions, digit.stride * np.arange(digit.size)).ravel()
+        result.append((min(sources), positions))
     return tuple(result)
 
 
-def _regroup(atoms: list[_Atom], shape: tuple[int, ...]) -> list[list[_Atom]] | None:
-    """Distributes atoms, in order, over axes of `shape`, splitting where need be; None where they do not divide."""
-    queue = list(reversed(atoms))
+def _regrouped(digits: list[_Digit], shape: tuple[int, ...] | None) -> list[list[_Digit]] | None:
+    """Distributes digits, in order, over axes of `shape`, splitting where need be; None where they do not divide."""
+    if shape is None:
+        return None
+    queue = list(reversed(digits))
     axes = []
     for size in shape:
-        axis: list[_Atom] = []
-        open_ = size
-        while open_ > 1:
-            atom = queue.pop()
-            if atom.size > open_:
-                if atom.size % open_:
+        axis: list[_Digit] = []
+        while size > 1:
+            digit = queue.pop()
+            if digit.size > size:
+                rest, remainder = divmod(digit.size, size)
+                if remainder:
                     return None
-                atom.parts = [_Atom(open_), _Atom(atom.size // open_)]
-                queue.append(atom.parts[1])
-                atom = atom.parts[0]
-            elif open_ % atom.size:
+                queue.append(digit._replace(size=rest))
+                digit = digit._replace(size=size, stride=digit.stride * rest)
+            elif size % digit.size:
                 return None
-            axis.append(atom)
-            open_ //= atom.size
+            axis.append(digit)
+            size //= digit.size
         axes.append(axis)
     return axes

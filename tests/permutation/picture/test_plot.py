@@ -109,9 +109,9 @@ def test_kernels_show_the_groups_that_the_plan_gives_them(build):
     for index, kernel in enumerate(plan.plan.kernels):
         sums, makes = set(), set()
         for number, group in enumerate(plan.plan.groups):
-            for slot in group.slots:
-                if slot.variable == kernel.variable:
-                    (sums if slot.axis in kernel.reduction_axes else makes).add(number)
+            for place in group.places:
+                if place.variable == kernel.variable:
+                    (sums if place.axis in kernel.reduction_axes else makes).add(number)
         op = next(op for op in drawn.ops if op.sparse and op.layer.rpartition("/")[2] == kernel.name)
         assert numbers(op.takes) == sums
         assert op.axes == ",".join(["K"] * bool(makes) + ["C"] * bool(sums))
@@ -253,9 +253,9 @@ def test_heads_that_stay_block_nothing():
     plan, drawn = described(keras.Model(x, keras.layers.Dense(8)(y)), EveryKernel())
     (merged,) = [i for i, k in enumerate(plan.plan.kernels) if k.name == "attention_output"]
     assert plan.plan.reasons[merged] is None
-    component, pins = plan.axes.components(), plan.axes.pin_of()
-    heads = component[plan.axes.variable_axes[plan.plan.kernels[merged].variable, 0]]
-    assert np.isin(heads, component[pins >= 0]).all()  # or the test would show nothing
+    classes = plan.axes.classes()
+    heads = classes.of[plan.axes.variable_axes[plan.plan.kernels[merged].variable, 0]]
+    assert classes.pinned[heads].all()  # or the test would show nothing
     assert [op.type for op in drawn.ops if op.role == "pins"] == ["Input"]
 
 

@@ -16,9 +16,10 @@ import pytest
 import tensorflow as tf
 
 from tfmot_asp.graph.trace import Tensor, trace_function
-from tfmot_asp.permutation import groups, rules
+from tfmot_asp.permutation import rules
 from tfmot_asp.permutation.analysis import analyse
 from tfmot_asp.permutation.axes import Axes
+from tfmot_asp.permutation.exchange import exchangeable
 
 raw = tf.raw_ops
 
@@ -58,16 +59,17 @@ def traced(case: Case, arrays: list[np.ndarray]) -> tuple[Any, Any, Axes]:
     return function, graph, checked(analyse(graph, pin_ends=False))
 
 
+def movable_tables(axes: Axes) -> list[np.ndarray]:
+    classes = axes.classes()
+    return exchangeable(axes, classes, np.flatnonzero(~classes.pinned[classes.of]))
+
+
 def random_exchange(axes: Axes, rng: np.random.Generator) -> np.ndarray:
     """For every element the element whose content it takes: a random exchange within every group of classes."""
-    component = axes.components()
-    pinned = np.zeros(component.max(initial=-1) + 1, bool)
-    pinned[component[axes.pin_of() >= 0]] = True
-    members = np.flatnonzero(~pinned[component])
     taken = np.arange(axes.count)
-    for table in groups._exchangeable(axes.axis_of()[members], component[members], groups._edges_within(axes, members)):
+    for table in movable_tables(axes):
         order = rng.permutation(table.shape[1])
-        taken[members[table]] = members[table[:, order]]
+        taken[table] = table[:, order]
     return taken
 
 
@@ -84,14 +86,9 @@ def moved(value: np.ndarray, tensor_axes: Any, taken: np.ndarray) -> np.ndarray:
 
 
 def free_positions(axes: Axes, tensor: Tensor) -> int:
-    component = axes.components()
-    pinned = np.zeros(component.max(initial=-1) + 1, bool)
-    pinned[component[axes.pin_of() >= 0]] = True
-    members = np.flatnonzero(~pinned[component])
     free = np.zeros(axes.count, bool)
-    for table in groups._exchangeable(axes.axis_of()[members], component[members], groups._edges_within(axes, members)):
-        if table.shape[1] > 1:
-            free[members[table]] = True
+    for table in movable_tables(axes):
+        free[table] = True
     return sum(int(free[ids].sum()) for ids in axes[tensor] if ids is not None)
 
 
@@ -606,9 +603,7 @@ def test_channels_pass_a_shuffle_one_by_one():
     _, _, axes = traced(CASES["channel shuffle"], arrays_of(CASES["channel shuffle"], 0))
     taken = random_exchange(axes, np.random.default_rng(0))
     assert len(np.unique(taken)) == axes.count
-    component = axes.components()
-    members = np.arange(axes.count)
-    tables = groups._exchangeable(axes.axis_of(), component, groups._edges_within(axes, members))
+    tables = exchangeable(axes, axes.classes(), np.arange(axes.count))
     assert C in [table.shape[1] for table in tables]
 
 

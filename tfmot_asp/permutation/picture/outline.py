@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp.graph.trace import Op, Tensor
-from tfmot_asp.permutation.axes import Axes
 from tfmot_asp.permutation.picture.data import DrawnOp, Outline
 from tfmot_asp.permutation.picture.scopes import Scopes
 from tfmot_asp.permutation.plan import ModelPlan
@@ -167,21 +166,19 @@ class _Carried:
     """Which groups an axis carries, and whether it holds channels that a prunable kernel sums over but cannot move."""
 
     def __init__(self, plan: ModelPlan):
-        axes: Axes = plan.axes
-        component = axes.components()
-        group_of = np.full(component.max(initial=-1) + 1, -1, np.int64)
+        axes, classes = plan.axes, plan.axes.classes()
+        group_of = np.full(len(classes.pinned), -1, np.int64)
         for index, group in enumerate(plan.plan.groups):
-            for slot in group.slots:
-                group_of[component[axes.variable_axes[slot.variable, slot.axis][slot.positions]]] = index
-        pinned, wanted = np.zeros((2, len(group_of)), bool)
-        pinned[component[axes.pin_of() >= 0]] = True
-        for kernel, reason in zip(plan.plan.kernels, plan.plan.reasons, strict=True):
-            if reason is None:
-                continue  # all its channels move: what is pinned of it (the heads of an attention) blocks nothing
-            for axis in kernel.reduction_axes:
-                wanted[component[axes.variable_axes[kernel.variable, axis]]] = True
-        self._group = group_of[component]
-        self._blocked = (pinned & wanted)[component]
+            for place in group.places:
+                group_of[classes.of[axes.variable_axes[place.variable, place.axis][place.positions]]] = index
+        summed = [
+            axes.variable_axes[kernel.variable, axis]
+            for kernel, reason in zip(plan.plan.kernels, plan.plan.reasons, strict=True)
+            if reason is not None  # else all its channels move: what is pinned of it (heads) blocks nothing
+            for axis in kernel.reduction_axes
+        ]
+        self._group = group_of[classes.of]
+        self._blocked = (classes.pinned & classes.holding(summed))[classes.of]
         # Axes are handed on from op to op as the same array: look at each once.
         self._seen: dict[int, tuple[Any, frozenset[int], bool]] = {}
 

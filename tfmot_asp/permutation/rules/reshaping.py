@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfmot_asp.graph.trace import Op
-from tfmot_asp.permutation.axes import Axes, Axis, Block, Outputs
+from tfmot_asp.permutation.axes import Axes, Axis, MergedAxis, Outputs, Regrouping
 from tfmot_asp.permutation.rules.registry import register_rule
 
 
@@ -27,45 +27,38 @@ def fill(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Reshape", "Squeeze", "ExpandDims")
 def reshape(op: Op, axes: Axes) -> Outputs:
-    """Axes that keep their size are handed on; those that split or merge are left to `Axes.resolve`."""
+    """Axes that keep their size are handed on; those that split or merge are left to `regrouping.resolve`."""
     x = axes[op.inputs[0]]
     in_shape, out_shape = op.inputs[0].shape or (), op.outputs[0].shape or ()
     if 0 in in_shape:
         return axes.pin_all(op, "reshapes an empty tensor")
     result: list[Axis] = [None] * len(out_shape)
-    for ins, outs in _blocks(in_shape, out_shape):
+    for ins, outs in _runs(in_shape, out_shape):
         if len(ins) == len(outs) == 1:
             result[outs[0]] = x[ins[0]]
             continue
-        atoms = _atoms([in_shape[i] for i in ins], [out_shape[i] for i in outs])
-        if atoms is None:
+        refined = _refined([in_shape[i] for i in ins], [out_shape[i] for i in outs])
+        if refined is None:
             for i in ins:
                 axes.pin(x[i], "split and merged in incommensurable parts", op)
             for i in outs:
                 result[i] = axes.pinned(out_shape[i], "split and merged in incommensurable parts", op)
             continue
-        sizes, in_atoms, out_atoms = atoms
-        uniform = {t for i, part in zip(ins, in_atoms, strict=True) if x[i] is None for t in part}
-        for i, part in zip(outs, out_atoms, strict=True):
+        sizes, in_parts, out_parts = refined
+        uniform = {t for i, part in zip(ins, in_parts, strict=True) if x[i] is None for t in part}
+        for i, part in zip(outs, out_parts, strict=True):
             result[i] = None if uniform.issuperset(part) else axes.fresh(out_shape[i])
-        axes.blocks.append(
-            Block(
-                op,
-                sizes,
-                (
-                    [(x[i], part) for i, part in zip(ins, in_atoms, strict=True)],
-                    [(result[i], part) for i, part in zip(outs, out_atoms, strict=True)],
-                ),
-            )
-        )
+        inputs = tuple(MergedAxis(x[i], part) for i, part in zip(ins, in_parts, strict=True))
+        outputs = tuple(MergedAxis(result[i], part) for i, part in zip(outs, out_parts, strict=True))
+        axes.regroupings.append(Regrouping(op, sizes, inputs, outputs))
     return [result]
 
 
-def _blocks(in_shape: Sequence[int], out_shape: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def _runs(in_shape: Sequence[int], out_shape: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """The smallest runs of input and output axes with equal products; axes of size 1 belong to none."""
     ins = [i for i, n in enumerate(in_shape) if n != 1]
     outs = [i for i, n in enumerate(out_shape) if n != 1]
-    blocks = []
+    runs = []
     while ins:
         left, right = [ins.pop(0)], [outs.pop(0)]
         a, b = in_shape[left[0]], out_shape[right[0]]
@@ -76,17 +69,17 @@ def _blocks(in_shape: Sequence[int], out_shape: Sequence[int]) -> list[tuple[lis
             else:
                 right.append(outs.pop(0))
                 b *= out_shape[right[-1]]
-        blocks.append((left, right))
-    return blocks
+        runs.append((left, right))
+    return runs
 
 
-def _atoms(
+def _refined(
     ins: Sequence[int], outs: Sequence[int]
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]], list[tuple[int, ...]]] | None:
     """The common refinement of two factorizations of one number, row-major, or None if there is none.
 
     Returns:
-      The sizes of the atoms, and for every input and output axis the positions of the atoms it is made of.
+      The sizes of the parts, and for every input and output axis the positions of the parts it is made of.
     """
     strides = sorted({int(np.prod(side[i:])) for side in (ins, outs) for i in range(len(side) + 1)}, reverse=True)
     if any(a % b for a, b in itertools.pairwise(strides)):
