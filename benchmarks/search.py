@@ -32,7 +32,7 @@ import numpy as np
 import references
 
 from tfmot_asp.permutation.search import cpu, search
-from tfmot_asp.permutation.search.effort import EFFORTS, Plan
+from tfmot_asp.permutation.search.effort import EFFORTS, Workload
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.scores import Scores
 
@@ -234,9 +234,11 @@ def curve(threads: int) -> list[dict[str, Any]]:
         most = {64: 2**16, 256: 2**13, 512: 2**11, 2048: 2**10}[columns]
         rounds = 16
         while rounds <= most:
-            plan = Plan(1 if blocks > 1 else 2, rounds // 2 if blocks > 1 else 1, blocks, 2 if blocks > 1 else rounds)
+            work = Workload(
+                1 if blocks > 1 else 2, rounds // 2 if blocks > 1 else 1, blocks, 2 if blocks > 1 else rounds
+            )
             wall, _, (orders, _) = timed(
-                lambda c=codes, p=plan: cpu.search_codes(c, 4, 2, p, 0, threads, lambda fraction: False),
+                lambda c=codes, p=work: cpu.search_codes(c, 4, 2, p, 0, threads, lambda fraction: False),
                 least=0.2,
                 most=5,
             )

@@ -10,7 +10,7 @@ import pytest
 from tests import naive
 from tfmot_asp import search
 from tfmot_asp.permutation.search import annealing, counter_random, cpu, loader, moves
-from tfmot_asp.permutation.search.effort import Plan
+from tfmot_asp.permutation.search.effort import Workload
 
 REASON = loader.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")
@@ -47,15 +47,15 @@ def test_rounds_are_the_naive_ones(columns, rows, n, keep):
     from tfmot_asp.permutation.search import cuda
 
     codes = np.random.default_rng(columns).integers(0, 4096, (columns, rows)).astype(np.uint16)
-    plan = Plan(chains=1, epochs=1, blocks=1, rounds=6)
-    orders, _ = cuda.search_codes(codes, n, keep, plan, 5, lambda fraction: False)
-    on_cpu, _ = cpu.search_codes(codes, n, keep, plan, 5, 1, lambda fraction: False)
+    work = Workload(chains=1, epochs=1, blocks=1, rounds=6)
+    orders, _ = cuda.search_codes(codes, n, keep, work, 5, lambda fraction: False)
+    on_cpu, _ = cpu.search_codes(codes, n, keep, work, 5, 1, lambda fraction: False)
     thresholds = np.zeros_like(codes)
     moves.prepare(codes, thresholds, np.arange(columns), 0, -(-columns // n), n, keep)
     unit = int(moves.typical_gain(codes, thresholds, annealing.sample_positions(columns, n)))
     expected = naive.anneal(
         codes, range(columns), range(-(-columns // n)), n, keep,
-        annealing.temperatures(plan, unit, 0).tolist(), counter_random.gumbel_table().tolist(),
+        annealing.temperatures(work, unit, 0).tolist(), counter_random.gumbel_table().tolist(),
         int(counter_random.host_key(5, 0, 0, 0)),
     )  # fmt: skip
     np.testing.assert_array_equal(orders[0], expected)

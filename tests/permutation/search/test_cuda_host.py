@@ -12,7 +12,7 @@ import pytest
 from tests.permutation.search import host_cupy
 from tfmot_asp import search
 from tfmot_asp.permutation.search import api, cpu, cuda, geometry, loader
-from tfmot_asp.permutation.search.effort import Plan
+from tfmot_asp.permutation.search.effort import Workload
 
 SOURCES = sorted(loader.source_path().parent.glob("*.cu"))
 ARCHITECTURES = (80, 86, 89, 90, 100)
@@ -78,24 +78,24 @@ def host(monkeypatch):
 
 
 PLANS = [
-    (64, 48, 4, 2, Plan(chains=2, epochs=1, blocks=1, rounds=8)),
-    (70, 32, 4, 2, Plan(chains=1, epochs=3, blocks=2, rounds=2)),
-    (33, 64, 8, 4, Plan(chains=1, epochs=1, blocks=1, rounds=5)),
-    (24, 16, 2, 1, Plan(chains=2, epochs=1, blocks=1, rounds=10)),
-    (83, 16, 16, 9, Plan(chains=1, epochs=1, blocks=1, rounds=5)),
+    (64, 48, 4, 2, Workload(chains=2, epochs=1, blocks=1, rounds=8)),
+    (70, 32, 4, 2, Workload(chains=1, epochs=3, blocks=2, rounds=2)),
+    (33, 64, 8, 4, Workload(chains=1, epochs=1, blocks=1, rounds=5)),
+    (24, 16, 2, 1, Workload(chains=2, epochs=1, blocks=1, rounds=10)),
+    (83, 16, 16, 9, Workload(chains=1, epochs=1, blocks=1, rounds=5)),
     # more than one tile, more rows than a chunk, and costs that do not all fit the shared memory
-    (290, 144, 4, 2, Plan(chains=1, epochs=1, blocks=1, rounds=3)),
+    (290, 144, 4, 2, Workload(chains=1, epochs=1, blocks=1, rounds=3)),
 ]
 
 
 @needs_compiler
 @pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
-@pytest.mark.parametrize(("columns", "rows", "n", "keep", "plan"), PLANS)
-def test_rounds_are_those_of_the_cpu(host, columns, rows, n, keep, plan, ties):
+@pytest.mark.parametrize(("columns", "rows", "n", "keep", "work"), PLANS)
+def test_rounds_are_those_of_the_cpu(host, columns, rows, n, keep, work, ties):
     most = 2 if ties else 4095
     codes = np.random.default_rng(columns).integers(0, most + 1, (columns, rows)).astype(np.uint16)
-    expected, _ = cpu.search_codes(codes, n, keep, plan, 7, 2, lambda fraction: False)
-    orders, stopped = cuda.search_codes(codes, n, keep, plan, 7, lambda fraction: False)
+    expected, _ = cpu.search_codes(codes, n, keep, work, 7, 2, lambda fraction: False)
+    orders, stopped = cuda.search_codes(codes, n, keep, work, 7, lambda fraction: False)
     assert not stopped
     for order, other in zip(orders, expected, strict=True):
         np.testing.assert_array_equal(order, other)
@@ -104,7 +104,7 @@ def test_rounds_are_those_of_the_cpu(host, columns, rows, n, keep, plan, ties):
 
 @needs_compiler
 def test_search_on_cuda_is_search_on_cpu(host, monkeypatch):
-    monkeypatch.setattr(api, "make_plan", lambda *shape: Plan(chains=2, epochs=1, blocks=1, rounds=10))
+    monkeypatch.setattr(api, "make_workload", lambda *shape: Workload(chains=2, epochs=1, blocks=1, rounds=10))
     matrix = np.random.default_rng(0).normal(size=(30, 50))
     expected = search(matrix, device="cpu")
     result = search(matrix, device="cuda")
@@ -169,11 +169,11 @@ def test_too_little_device_memory_is_said_in_time(monkeypatch):
 
 
 def test_device_memory_is_counted(host):
-    plan = Plan(chains=2, epochs=1, blocks=1, rounds=1)
+    work = Workload(chains=2, epochs=1, blocks=1, rounds=1)
     codes = np.zeros((70, 48), np.uint16)
-    search = cuda._Search(host_cupy, host_cupy.Module(4, 2), codes, 4, plan, host_cupy.cuda.Device.attributes)
+    search = cuda._Search(host_cupy, host_cupy.Module(4, 2), codes, 4, work, host_cupy.cuda.Device.attributes)
     arrays = [value for value in vars(search).values() if isinstance(value, np.ndarray)]
-    counted = geometry.device_bytes(70, 48, 4, plan)
+    counted = geometry.device_bytes(70, 48, 4, work)
     assert counted == pytest.approx(sum(array.nbytes for array in arrays), rel=0.02)
 
 

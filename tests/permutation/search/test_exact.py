@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from tests import naive
 from tfmot_asp import search
 from tfmot_asp.permutation.search import cpu, exact
-from tfmot_asp.permutation.search.effort import make_plan
+from tfmot_asp.permutation.search.effort import make_workload
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.scores import Scores
 
@@ -46,7 +46,7 @@ def test_optimum_with_an_incomplete_stripe(m_by_n, columns):
 def test_annealing_finds_the_optimum_of_sixteen_columns():
     # Two independent ways to the same 25 numbers: dynamic programming (what `search` uses for so few columns, checked
     # above by brute force) and annealing (what it uses for more), which is not told the answer.
-    plan = dataclasses.replace(make_plan(16, 32, 4, "thorough"), chains=6)  # a quarter of the chains will do
+    work = dataclasses.replace(make_workload(16, 32, 4, "thorough"), chains=6)  # a quarter of the chains will do
     found = 0
     for seed in range(25):
         np.random.seed(seed)
@@ -54,7 +54,7 @@ def test_annealing_finds_the_optimum_of_sixteen_columns():
         best = search(matrix, effort="thorough", device="cpu").retained_after
         scores = Scores(matrix)
         codes = encode(scores, survey(scores, 2)[0], 2)
-        orders, _ = cpu.search_codes(codes, 4, 2, plan, 0, 2, lambda fraction: False)
+        orders, _ = cpu.search_codes(codes, 4, 2, work, 0, 2, lambda fraction: False)
         reached = max(naive.retained(matrix, order, 2, 4) for order in orders)
         assert reached <= best * (1 + 1e-12)
         found += reached >= best * (1 - 1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.permutation.search.counter_random import host_draw, host_key
-from tfmot_asp.permutation.search.effort import Plan
+from tfmot_asp.permutation.search.effort import Workload
 
 SAMPLE = 256
 
@@ -15,28 +15,28 @@ HEAT = round(0.11 * 2**16)
 """Initial temperature in units of ``typical_gain`` / 2**16; by measurement (docs/search.md), and flat around it."""
 
 
-def temperatures(plan: Plan, unit: int, epoch: int) -> _Ints:
-    """Temperatures of an epoch's rounds, int64 (plan.rounds,).
+def temperatures(work: Workload, unit: int, epoch: int) -> _Ints:
+    """Temperatures of an epoch's rounds, int64 (work.rounds,).
 
     They fall linearly over the whole search and are zero in its last twentieth. ``unit`` is ``typical_gain``.
     """
-    total = plan.epochs * plan.rounds
+    total = work.epochs * work.rounds
     cold = max(1, total // 20)
     hottest = unit * HEAT >> 16
-    number = range(epoch * plan.rounds, (epoch + 1) * plan.rounds)
+    number = range(epoch * work.rounds, (epoch + 1) * work.rounds)
     return np.array([hottest * max(0, total - cold - k) // max(1, total - cold) for k in number], np.int64)
 
 
-def deal(stripes: int, plan: Plan, seed: int, chain: int, epoch: int) -> list[_Ints]:
+def deal(stripes: int, work: Workload, seed: int, chain: int, epoch: int) -> list[_Ints]:
     """Deals the stripes out to the epoch's blocks at random, each block int64 and sorted.
 
     Not by ``numpy.random``: its generators may change their streams from one NumPy version to the next.
     """
-    if plan.blocks == 1:
+    if work.blocks == 1:
         return [np.arange(stripes)]
     random = host_draw(host_key(seed, chain, epoch), stripes)
     shuffled = np.argsort(random, kind="stable")
-    return [np.sort(block) for block in np.array_split(shuffled, plan.blocks)]
+    return [np.sort(block) for block in np.array_split(shuffled, work.blocks)]
 
 
 def sample_positions(columns: int, n: int) -> _Ints:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tfmot_asp.masks import DEFAULT_M_BY_N, check_m_by_n
 from tfmot_asp.permutation.search import cpu, exact, geometry, loader
-from tfmot_asp.permutation.search.effort import EFFORTS, Plan, make_plan, row_step
+from tfmot_asp.permutation.search.effort import EFFORTS, Workload, make_workload, row_step
 from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.progress import Progress, within
@@ -98,13 +98,13 @@ def search(
         raise ValueError(f"threads must be at least 1, or None; got {threads}")
     scores = _check_scores(matrix, row_weights, column_weights)
     sampled = scores.sampled(row_step(scores.rows, scores.columns))
-    plan = make_plan(scores.columns, sampled.rows, n, effort)
+    work = make_workload(scores.columns, sampled.rows, n, effort)
     where, why = choose_device(
-        device, scores.rows, scores.columns, geometry.device_bytes(scores.columns, sampled.rows, n, plan)
+        device, scores.rows, scores.columns, geometry.device_bytes(scores.columns, sampled.rows, n, work)
     )
     if why:
         _logger.info("searching on the CPU: %s", why)
-    _logger.debug("%d columns, %d of %d rows: %s", scores.columns, sampled.rows, scores.rows, plan)
+    _logger.debug("%d columns, %d of %d rows: %s", scores.columns, sampled.rows, scores.rows, work)
 
     caps = survey(scores, threads)
     with Progress(progress, started, time_limit) as tick:
@@ -114,7 +114,7 @@ def search(
         elif exact.is_small(scores.rows, scores.columns, n, effort):
             where, orders = "cpu", [exact.solve(scores, n, n - m)]
         else:
-            orders, finished = _anneal(sampled, caps, n, n - m, plan, seed, where, threads, tick)
+            orders, finished = _anneal(sampled, caps, n, n - m, work, seed, where, threads, tick)
     values = evaluate(scores, orders, n, n - m, threads)
     best = max(range(len(orders)), key=lambda k: values[k].found)  # the first of equals
     order, value = orders[best], values[best]
@@ -139,7 +139,7 @@ def _anneal(
     caps: tuple[float, ...],
     n: int,
     keep: int,
-    plan: Plan,
+    work: Workload,
     seed: int,
     device: str,
     threads: int,
@@ -156,9 +156,9 @@ def _anneal(
         if device == "cuda":
             from tfmot_asp.permutation.search import cuda
 
-            found, stopped = cuda.search_codes(codes, n, keep, plan, seed, part)
+            found, stopped = cuda.search_codes(codes, n, keep, work, seed, part)
         else:
-            found, stopped = cpu.search_codes(codes, n, keep, plan, seed, threads, part)
+            found, stopped = cpu.search_codes(codes, n, keep, work, seed, threads, part)
         orders += found
         del codes
     return orders, not stopped

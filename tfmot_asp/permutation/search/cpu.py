@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tfmot_asp.permutation.search.annealing import deal, sample_positions, temperatures
 from tfmot_asp.permutation.search.counter_random import gumbel_table, host_key
-from tfmot_asp.permutation.search.effort import Plan
+from tfmot_asp.permutation.search.effort import Workload
 from tfmot_asp.permutation.search.moves import DONE, STOP, anneal_block, prepare, typical_gain
 
 SPAN = 64
@@ -26,20 +26,20 @@ Tick = Callable[[float], bool]
 
 
 def search_codes(
-    codes: npt.NDArray[np.uint16], n: int, keep: int, plan: Plan, seed: int, threads: int, tick: Tick
+    codes: npt.NDArray[np.uint16], n: int, keep: int, work: Workload, seed: int, threads: int, tick: Tick
 ) -> tuple[list[_Order], bool]:
     """Anneals all chains.
 
     Args:
         codes: uint16 (columns, rows), see ``fixed_point``.
         n, keep: stripe width and values kept of it.
-        plan: how much work.
+        work: how much work.
         seed: of all random numbers.
         threads: CPU threads to use; no effect on the result.
         tick: progress, and the wish to stop.
 
     Returns:
-        One order per chain, int64 (columns,), and whether it was stopped before the plan was done.
+        One order per chain, int64 (columns,), and whether it was stopped before the work was done.
     """
     columns = codes.shape[0]
     start = _Chain(codes, np.arange(columns))
@@ -48,22 +48,22 @@ def search_codes(
         run = _Run(pool, tick)
         spans = [(first, min(first + SPAN, stripes)) for first in range(0, stripes, SPAN)]
         stopped = run.all([(prepare, (*start.state, *span, n, keep)) for span in spans])
-        chains = [start if c == plan.chains - 1 else start.copy() for c in range(plan.chains)]
+        chains = [start if c == work.chains - 1 else start.copy() for c in range(work.chains)]
         unit = int(typical_gain(start.codes, start.thresholds, sample_positions(columns, n)))
         table = gumbel_table()
-        for epoch in range(plan.epochs):
+        for epoch in range(work.epochs):
             if stopped:
                 break
-            heat = temperatures(plan, unit, epoch)
+            heat = temperatures(work, unit, epoch)
             jobs = []
             controls = []
             for c, chain in enumerate(chains):
-                for b, block in enumerate(deal(stripes, plan, seed, c, epoch)):
+                for b, block in enumerate(deal(stripes, work, seed, c, epoch)):
                     control = np.zeros(2, np.int64)
                     controls.append(control)
                     key = host_key(seed, c, epoch, b)
                     jobs.append((anneal_block, (*chain.state, block, n, keep, heat, table, key, control)))
-            stopped = run.all(jobs, controls, epoch / plan.epochs, 1 / (plan.epochs * plan.rounds * len(jobs)))
+            stopped = run.all(jobs, controls, epoch / work.epochs, 1 / (work.epochs * work.rounds * len(jobs)))
     return [chain.order for chain in chains], stopped
 
 

@@ -11,7 +11,7 @@ from tfmot_asp.permutation.search import geometry, loader
 from tfmot_asp.permutation.search.annealing import deal, sample_positions, temperatures
 from tfmot_asp.permutation.search.counter_random import gumbel_table, host_key
 from tfmot_asp.permutation.search.cpu import Tick
-from tfmot_asp.permutation.search.effort import Plan
+from tfmot_asp.permutation.search.effort import Workload
 
 IN_FLIGHT = 32
 """Rounds queued between looks at progress, deadline and signals."""
@@ -20,24 +20,24 @@ _Order = npt.NDArray[np.int64]
 
 
 def search_codes(
-    codes: npt.NDArray[np.uint16], n: int, keep: int, plan: Plan, seed: int, tick: Tick
+    codes: npt.NDArray[np.uint16], n: int, keep: int, work: Workload, seed: int, tick: Tick
 ) -> tuple[list[_Order], bool]:
     """As ``cpu.search_codes``, with the same result."""
     import cupy
 
     device = cupy.cuda.Device()
-    search = _Search(cupy, loader.module(n, keep, device.id), codes, n, plan, device.attributes)
+    search = _Search(cupy, loader.module(n, keep, device.id), codes, n, work, device.attributes)
     unit = search.typical_gain()
     table = cupy.asarray(gumbel_table())
-    total = plan.epochs * plan.rounds
+    total = work.epochs * work.rounds
     done = 0
     waiting: list[Any] = []
     stopped = tick(0.0)
-    for epoch in range(plan.epochs):
+    for epoch in range(work.epochs):
         if stopped:
             break
         search.upload(seed, epoch)
-        for round_number, temperature in enumerate(temperatures(plan, unit, epoch)):
+        for round_number, temperature in enumerate(temperatures(work, unit, epoch)):
             search.round(round_number, int(temperature), table)
             done += 1
             if done % IN_FLIGHT == 0 or done == total:
@@ -58,15 +58,15 @@ class _Search:
     """Device arrays of all chains, and the launches that change them."""
 
     def __init__(
-        self, cupy: Any, module: Any, codes: npt.NDArray[np.uint16], n: int, plan: Plan, attributes: dict[str, int]
+        self, cupy: Any, module: Any, codes: npt.NDArray[np.uint16], n: int, work: Workload, attributes: dict[str, int]
     ) -> None:
         self.cupy = cupy
         self.n = n
-        self.plan = plan
+        self.work = work
         self.columns, self.rows = codes.shape
         self.stripes = -(-self.columns // n)
-        self.tasks = plan.chains * plan.blocks
-        self.most = -(-self.stripes // plan.blocks)
+        self.tasks = work.chains * work.blocks
+        self.most = -(-self.stripes // work.blocks)
         self.processors = attributes["MultiProcessorCount"]
         self.pick = module.get_function("pick_columns")
         self.product = module.get_function("excess_product")
@@ -77,9 +77,9 @@ class _Search:
         )
         self.solve.max_dynamic_shared_size_bytes = self.launch.shared_bytes
         self.codes = cupy.asarray(codes)
-        self.thresholds = cupy.empty((plan.chains, *codes.shape), np.uint16)
-        self.threshold_sum = cupy.zeros((plan.chains, self.columns), np.uint64)
-        self.order = cupy.tile(cupy.arange(self.columns, dtype=np.int32), (plan.chains, 1))
+        self.thresholds = cupy.empty((work.chains, *codes.shape), np.uint16)
+        self.threshold_sum = cupy.zeros((work.chains, self.columns), np.uint64)
+        self.order = cupy.tile(cupy.arange(self.columns, dtype=np.int32), (work.chains, 1))
         self.position = cupy.zeros((self.tasks, self.most), np.int32)
         self.index = cupy.zeros((self.tasks, self.most), np.int32)
         self.changed = cupy.zeros((self.tasks, self.most), np.int32)
@@ -99,7 +99,7 @@ class _Search:
             (every, first, zero, np.uint64(0), self.codes, self.thresholds, self.order, np.int64(self.rows),
              np.int64(self.columns), np.int32(self.stripes), self.threshold_sum),
         )  # fmt: skip
-        for chain in range(1, self.plan.chains):
+        for chain in range(1, self.work.chains):
             self.thresholds[chain] = self.thresholds[0]
             self.threshold_sum[chain] = self.threshold_sum[0]
 
@@ -127,8 +127,8 @@ class _Search:
     def upload(self, seed: int, epoch: int) -> None:
         """Deals out the stripes of an epoch."""
         blocks, chains, keys = [], [], []
-        for chain in range(self.plan.chains):
-            for number, block in enumerate(deal(self.stripes, self.plan, seed, chain, epoch)):
+        for chain in range(self.work.chains):
+            for number, block in enumerate(deal(self.stripes, self.work, seed, chain, epoch)):
                 blocks.append(block)
                 chains.append(chain)
                 keys.append(host_key(seed, chain, epoch, number))

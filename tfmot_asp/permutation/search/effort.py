@@ -33,7 +33,7 @@ ONE_CHAIN = 1 << 24
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What to run; the same on every device.
 
     Attributes:
@@ -54,7 +54,7 @@ def row_step(rows: int, columns: int) -> int:
     return max(1, -(-rows * columns // LARGEST_CODES))
 
 
-def make_plan(columns: int, rows: int, n: int, effort: str) -> Plan:
+def make_workload(columns: int, rows: int, n: int, effort: str) -> Workload:
     """Chooses blocks and rounds for a matrix of ``columns`` by ``rows`` (those searched) in stripes of n."""
     level = _LEVELS[effort]
     stripes = -(-columns // n)
@@ -68,5 +68,5 @@ def make_plan(columns: int, rows: int, n: int, effort: str) -> Plan:
     if blocks == 1:
         small = stripes <= FEW and columns * rows <= SMALL
         chains = level.chains_of_small if small else level.chains
-        return Plan(chains=chains, epochs=1, blocks=1, rounds=total)
-    return Plan(chains=1, epochs=-(-total // 2), blocks=blocks, rounds=2)
+        return Workload(chains=chains, epochs=1, blocks=1, rounds=total)
+    return Workload(chains=1, epochs=-(-total // 2), blocks=blocks, rounds=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tfmot_asp.permutation.search.effort import Plan
+from tfmot_asp.permutation.search.effort import Workload
 
 LANES = 16
 TILE = 64
@@ -60,10 +60,10 @@ def assignment(most: int, shared_limit: int) -> Assignment:
     return Assignment(near, fixed + 4 * most * near)
 
 
-def device_bytes(columns: int, rows: int, n: int, plan: Plan) -> int:
+def device_bytes(columns: int, rows: int, n: int, work: Workload) -> int:
     """Device memory that a search takes: codes, thresholds of every chain, products and costs of every block."""
     padded = -(-rows // LANES) * LANES
     stripes = -(-columns // n)
-    most = -(-stripes // plan.blocks)
-    tasks = plan.chains * plan.blocks
-    return 2 * columns * padded * (1 + plan.chains) + 12 * columns * plan.chains + 12 * tasks * most * (most + 1)
+    most = -(-stripes // work.blocks)
+    tasks = work.chains * work.blocks
+    return 2 * columns * padded * (1 + work.chains) + 12 * columns * work.chains + 12 * tasks * most * (most + 1)

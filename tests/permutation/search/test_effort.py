@@ -6,19 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfmot_asp.permutation.search import annealing, effort, geometry
-from tfmot_asp.permutation.search.effort import EFFORTS, Plan, make_plan
+from tfmot_asp.permutation.search.effort import EFFORTS, Workload, make_workload
 
 shapes = st.tuples(st.integers(1, 20_000), st.integers(1, 10**6), st.integers(2, 16))
 
 
 @given(shapes, st.sampled_from(EFFORTS))
-def test_plans_are_sane(shape, level):
+def test_workloads_are_sane(shape, level):
     columns, rows, n = shape
-    plan = make_plan(columns, rows, n, level)
+    work = make_workload(columns, rows, n, level)
     stripes = -(-columns // n)
-    assert min(plan.chains, plan.epochs, plan.blocks, plan.rounds) >= 1
-    assert -(-stripes // plan.blocks) <= effort.LARGEST_BLOCK
-    assert plan.blocks == 1 or plan.chains == 1
+    assert min(work.chains, work.epochs, work.blocks, work.rounds) >= 1
+    assert -(-stripes // work.blocks) <= effort.LARGEST_BLOCK
+    assert work.blocks == 1 or work.chains == 1
 
 
 @given(shapes)
@@ -26,8 +26,8 @@ def test_more_effort_is_more_rounds(shape):
     columns, rows, n = shape
     rounds = []
     for level in EFFORTS:
-        plan = make_plan(columns, rows, n, level)
-        rounds.append(plan.chains * plan.epochs * plan.rounds)
+        work = make_workload(columns, rows, n, level)
+        rounds.append(work.chains * work.epochs * work.rounds)
     assert rounds == sorted(rounds)
     assert rounds[0] < rounds[2]
 
@@ -42,8 +42,8 @@ def test_sampled_rows_fit(rows, columns):
 
 @pytest.mark.parametrize(("epochs", "rounds"), [(1, 40), (10, 2), (1, 1), (3, 7)])
 def test_temperatures_fall_to_zero(epochs, rounds):
-    plan = Plan(chains=1, epochs=epochs, blocks=1, rounds=rounds)
-    values = np.concatenate([annealing.temperatures(plan, 10**9, epoch) for epoch in range(epochs)])
+    work = Workload(chains=1, epochs=epochs, blocks=1, rounds=rounds)
+    values = np.concatenate([annealing.temperatures(work, 10**9, epoch) for epoch in range(epochs)])
     assert len(values) == epochs * rounds
     assert (np.diff(values) <= 0).all()
     assert values[-1] == 0
@@ -53,18 +53,18 @@ def test_temperatures_fall_to_zero(epochs, rounds):
 
 @given(st.integers(1, 3000), st.integers(1, 12), st.integers(-5, 5), st.integers(0, 50))
 def test_every_stripe_is_dealt_once(stripes, blocks, seed, epoch):
-    plan = Plan(chains=1, epochs=1, blocks=min(blocks, stripes), rounds=1)
-    dealt = annealing.deal(stripes, plan, seed, 0, epoch)
-    assert len(dealt) == plan.blocks
+    work = Workload(chains=1, epochs=1, blocks=min(blocks, stripes), rounds=1)
+    dealt = annealing.deal(stripes, work, seed, 0, epoch)
+    assert len(dealt) == work.blocks
     sizes = [len(block) for block in dealt]
     assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) == -(-stripes // plan.blocks)
+    assert max(sizes) == -(-stripes // work.blocks)
     np.testing.assert_array_equal(np.sort(np.concatenate(dealt)), np.arange(stripes))
 
 
 def test_deals_differ_and_are_frozen():
-    plan = Plan(chains=1, epochs=2, blocks=2, rounds=1)
-    first = [annealing.deal(10, plan, 0, 0, epoch)[0].tolist() for epoch in range(4)]
+    work = Workload(chains=1, epochs=2, blocks=2, rounds=1)
+    first = [annealing.deal(10, work, 0, 0, epoch)[0].tolist() for epoch in range(4)]
     assert len({tuple(block) for block in first}) > 1
     # Pinned: a change here changes everybody's permutations, and belongs in the changelog.
     assert first[0] == PINNED_DEAL
