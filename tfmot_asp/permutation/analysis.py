@@ -17,8 +17,8 @@ def analyse(graph: Graph, *, pin_ends: bool = True) -> Axes:
     """Runs the rule of every op of `graph` and returns the tied and pinned elements.
 
     Args:
-      graph: the traced model.
-      pin_ends: pin the positions of inputs and outputs, as a model demands. Without, ops can be studied alone.
+        graph: the traced model.
+        pin_ends: pin the positions of inputs and outputs, as a model demands. Without, ops can be studied alone.
     """
     axes = Axes(graph)
     for i, tensor in enumerate(graph.inputs):

@@ -27,18 +27,18 @@ def apply(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any = None, *, v
     """Reorders the weights, and the optimizer's slots with them.
 
     Args:
-      plan: of the model whose variables are to be reordered.
-      orders: for each group the new order of its channels: place i takes what channel `orders[g][i]` had.
-      model: whose optimizer, if it has one, keeps slots for the variables.
-      verify: first run the model's function on copies of the weights, old and new, and refuse if an output changes.
+        plan: of the model whose variables are to be reordered.
+        orders: for each group the new order of its channels: place i takes what channel `orders[g][i]` had.
+        model: whose optimizer, if it has one, keeps slots for the variables.
+        verify: first run the model's function on copies of the weights, old and new, and refuse if an output changes.
 
     Returns:
-      The largest change of an output relative to its largest value; None if not verified.
+        The largest change of an output relative to its largest value; None if not verified.
 
     Raises:
-      ValueError: if the orders do not fit the plan, or an optimizer slot cannot be reordered.
-      PermutationError: if verification failed. The error names the group.
-      BaseException: whatever interrupts the writing, after everything has been put back.
+        ValueError: if the orders do not fit the plan, or an optimizer slot cannot be reordered.
+        PermutationError: if verification failed. The error names the group.
+        BaseException: whatever interrupts the writing, after everything has been put back.
     """
     variables = list(_all_variables(plan, orders, model))
     change = _verified(plan, orders) if verify else None

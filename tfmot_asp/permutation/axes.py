@@ -152,10 +152,10 @@ class Axes:
         """Ties `a[i]` to `b[i]`, element by element, and returns the axis that both are now.
 
         Args:
-          a: element ids; or None for a uniform axis, which ties to nothing.
-          b: as many element ids, or None.
-          label: what distinguishes these ties from others of the same call: one int for all or one for each pair. An
-            exchange of channels must map a tie to a tie with the same label.
+            a: element ids; or None for a uniform axis, which ties to nothing.
+            b: as many element ids, or None.
+            label: what distinguishes these ties from others of the same call: one int for all or one for each pair. An
+                exchange of channels must map a tie to a tie with the same label.
         """
         if a is None or b is None:
             return b if a is None else a

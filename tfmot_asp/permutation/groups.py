@@ -21,10 +21,10 @@ class PlannedKernel:
     """A kernel to be pruned, as the plan sees it.
 
     Attributes:
-      name: of its layer, for messages.
-      variable: position of the kernel in the graph's variables.
-      shape: of the kernel.
-      reduction_axes: its axes that are summed, flattened row-major to the reduction axis.
+        name: of its layer, for messages.
+        variable: position of the kernel in the graph's variables.
+        shape: of the kernel.
+        reduction_axes: its axes that are summed, flattened row-major to the reduction axis.
     """
 
     name: str
@@ -59,13 +59,13 @@ class Group:
     """A permutation group: `size` channels that may be exchanged with each other.
 
     Attributes:
-      name: of the first kernel that it orders.
-      size: number of channels (axis classes).
-      places: all variable axes that carry them; reordering all of them alike changes no output.
-      columns: channels that take part in the search, in the order of the search matrix's columns; consecutive runs of
-        n are stripes now. Channels in stripes that straddle the group's edge stay where they are.
-      parts: the rows of the search matrix.
-      kernels: the kernels with a place on their reduction axis, also those whose stripes are cut otherwise.
+        name: of the first kernel that it orders.
+        size: number of channels (axis classes).
+        places: all variable axes that carry them; reordering all of them alike changes no output.
+        columns: channels that take part in the search, in the order of the search matrix's columns; consecutive runs of
+            n are stripes now. Channels in stripes that straddle the group's edge stay where they are.
+        parts: the rows of the search matrix.
+        kernels: the kernels with a place on their reduction axis, also those whose stripes are cut otherwise.
     """
 
     name: str
@@ -81,10 +81,10 @@ class PermutationPlan:
     """What may be permuted and what may not: built without weights, searched without a model.
 
     Attributes:
-      kernels: the kernels to be pruned.
-      groups: the permutation groups that order at least two stripes of some kernel.
-      movable: for each kernel the number of positions on its reduction axis that some group may reorder.
-      reasons: for each kernel why the rest may not move; None if all may.
+        kernels: the kernels to be pruned.
+        groups: the permutation groups that order at least two stripes of some kernel.
+        movable: for each kernel the number of positions on its reduction axis that some group may reorder.
+        reasons: for each kernel why the rest may not move; None if all may.
     """
 
     kernels: tuple[PlannedKernel, ...]
@@ -97,12 +97,12 @@ def plan_groups(axes: Axes, kernels: Sequence[PlannedKernel], n: int = 4) -> Per
     """Groups the axis classes that occur on the reduction axis of a kernel.
 
     Args:
-      axes: the analysed graph.
-      kernels: kernels to be pruned; the others move along, but give no rows to the search.
-      n: stripe length.
+        axes: the analysed graph.
+        kernels: kernels to be pruned; the others move along, but give no rows to the search.
+        n: stripe length.
 
     Returns:
-      The plan.
+        The plan.
     """
     classes = axes.classes()
     summed = [axes.variable_axes[kernel.variable, axis] for kernel in kernels for axis in kernel.reduction_axes]

@@ -45,35 +45,36 @@ def permute(
     kernels that consume it, optimizer slots) is reordered alike. Use it before pruning; the weights stay dense.
 
     Args:
-      model: a tf_keras or Keras 3 (TensorFlow backend) model, or a `tf.Module` that holds Keras layers. Built.
-      policy: which layers will be pruned: a `PruningPolicy`, by default `PruneForSparseTensorCores()`.
-      input_shapes: for models that do not know their input shapes: a shape such as (None, 224, 224, 3), or a list or
-        dict of shapes as the model is called.
-      sparsity_m_by_n: m zeros in every n consecutive weights of the reduction axis.
-      device: "auto", "cpu" or "cuda", where the search runs. The result is the same.
-      effort: "fast", "balanced" or "thorough".
-      seed: of the search.
-      verify: run the model on a random input before and after, and put everything back if an output changed.
-      progress: show a progress bar; by default if stderr is a terminal.
-      plot_to_file: where to draw what is permuted and what is not: a .png, .svg or .pdf file, for which Graphviz must
-        be installed, or .dot. Drawn before the search, from the plan; the report's `plot` draws the same later.
-      executor: where to search the groups, each a task of its own: any `concurrent.futures.Executor`, so processes, or
-        the pools of Dask, Ray and MPI. The result is the same. It is not shut down. By default they are searched here.
+        model: a tf_keras or Keras 3 (TensorFlow backend) model, or a `tf.Module` that holds Keras layers. Built.
+        policy: which layers will be pruned: a `PruningPolicy`, by default `PruneForSparseTensorCores()`.
+        input_shapes: for models that do not know their input shapes: a shape such as (None, 224, 224, 3), or a list or
+            dict of shapes as the model is called.
+        sparsity_m_by_n: m zeros in every n consecutive weights of the reduction axis.
+        device: "auto", "cpu" or "cuda", where the search runs. The result is the same.
+        effort: "fast", "balanced" or "thorough".
+        seed: of the search.
+        verify: run the model on a random input before and after, and put everything back if an output changed.
+        progress: show a progress bar; by default if stderr is a terminal.
+        plot_to_file: where to draw what is permuted and what is not: a .png, .svg or .pdf file, for which Graphviz must
+            be installed, or .dot. Drawn before the search, from the plan; the report's `plot` draws the same later.
+        executor: where to search the groups, each a task of its own: any `concurrent.futures.Executor`, so processes,
+            or the pools of Dask, Ray and MPI. The result is the same. It is not shut down. By default they are searched
+            here.
 
     Returns:
-      A :class:`PermutationReport`: per layer what was done and why not.
+        A :class:`PermutationReport`: per layer what was done and why not.
 
     Raises:
-      TypeError: if `model` is not a model.
-      ValueError: if the model is not built, has unknown input shapes, NaN or infinite weights, no layer that the policy
-        prunes, or layers that are wrapped for pruning already; or if `plot_to_file` has an unknown suffix.
-      FileNotFoundError, ImportError, RuntimeError: if the picture cannot be drawn, see `picture.plot`.
-      PermutationError: if an output changed, which would be a defect of this library.
-      In every case, and if it is interrupted, the model is as it was.
+        TypeError: if `model` is not a model.
+        ValueError: if the model is not built, has unknown input shapes, NaN or infinite weights, no layer that the
+            policy prunes, or layers that are wrapped for pruning already; or if `plot_to_file` has an unknown suffix.
+        FileNotFoundError, ImportError, RuntimeError: if the picture cannot be drawn, see `picture.plot`.
+        PermutationError: if an output changed, which would be a defect of this library.
+        In every case, and if it is interrupted, the model is as it was.
 
     Example:
-      >>> report = tfmot_asp.permute(model)
-      >>> print(report)
+        >>> report = tfmot_asp.permute(model)
+        >>> print(report)
     """
     if plot_to_file is not None:
         check_plot_path(plot_to_file)

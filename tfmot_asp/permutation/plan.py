@@ -41,14 +41,14 @@ class ModelPlan:
     """A model with its plan.
 
     Attributes:
-      function: the concrete function that was traced; running it is how the result is verified.
-      graph: its ops and variables.
-      axes: which positions of them move together, and which are pinned.
-      plan: the groups.
-      kinds: for each planned kernel the kind of its layer ("Dense", "Conv2D", ...).
-      unused: kernels to be pruned that the traced function does not read.
-      dense: the other layers that have a kernel.
-      m_by_n: the sparsity pattern.
+        function: the concrete function that was traced; running it is how the result is verified.
+        graph: its ops and variables.
+        axes: which positions of them move together, and which are pinned.
+        plan: the groups.
+        kinds: for each planned kernel the kind of its layer ("Dense", "Conv2D", ...).
+        unused: kernels to be pruned that the traced function does not read.
+        dense: the other layers that have a kernel.
+        m_by_n: the sparsity pattern.
     """
 
     function: Any

@@ -50,12 +50,12 @@ class Verifier:
         """The relative change of the outputs, and what rounding alone could cause.
 
         Args:
-          before: a value for each variable of the graph.
-          reorder: gives the permuted value of a variable, from its position and value.
+            before: a value for each variable of the graph.
+            reorder: gives the permuted value of a variable, from its position and value.
 
         Returns:
-          The largest change of an output relative to its largest value, and the largest that counts as rounding: the
-          tolerance of the dtype, or more where the function amplifies a change of its inputs by one rounding step.
+            The largest change of an output relative to its largest value, and the largest that counts as rounding: the
+            tolerance of the dtype, or more where the function amplifies a change of its inputs by one rounding step.
         """
         old = self.run(before)
         if self._random:

@@ -29,9 +29,9 @@ class Rearrangement:
     """What a chain of ops does to the axes of its source.
 
     Attributes:
-      source: the tensor that the chain starts from.
-      axes: for each axis of the result the source axis and, for each position, the position there; None for size 1.
-      inner: the ops of the chain before its last, which nothing else reads.
+        source: the tensor that the chain starts from.
+        axes: for each axis of the result the source axis and, for each position, the position there; None for size 1.
+        inner: the ops of the chain before its last, which nothing else reads.
     """
 
     source: Tensor

@@ -29,15 +29,15 @@ class LayerEntry:
     """One layer with a kernel.
 
     Attributes:
-      name: of the layer, with its path where names clash.
-      kind: "Dense", "Conv2D", ...
-      status: "permuted", "partly permuted" (some input channels must stay), "fixed" (prunable, but none of its input
-        channels can move) or "dense" (the policy does not prune it).
-      reason: why some or all input channels stay, or why the layer is not pruned; None if all move.
-      size: length of the reduction axis.
-      movable: how many of its positions could be reordered.
-      retained_before: share of the kernel's magnitude that the mask keeps in the given order, in [0, 1].
-      retained_after: the same in the new order.
+        name: of the layer, with its path where names clash.
+        kind: "Dense", "Conv2D", ...
+        status: "permuted", "partly permuted" (some input channels must stay), "fixed" (prunable, but none of its input
+            channels can move) or "dense" (the policy does not prune it).
+        reason: why some or all input channels stay, or why the layer is not pruned; None if all move.
+        size: length of the reduction axis.
+        movable: how many of its positions could be reordered.
+        retained_before: share of the kernel's magnitude that the mask keeps in the given order, in [0, 1].
+        retained_after: the same in the new order.
     """
 
     name: str
@@ -55,13 +55,13 @@ class GroupEntry:
     """One permutation group.
 
     Attributes:
-      name: of the first layer whose input channels it orders.
-      size: number of channels.
-      layers: names of all layers whose input channels it orders.
-      order: the new order: place i takes what channel `order[i]` had; a permutation of range(size).
-      retained_before: sum of absolute weights kept in the given order, over the rows that were searched.
-      retained_after: the same in the new order.
-      efficacy: how much of what could be regained was (Pool & Yu, NeurIPS 2021), percent.
+        name: of the first layer whose input channels it orders.
+        size: number of channels.
+        layers: names of all layers whose input channels it orders.
+        order: the new order: place i takes what channel `order[i]` had; a permutation of range(size).
+        retained_before: sum of absolute weights kept in the given order, over the rows that were searched.
+        retained_after: the same in the new order.
+        efficacy: how much of what could be regained was (Pool & Yu, NeurIPS 2021), percent.
     """
 
     name: str
@@ -78,17 +78,17 @@ class PermutationReport:
     """The result of :func:`tfmot_asp.permute`. `str()` is a table.
 
     Attributes:
-      layers: every layer with a kernel, in model order.
-      groups: the permutation groups.
-      sparsity_m_by_n: the pattern that was searched for.
-      max_change: largest change of an output relative to its largest value, as measured; None if not verified.
-      fingerprint: what :meth:`apply_to` compares.
-      outline: what :meth:`plot` draws: the model's ops as plain data, about 150 bytes each; None if not known.
+        layers: every layer with a kernel, in model order.
+        groups: the permutation groups.
+        sparsity_m_by_n: the pattern that was searched for.
+        max_change: largest change of an output relative to its largest value, as measured; None if not verified.
+        fingerprint: what :meth:`apply_to` compares.
+        outline: what :meth:`plot` draws: the model's ops as plain data, about 150 bytes each; None if not known.
 
     Example:
-      >>> report = tfmot_asp.permute(model)
-      >>> report.save("permutation.json")
-      >>> tfmot_asp.PermutationReport.load("permutation.json").apply_to(another_copy_of_the_model)
+        >>> report = tfmot_asp.permute(model)
+        >>> report.save("permutation.json")
+        >>> tfmot_asp.PermutationReport.load("permutation.json").apply_to(another_copy_of_the_model)
     """
 
     layers: tuple[LayerEntry, ...]
@@ -127,7 +127,7 @@ class PermutationReport:
         """Reads a report written by :meth:`save`.
 
         Raises:
-          ValueError: if the file is not such a report.
+            ValueError: if the file is not such a report.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -158,14 +158,14 @@ class PermutationReport:
         Needs no model: a report that was saved and loaded draws the same picture.
 
         Args:
-          path: ends in .png, .svg or .pdf, for which Graphviz must be installed, or in .dot (its input).
+            path: ends in .png, .svg or .pdf, for which Graphviz must be installed, or in .dot (its input).
 
         Raises:
-          ValueError: if the suffix is another, or the report knows no ops.
-          FileNotFoundError, ImportError, RuntimeError: if the folder, pydot or Graphviz is missing.
+            ValueError: if the suffix is another, or the report knows no ops.
+            FileNotFoundError, ImportError, RuntimeError: if the folder, pydot or Graphviz is missing.
 
         Example:
-          >>> tfmot_asp.PermutationReport.load("resnet50.json").plot("resnet50.svg")
+            >>> tfmot_asp.PermutationReport.load("resnet50.json").plot("resnet50.svg")
         """
         if self.outline is None:
             raise ValueError("this report carries no outline of its model to draw: make it anew with tfmot_asp.permute")
@@ -177,16 +177,16 @@ class PermutationReport:
         """Reorders an identical model as this one was, without a search.
 
         Args:
-          model: built alike and holding the same weights as the model that the report is of had before.
-          policy: as it was given to `permute`.
-          input_shapes: as for `permute`.
-          verify: run the model before and after, as `permute` does.
+            model: built alike and holding the same weights as the model that the report is of had before.
+            policy: as it was given to `permute`.
+            input_shapes: as for `permute`.
+            verify: run the model before and after, as `permute` does.
 
         Returns:
-          The report of that model.
+            The report of that model.
 
         Raises:
-          ValueError: if the model differs; the error names the difference. The model is as it was.
+            ValueError: if the model differs; the error names the difference. The model is as it was.
         """
         from tfmot_asp.permutation.plan import plan_model
 

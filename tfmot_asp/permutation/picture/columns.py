@@ -14,13 +14,13 @@ def set_columns(blocks: Sequence[Block], heights: Sequence[float], widths: Seque
     A column ends where few edges cross: at the trunk of the model rather than inside a residual branch.
 
     Args:
-      blocks: as from :func:`fold`; their `column` is set.
-      heights: of each block, with the gap below, in any unit.
-      widths: of each block, in the same unit.
-      aspect: width by height that is aimed at.
+        blocks: as from :func:`fold`; their `column` is set.
+        heights: of each block, with the gap below, in any unit.
+        widths: of each block, in the same unit.
+        aspect: width by height that is aimed at.
 
     Returns:
-      The number of columns.
+        The number of columns.
     """
     depth = 1 + max((b.level for b in blocks), default=0)
     height, width = [0.0] * depth, [0.0] * depth

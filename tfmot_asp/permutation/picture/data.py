@@ -15,18 +15,18 @@ class DrawnOp:
     """One op of the picture.
 
     Attributes:
-      layer: path of the layer that holds it, below the model; empty for ops that stand in the model itself.
-      name: of the op within that layer.
-      type: TensorFlow op type; "Input" and "Output" for what enters and leaves the model.
-      role: "gemm" (a kernel that is permuted or pruned), "applies" (has weights of permuted channels, and passes them
-        on), "passes" (permuted channels go through), "pins" (keeps channels of a prunable kernel in their order) or
-        "still" (no permuted channel comes here).
-      inputs: positions, in the list of ops, of those whose result it reads.
-      takes: groups of the channels that it reads, as ranges of positions in the plan's groups: "3", "0-4,7".
-      gives: groups of the channels that it makes.
-      axes: for a kernel the axes that are permuted: "K,C", "K", "C" or "".
-      sparse: whether its kernel is pruned.
-      note: why channels stay.
+        layer: path of the layer that holds it, below the model; empty for ops that stand in the model itself.
+        name: of the op within that layer.
+        type: TensorFlow op type; "Input" and "Output" for what enters and leaves the model.
+        role: "gemm" (a kernel that is permuted or pruned), "applies" (has weights of permuted channels, and passes them
+            on), "passes" (permuted channels go through), "pins" (keeps channels of a prunable kernel in their order) or
+            "still" (no permuted channel comes here).
+        inputs: positions, in the list of ops, of those whose result it reads.
+        takes: groups of the channels that it reads, as ranges of positions in the plan's groups: "3", "0-4,7".
+        gives: groups of the channels that it makes.
+        axes: for a kernel the axes that are permuted: "K,C", "K", "C" or "".
+        sparse: whether its kernel is pruned.
+        note: why channels stay.
     """
 
     layer: str
@@ -57,8 +57,8 @@ class Outline:
     """A model's ops and what stands above the picture.
 
     Attributes:
-      title: the name of the model and the counts.
-      ops: in execution order: each op comes after those whose result it reads.
+        title: the name of the model and the counts.
+        ops: in execution order: each op comes after those whose result it reads.
     """
 
     title: str

@@ -37,11 +37,11 @@ class Cell:
     """A coloured field.
 
     Attributes:
-      text: short name of the op or layer.
-      layer: path of the layer.
-      scope: path of the composite layer around it, "" for the model itself.
-      op: what it shows; for several ops, the one that matters most.
-      ops: positions of its ops in the outline.
+        text: short name of the op or layer.
+        layer: path of the layer.
+        scope: path of the composite layer around it, "" for the model itself.
+        op: what it shows; for several ops, the one that matters most.
+        ops: positions of its ops in the outline.
     """
 
     text: str
@@ -56,11 +56,11 @@ class Block:
     """A run of lines without branches: one node of the picture.
 
     Attributes:
-      lines: cells, line by line.
-      scope: path of the composite layer that holds it.
-      inputs: the blocks that it reads, each with whether the edge carries permuted channels.
-      level: longest way from an input, in blocks.
-      column: where it stands.
+        lines: cells, line by line.
+        scope: path of the composite layer that holds it.
+        inputs: the blocks that it reads, each with whether the edge carries permuted channels.
+        level: longest way from an input, in blocks.
+        column: where it stands.
     """
 
     lines: list[list[Cell]]

@@ -38,9 +38,9 @@ def outline(plan: ModelPlan, model: Any = None) -> Outline:
     """Describes a planned model for drawing.
 
     Args:
-      plan: of the model, with its axes.
-      model: for the names of its layers, which the graph knows only as name scopes. The picture's labels depend on
-        names; nothing else does.
+        plan: of the model, with its axes.
+        model: for the names of its layers, which the graph knows only as name scopes. The picture's labels depend on
+            names; nothing else does.
     """
     builder = _Builder(plan, Scopes(plan, model))
     ops = builder.run()

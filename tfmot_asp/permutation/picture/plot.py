@@ -33,13 +33,13 @@ def check_plot_path(path: str | os.PathLike[str]) -> str:
     """Checks that a picture can be written to `path`, before any work is done for it.
 
     Returns:
-      The suffix, in lower case.
+        The suffix, in lower case.
 
     Raises:
-      ValueError: if the suffix is not one of .png, .svg, .pdf, .dot, .gv.
-      FileNotFoundError: if the folder does not exist.
-      ImportError: if pydot is missing.
-      RuntimeError: if the suffix needs Graphviz and `dot` is not found.
+        ValueError: if the suffix is not one of .png, .svg, .pdf, .dot, .gv.
+        FileNotFoundError: if the folder does not exist.
+        ImportError: if pydot is missing.
+        RuntimeError: if the suffix needs Graphviz and `dot` is not found.
     """
     name = os.fspath(path)
     suffix = os.path.splitext(name)[1].lower()
@@ -66,11 +66,11 @@ def plot(outline: Outline, path: str | os.PathLike[str]) -> None:
     """Draws a model's ops, coloured by what the permutation does with them.
 
     Args:
-      outline: as from :func:`tfmot_asp.permutation.picture.outline.outline`, or of a report.
-      path: ends in .png, .svg or .pdf, which Graphviz draws, or in .dot or .gv for its input.
+        outline: as from :func:`tfmot_asp.permutation.picture.outline.outline`, or of a report.
+        path: ends in .png, .svg or .pdf, which Graphviz draws, or in .dot or .gv for its input.
 
     Raises:
-      As :func:`check_plot_path`, and RuntimeError if Graphviz fails.
+        As :func:`check_plot_path`, and RuntimeError if Graphviz fails.
     """
     suffix = check_plot_path(path)
     drawing = Drawing(outline, fold(outline.ops))

@@ -17,10 +17,10 @@ def register_rule(*op_types: str) -> Callable[[Rule], Rule]:
     equal. What it promises: if the inputs are reordered in any way that respects its ties and pins, so are the outputs.
 
     Args:
-      *op_types: names as in `tf.Operation.type`.
+        *op_types: names as in `tf.Operation.type`.
 
     Raises:
-      TypeError: if an op type is not a string.
+        TypeError: if an op type is not a string.
 
     Example: an op that works on each element alone hands the axes of its input on; one that looks at neighbours along
     its last axis pins that axis.

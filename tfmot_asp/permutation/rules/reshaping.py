@@ -79,7 +79,7 @@ def _refined(
     """The common refinement of two factorizations of one number, row-major, or None if there is none.
 
     Returns:
-      The sizes of the parts, and for every input and output axis the positions of the parts it is made of.
+        The sizes of the parts, and for every input and output axis the positions of the parts it is made of.
     """
     strides = sorted({int(np.prod(side[i:])) for side in (ins, outs) for i in range(len(side) + 1)}, reverse=True)
     if any(a % b for a, b in itertools.pairwise(strides)):
