@@ -7,7 +7,7 @@ that Keras 3 users keep Keras 3 (importing tfmot switches ``tf.keras`` to Keras 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -46,15 +46,49 @@ _SUBPACKAGES = ("export", "loading", "permutation")
 __all__ = [*sorted(_HOME), *_SUBPACKAGES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    elif name in _SUBPACKAGES:
-        value = importlib.import_module(f"tfmot_asp.{name}")
-    else:
-        raise AttributeError(f"module 'tfmot_asp' has no attribute {name!r}; it has {', '.join(__all__)}")
-    globals()[name] = value
-    return value
+if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
+    from tfmot_asp import export as export
+    from tfmot_asp import loading as loading
+    from tfmot_asp import permutation as permutation
+    from tfmot_asp.hardware.rule import SparseTensorCoreRule as SparseTensorCoreRule
+    from tfmot_asp.permutation.apply import PermutationError as PermutationError
+    from tfmot_asp.permutation.pipeline import permute as permute
+    from tfmot_asp.permutation.report import PermutationReport as PermutationReport
+    from tfmot_asp.permutation.search import SearchResult as SearchResult
+    from tfmot_asp.permutation.search import search as search
+    from tfmot_asp.quantization.kernels import QuantizationReport as QuantizationReport
+    from tfmot_asp.quantization.kernels import quantization_report as quantization_report
+    from tfmot_asp.quantization.quantize import keep_sparsity as keep_sparsity
+    from tfmot_asp.quantization.quantize import quantize_model as quantize_model
+    from tfmot_asp.quantization.quantize import quantize_scope as quantize_scope
+    from tfmot_asp.reports.sparsity import sparsity_report as sparsity_report
+    from tfmot_asp.reports.sparsity_report import SparsityReport as SparsityReport
+    from tfmot_asp.training.callbacks import PruningSummaries as PruningSummaries
+    from tfmot_asp.training.callbacks import UpdatePruningStep as UpdatePruningStep
+    from tfmot_asp.training.policy import PruneForSparseTensorCores as PruneForSparseTensorCores
+    from tfmot_asp.training.prune import prune_low_magnitude as prune_low_magnitude
+    from tfmot_asp.training.prune import prune_scope as prune_scope
+    from tfmot_asp.training.prune import strip_pruning as strip_pruning
+    from tfmot_asp.training.tf_asp.check import check_pruned_layers as check_pruned_layers
+    from tfmot_asp.training.tf_asp.messages import SHOW_PERMUTATION_DEBUG_INFO as SHOW_PERMUTATION_DEBUG_INFO
+    from tfmot_asp.training.tf_asp.messages import SHOW_PERMUTATION_INFO as SHOW_PERMUTATION_INFO
+    from tfmot_asp.training.tf_asp.messages import SHOW_PERMUTATION_MORE_INFO as SHOW_PERMUTATION_MORE_INFO
+    from tfmot_asp.training.tf_asp.messages import SHOW_PRUNING_INFO as SHOW_PRUNING_INFO
+    from tfmot_asp.training.tf_asp.optimizers import AspOptimizerWrapperV2 as AspOptimizerWrapperV2
+    from tfmot_asp.training.trained import PrunedModel as PrunedModel
+    from tfmot_asp.training.trained import prune_trained_model as prune_trained_model
+    from tfmot_asp.training.wrapper import PruneLowMagnitude as PruneLowMagnitude
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            value = getattr(importlib.import_module(_HOME[name]), name)
+        elif name in _SUBPACKAGES:
+            value = importlib.import_module(f"tfmot_asp.{name}")
+        else:
+            raise AttributeError(f"module 'tfmot_asp' has no attribute {name!r}; it has {', '.join(__all__)}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

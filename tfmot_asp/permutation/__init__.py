@@ -7,7 +7,7 @@ exchanged, `search` the best order, `apply` writes it. `plan` and `pipeline` put
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "PermutationError": "tfmot_asp.permutation.apply",
@@ -20,8 +20,16 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy, because `tfmot_asp.permutation.search` must work without TensorFlow.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+if TYPE_CHECKING:
+    from tfmot_asp.permutation.apply import PermutationError as PermutationError
+    from tfmot_asp.permutation.pipeline import permute as permute
+    from tfmot_asp.permutation.plan import plan_model as plan_model
+    from tfmot_asp.permutation.report import PermutationReport as PermutationReport
+    from tfmot_asp.permutation.rules import register_rule as register_rule
+else:
+
+    def __getattr__(name: str) -> Any:
+        # Lazy, because `tfmot_asp.permutation.search` must work without TensorFlow.
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+        return getattr(importlib.import_module(_HOME[name]), name)
