@@ -7,6 +7,8 @@ from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tfmot_asp.types import StrPath
+
 HOW_TO_TRUST = "If you trust where it comes from, load it with allow_unsafe=True (--allow-unsafe on the command line)"
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -37,7 +39,7 @@ class Format(Enum):
     SAVED_MODEL = "SavedModel"
 
 
-def detect(path: Any) -> Format:
+def detect(path: StrPath) -> Format:
     """Tells the format of a file or folder by its content.
 
     Raises:

@@ -13,11 +13,12 @@ from typing import Any
 from tfmot_asp.loading.files import Format, check_archive, check_hdf5, detect, first_line
 from tfmot_asp.loading.keras_config import UnknownLayerError, check_config, names_in
 from tfmot_asp.loading.saved_model_check import check_saved_model, parse_saved_model
+from tfmot_asp.types import StrPath
 
 logger = logging.getLogger(__name__)
 
 
-def load_model(path: Any, *, allow_unsafe: bool = False) -> Any:
+def load_model(path: StrPath, *, allow_unsafe: bool = False) -> Any:
     """Loads a Keras model from a file that need not be trusted.
 
     Reads ``.keras`` archives of tf_keras and Keras 3, HDF5 files of both, and SavedModels made by tf_keras'

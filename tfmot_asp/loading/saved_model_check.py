@@ -9,6 +9,7 @@ from typing import Any
 
 from tfmot_asp.loading.files import HOW_TO_TRUST, UnsafeModelError, first_line, printable
 from tfmot_asp.loading.ops import CHECKPOINT_OPS, RESTORE_OPS, why_refused
+from tfmot_asp.types import StrPath
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ _FILES = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op", "table_initializer")
 
 
-def check_saved_model(path: Any, *, allow_unsafe: bool = False) -> None:
+def check_saved_model(path: StrPath, *, allow_unsafe: bool = False) -> None:
     """Makes sure that loading a SavedModel, or running it, does nothing but compute.
 
     ``tf.saved_model.load`` runs parts of the graph (initializers of tables, restoring), and any op may be in it.
@@ -44,7 +45,7 @@ def check_saved_model(path: Any, *, allow_unsafe: bool = False) -> None:
             raise UnsafeModelError(f"{str(path)!r} is not loaded: {printable(reason)}. {HOW_TO_TRUST}")
 
 
-def parse_saved_model(path: Any) -> Any:
+def parse_saved_model(path: StrPath) -> Any:
     """The ``SavedModel`` proto of a folder, read as TensorFlow's loader reads it.
 
     Raises:

@@ -16,6 +16,7 @@ from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.kernels import Kernel, layers_with_kernels
 from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.reports.sparsity_report import LayerSparsity, SparsityReport
+from tfmot_asp.types import InputShapes, Policy
 
 if TYPE_CHECKING:
     from tfmot_asp.graph.products import GemmSize
@@ -29,10 +30,10 @@ SHOW_PRUNING_INFO = 30
 def sparsity_report(
     model: Any,
     *,
-    policy: Any = None,
+    policy: Policy | None = None,
     sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N,
     batch_size: int | None = 1,
-    input_shapes: Any = None,
+    input_shapes: InputShapes | None = None,
 ) -> SparsityReport:
     """Reports for every kernel of a model whether it is sparse, if it could be, and what that can gain.
 
