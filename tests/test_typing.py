@@ -28,8 +28,11 @@ def test_a_type_checker_knows_signatures_and_finds_misspelt_names(tmp_path):
     path.write_text(SNIPPET)
     out, errors, _ = api.run([str(path), "--config-file", str(ROOT / "pyproject.toml"), "--no-error-summary"])
     assert errors == ""
-    said = dict(line.removeprefix(f"{path}:").split(":", 1) for line in out.splitlines())
-    assert "Any, *, policy" in said["3"]
+    said: dict[str, str] = {}
+    for line in out.splitlines():
+        number, text = line.removeprefix(f"{path}:").split(":", 1)
+        said[number] = said.get(number, "") + text
+    assert "(model: Any, *, policy: " in said["3"]
     assert "-> tfmot_asp.permutation.report.PermutationReport" in said["3"]
     assert "-> tfmot_asp.reports.verification.VerificationReport" in said["4"]
     assert "path: str | os.PathLike[str]" in said["5"]

@@ -16,7 +16,7 @@ StrPath: TypeAlias = str | os.PathLike[str]
 
 Shape: TypeAlias = Sequence[int | None]
 InputShapes: TypeAlias = Shape | Sequence["InputShapes"] | Mapping[str, "InputShapes"]
-"""One shape such as ``(None, 224, 224, 3)``, or a list or dict of shapes as a model is called; None for an open size."""
+"""One shape such as ``(None, 224, 224, 3)``, or a list or dict of shapes as the model is called."""
 
 Batch: TypeAlias = npt.ArrayLike | Sequence[npt.ArrayLike] | Mapping[str, npt.ArrayLike]
 CalibrationData: TypeAlias = Batch | Iterable[Batch] | Callable[[], Iterable[Batch]]
