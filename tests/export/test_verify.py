@@ -12,8 +12,9 @@ import tfmot_asp
 from tests.small_models import convnet, mlp
 from tfmot_asp import masks
 from tfmot_asp.export.verify import load_signature
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
-from tfmot_asp.graph.trace import trace, trace_function
+from tfmot_asp.graph.trace import trace
 
 
 def sparse(weight, axis):

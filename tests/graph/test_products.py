@@ -74,7 +74,7 @@ def test_channels_first_and_conv_transposes_of_other_ranks():
     with tf.Graph().as_default():  # no CPU kernel, so only traced
         function = tf.function(lambda x, w: tf.nn.conv2d(x, w, 2, "VALID", data_format="NCHW"), autograph=False)
         concrete = function.get_concrete_function(tf.TensorSpec((2, 6, 9, 7)), tf.TensorSpec((3, 3, 2, 12)))
-    from tfmot_asp.graph.trace import trace_function
+    from tfmot_asp.graph.flatten import trace_function
 
     (product,) = count_products(trace_function(concrete)).products
     assert product.size == GemmSize(2 * 4 * 3, 12 // 3, 3 * 3 * 2, 3)

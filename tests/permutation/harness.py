@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.keras_models.kernels import kernels_of
+from tfmot_asp.keras_models.modules import modules_in
 from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
@@ -62,7 +63,7 @@ class Outcome:
 def variables_of(model: Any) -> list[Any]:
     weights = getattr(model, "weights", None)
     found = list(weights) if weights is not None else []
-    for module in getattr(model, "submodules", ()):
+    for module in modules_in(model):
         found += [v for v in vars(module).values() if isinstance(v, tf.Variable)]
     found += [v for v in vars(model).values() if isinstance(v, tf.Variable)]
     found += list(model.variables) if hasattr(model, "variables") else []

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfmot_asp.graph.trace import Graph
+from tfmot_asp.graph.flat_graph import Graph
 from tfmot_asp.permutation.axes import Axes
 from tfmot_asp.permutation.exchange import exchangeable
 

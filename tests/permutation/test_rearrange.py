@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfmot_asp.graph.trace import trace_function
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.permutation.rearrange import find_rearrangements
 
 

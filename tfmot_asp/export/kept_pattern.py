@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp import masks
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
-from tfmot_asp.graph.trace import trace_function
 from tfmot_asp.reports.verification import VerificationReport
 
 

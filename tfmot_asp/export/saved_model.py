@@ -21,8 +21,8 @@ from tfmot_asp.export.lowering.inference import (
 )
 from tfmot_asp.export.verify import load_signature, verify
 from tfmot_asp.files import is_saved_model, replacing
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
-from tfmot_asp.graph.trace import trace_function
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.reports.verification import VerificationReport
 

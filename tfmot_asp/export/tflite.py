@@ -19,8 +19,8 @@ from tfmot_asp.export.tflite_files.checks import Samples, compare, in_float, los
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
 from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
-from tfmot_asp.graph.trace import trace_function
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.reports.verification import VerificationReport
 

@@ -19,8 +19,9 @@ import tensorflow as tf
 from tfmot_asp.export.activation_ranges import calibration_batches
 from tfmot_asp.export.verify import load_signature, verify
 from tfmot_asp.files import is_saved_model, replacing
+from tfmot_asp.graph.flat_graph import Op
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import PRODUCTS
-from tfmot_asp.graph.trace import Op, trace_function
 
 logger = logging.getLogger(__name__)
 

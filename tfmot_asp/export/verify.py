@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp import masks
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import Gemm, find_gemms
-from tfmot_asp.graph.trace import trace, trace_function
+from tfmot_asp.graph.trace import trace
 from tfmot_asp.hardware.rule import INPUT_MULTIPLE, OUTPUT_MULTIPLE
 from tfmot_asp.loading import check_saved_model, load_model
 from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import context, execute
 
+from tfmot_asp.graph.evaluate import run_op
+from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
 from tfmot_asp.graph.products import depends_on
-from tfmot_asp.graph.trace import Graph, Op, Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,24 +133,12 @@ class ConstantReader:
         return self.known[id(target)]
 
     def _run(self, op: Op) -> None:
-        source = op.source
-        if source.op_def.is_stateful:
+        if op.source.op_def.is_stateful:
             raise ValueError(f"op {op} between the weight and the product is not understood")
-        attributes: list[Any] = []
-        for attribute in source.op_def.attr:
-            attributes += [attribute.name, _as_attribute(source.get_attr(attribute.name))]
         with tf.init_scope(), tf.device("cpu"):
-            inputs = [tf.constant(self.known[id(tensor)], tensor.dtype) for tensor in op.inputs]
-            results = execute.execute(op.type, len(op.outputs), inputs, tuple(attributes), context.context())
+            results = run_op(op.source, [tf.constant(self.known[id(tensor)], tensor.dtype) for tensor in op.inputs])
         for output, result in zip(op.outputs, results, strict=True):
             self.known[id(output)] = result.numpy()
-
-
-def _as_attribute(value: Any) -> Any:
-    """An op attribute as the eager runtime takes it: types as their enum."""
-    if isinstance(value, list):
-        return [_as_attribute(item) for item in value]
-    return value.as_datatype_enum if isinstance(value, tf.DType) else value
 
 
 def _source(graph: Graph, tensor: Tensor) -> tuple[str, int]:

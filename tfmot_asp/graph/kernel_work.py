@@ -10,9 +10,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfmot_asp.graph.flat_graph import Graph, variable_key
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.inputs import input_specs
 from tfmot_asp.graph.products import GemmSize, Product, count_products
-from tfmot_asp.graph.trace import Graph, concrete_function, trace_function, variable_key, variables_of
+from tfmot_asp.graph.trace import concrete_function, variables_of
 from tfmot_asp.keras_models.kernels import Kernel
 
 logger = logging.getLogger(__name__)

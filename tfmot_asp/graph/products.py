@@ -18,7 +18,9 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from tfmot_asp.graph.trace import Graph, Op, Tensor, trace_called, trace_loop
+from tfmot_asp.graph.control_flow import number_of_steps, trace_loop
+from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
+from tfmot_asp.graph.flatten import flatten_body
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def count_products(graph: Graph) -> Count:
     Products of constants are left out: they are computed once, when the model is exported.
 
     Args:
-        graph: what ``permutation.trace.trace`` makes of a model, with static shapes.
+        graph: what ``graph.trace.trace`` makes of a model, with static shapes.
 
     Returns:
         A ``Count``, in execution order.
@@ -195,7 +197,7 @@ def _count_loop(graph: Graph, op: Op, depends: Collection[Tensor]) -> Count:
     step = _count(body, {tensor for tensor in body.inputs if tensor in depends or tensor not in op.inputs})
     if not step.products and not step.uncounted:
         return step
-    steps = _number_of_steps(op, condition, body)
+    steps = number_of_steps(op, condition, body)
     if steps is None:
         each = f"{step.multiply_adds:,} multiply-adds each"
         return Count((), (f"{op}: a loop, the number of its steps is not known ({each})", *step.uncounted))
@@ -211,61 +213,12 @@ def _count_branches(graph: Graph, op: Op, depends: Collection[Tensor]) -> Count:
         names = [op.attr("then_branch").name, op.attr("else_branch").name]
     else:
         names = [branch.name for branch in op.attr("branches")]
-    branches = [_count(trace_called(graph, op, name, op.inputs[1:]), depends) for name in names]
+    branches = [_count(flatten_body(graph, op, name, op.inputs[1:]), depends) for name in names]
     largest = max(branches, key=lambda branch: branch.multiply_adds)
     uncounted = [reason for branch in branches for reason in branch.uncounted]
     if len({branch.multiply_adds for branch in branches}) > 1:
         uncounted.append(f"{op}: which branch runs depends on the data; the larger one is counted")
     return Count(largest.products, tuple(dict.fromkeys(uncounted)))
-
-
-def _number_of_steps(op: Op, condition: Graph, body: Graph) -> int | None:
-    """How often a loop runs, if each of its conditions compares a counter with a constant."""
-    known: list[int] = []
-    stack = list(condition.outputs)
-    while stack:
-        test = stack.pop()
-        maker = test.op
-        if test.value is not None:
-            known += [] if test.value else [0]
-        elif maker is None:
-            return None
-        elif maker.type in ("Identity", "LogicalAnd"):
-            stack += maker.inputs
-        elif maker.type in ("Less", "LessEqual", "Greater", "GreaterEqual"):
-            steps = _steps_until(op, maker, body)
-            if steps is None:
-                return None
-            known.append(steps)
-        else:
-            return None
-    return min(known) if known else None
-
-
-def _steps_until(op: Op, comparison: Op, body: Graph) -> int | None:
-    counter, limit = comparison.inputs
-    upwards = comparison.type.startswith("Less")
-    if counter.value is not None:
-        counter, limit, upwards = limit, counter, not upwards
-    if limit.value is None or limit.value.ndim or counter not in body.inputs:
-        return None
-    index = body.inputs.index(counter)
-    start, step = op.inputs[index].value, _increment(body.outputs[index], counter)
-    if start is None or step is None or (step <= 0) == upwards or not step:
-        return None
-    distance = float(limit.value - start) / step
-    inclusive = comparison.type.endswith("Equal")
-    return max(0, math.floor(distance) + 1 if inclusive else math.ceil(distance))
-
-
-def _increment(result: Tensor, counter: Tensor) -> float | None:
-    while result.op is not None and result.op.type == "Identity":
-        result = result.op.inputs[0]
-    if result.op is None or result.op.type not in ("Add", "AddV2"):
-        return None
-    first, second = result.op.inputs
-    added = second if first is counter else first if second is counter else None
-    return None if added is None or added.value is None or added.value.ndim else float(added.value)
 
 
 # The size of each product. `weight` is the index of the constant operand, None if there is none, `result` the shape of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tfmot_asp.keras_models.layouts import ATTENTION_KINDS, kind_of
+from tfmot_asp.keras_models.modules import modules_in
 from tfmot_asp.keras_models.which_keras import is_keras_layer, is_keras_model
 from tfmot_asp.keras_models.wrappers import holds_quantized, unwrap
 
@@ -70,8 +71,7 @@ def _sublayers(node: Any) -> list[Any]:
     flatten = getattr(node, "_flatten_layers", None)
     if flatten is not None:
         return [child for child in flatten(include_self=False, recursive=False) if child is not node]
-    submodules = getattr(node, "submodules", ())  # a plain tf.Module
-    return [module for module in submodules if is_keras_layer(module)]
+    return [module for module in modules_in(node) if is_keras_layer(module)]
 
 
 def _owns_weights(layer: Any) -> bool:

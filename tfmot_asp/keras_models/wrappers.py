@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tfmot_asp.keras_models.modules import modules_in
 from tfmot_asp.keras_models.which_keras import is_instance
 
 
@@ -26,7 +27,7 @@ def is_called(layer: Any, name: str) -> bool:
 def parts_of(model: Any) -> Iterator[Any]:
     """The model and all layers and models in it; of a ``tf.Module`` that is no layer, the modules in it."""
     flatten = getattr(model, "_flatten_layers", None)
-    return iter(getattr(model, "submodules", ())) if flatten is None else flatten(include_self=True, recursive=True)
+    return iter(modules_in(model)) if flatten is None else flatten(include_self=True, recursive=True)
 
 
 def check_not_wrapped(model: Any, advice: str) -> None:

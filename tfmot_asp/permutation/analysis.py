@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tfmot_asp.graph.trace import Graph, Op
+from tfmot_asp.graph.flat_graph import Graph, Op
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rearrange import Rearrangement, find_rearrangements
 from tfmot_asp.permutation.regrouping import resolve

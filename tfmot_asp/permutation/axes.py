@@ -25,7 +25,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tfmot_asp.graph.trace import Graph, Op, Tensor
+from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
 
 Axis = np.ndarray | None
 """One axis of a tensor: the element id of each position (int64), or None if the axis is uniform."""

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp import masks
+from tfmot_asp.graph.flat_graph import Graph
+from tfmot_asp.graph.flatten import add_training, trace_function
 from tfmot_asp.graph.inputs import input_specs
-from tfmot_asp.graph.trace import Graph, add_training, concrete_function, trace_function, variables_of
+from tfmot_asp.graph.trace import concrete_function, variables_of
 from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import is_masked

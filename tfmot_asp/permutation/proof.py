@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.graph.trace import local_variable, variable_key
+from tfmot_asp.graph.flat_graph import local_variable, variable_key
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.permutation.plan import ModelPlan
 

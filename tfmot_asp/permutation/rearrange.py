@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfmot_asp.graph.trace import Graph, Op, Tensor
+from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
 
 _RESHAPES = frozenset({"Reshape", "Squeeze", "ExpandDims"})
 # Ops that work on each element alone, so it does not matter whether they come before or after a rearrangement.

@@ -13,8 +13,8 @@ from tests.permutation.random_models import random_model
 from tests.small_models import convnet
 from tfmot_asp import masks
 from tfmot_asp.export.lowering.inference import HALF_TOLERANCE, inference_function, outputs_differ, serving_function
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
-from tfmot_asp.graph.trace import trace_function
 
 ROUNDING = 2e-5
 

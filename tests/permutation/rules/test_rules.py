@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmot_asp.graph.trace import Tensor, trace_function
+from tfmot_asp.graph.flat_graph import Tensor
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.permutation import rules
 from tfmot_asp.permutation.analysis import analyse
 from tfmot_asp.permutation.axes import Axes

@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.lowering.frozen import Frozen
+from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import ConstantReader
 from tfmot_asp.graph.products import depends_on
-from tfmot_asp.graph.trace import Graph, Op, Tensor, trace_function
 
 logger = logging.getLogger(__name__)
 

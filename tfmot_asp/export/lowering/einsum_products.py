@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfmot_asp.export.lowering.analysis import Analysis
 from tfmot_asp.export.lowering.graph_edit import GraphEdit
-from tfmot_asp.graph.trace import Op
+from tfmot_asp.graph.flat_graph import Op
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from tfmot_asp.export.lowering.analysis import Analysis
 from tfmot_asp.export.lowering.graph_edit import GraphEdit
+from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.gemms import PRODUCTS
-from tfmot_asp.graph.trace import Op, Tensor
 
 _BATCH_NORMS = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 _PASS = frozenset({"Identity", "Squeeze", "ExpandDims", "Reshape", "BatchToSpaceND"})

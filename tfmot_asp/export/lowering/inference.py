@@ -19,8 +19,9 @@ from tensorflow.python.framework import convert_to_constants
 
 from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.export.lowering.lower import lower
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import weight_names
-from tfmot_asp.graph.trace import input_specs, trace_function
+from tfmot_asp.graph.inputs import input_specs
 
 logger = logging.getLogger(__name__)
 

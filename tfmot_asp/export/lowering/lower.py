@@ -28,8 +28,8 @@ from tfmot_asp.export.lowering.einsum_products import lower_einsums
 from tfmot_asp.export.lowering.folding import fold_scales
 from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
+from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.gemms import EITHER_OPERAND, PRODUCTS
-from tfmot_asp.graph.trace import Op, Tensor
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
 from tfmot_asp.export.lowering.frozen import Frozen
-from tfmot_asp.graph.trace import trace_function
+from tfmot_asp.graph.flatten import trace_function
 
 _HALF = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
 _FLOAT = tf.float32.as_datatype_enum

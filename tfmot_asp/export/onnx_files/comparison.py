@@ -18,7 +18,7 @@ from tfmot_asp.export.onnx_files.run import (
     relative_error,
     run,
 )
-from tfmot_asp.graph.trace import trace_function
+from tfmot_asp.graph.flatten import trace_function
 
 # Models trained in mixed_bfloat16: the type has 8 bits.
 _BFLOAT16_TOLERANCE = 8 * HALF_TOLERANCE

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfmot_asp.export.onnx_files.float32 import to_float32
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, node_name
 from tfmot_asp.export.onnx_files.rewrites import REWRITES
-from tfmot_asp.graph.trace import trace_function
+from tfmot_asp.graph.flatten import trace_function
 
 if TYPE_CHECKING:
     import onnx

@@ -17,8 +17,8 @@ from tfmot_asp import masks
 from tfmot_asp.export.lowering.inference import probe_inputs
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile, quantization
+from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import Gemm, find_gemms
-from tfmot_asp.graph.trace import trace_function
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.graph.trace import Op, Tensor
+from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.permutation.picture.data import DrawnOp, Outline
 from tfmot_asp.permutation.picture.scopes import Scopes
 from tfmot_asp.permutation.plan import ModelPlan

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from tfmot_asp.keras_models.which_keras import is_keras3
+from tfmot_asp.keras_models.wrappers import parts_of
 from tfmot_asp.permutation.plan import ModelPlan
 
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?$")
@@ -21,9 +22,8 @@ class Scopes:
     def __init__(self, plan: ModelPlan, model: Any):
         self._strip_first = is_keras3(model) if model is not None else False
         self._root = ""
-        flatten = getattr(model, "_flatten_layers", None)
-        parts = list(flatten()) if flatten is not None else list(getattr(model, "submodules", ()))
-        self._layers = {str(part.name) for part in parts if part is not model and getattr(part, "name", None)}
+        parts = (part for part in parts_of(model) if part is not model)
+        self._layers = {str(part.name) for part in parts if getattr(part, "name", None)}
         title = str(getattr(model, "name", ""))
         firsts = {components(op.name)[0] for op in plan.graph.ops if "/" in op.name}
         if len(firsts) == 1 and _unnumbered(min(firsts), {title}) is not None:

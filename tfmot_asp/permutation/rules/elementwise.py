@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfmot_asp.graph.trace import Op
+from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rules.registry import register_rule
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfmot_asp.graph.trace import Op
+from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.permutation.axes import Axes, Outputs, Rule
 from tfmot_asp.permutation.rules.registry import register_rule
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.graph.trace import Op, Tensor
+from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rules.registry import register_rule
 

@@ -1,0 +1,59 @@
+"""Runs one op of a traced graph eagerly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2, tensor_shape_pb2
+from tensorflow.python.eager import context, execute
+
+
+def run_op(source: tf.Operation, inputs: Sequence[Any], attributes: tuple[Any, ...] | None = None) -> list[tf.Tensor]:
+    """The outputs of an op on given inputs, on the device that is current.
+
+    Args:
+        source: the op, in whatever graph.
+        inputs: eager tensors, or handles of resources.
+        attributes: what ``attributes_of`` gives for it, where the op runs more than once.
+
+    Raises:
+        tf.errors.OpError, TypeError, ValueError, NotImplementedError: if the op cannot run so.
+    """
+    attributes = attributes_of(source) if attributes is None else attributes
+    return execute.execute(source.type, len(source.outputs), list(inputs), attributes, context.context())
+
+
+def attributes_of(source: tf.Operation) -> tuple[Any, ...]:
+    """The attributes of an op as the eager runtime takes them, the functions among them made known to that."""
+    attributes: list[Any] = []
+    for attribute in source.op_def.attr:
+        value = source.get_attr(attribute.name)
+        if attribute.type in ("func", "list(func)"):
+            for name in [value.name] if attribute.type == "func" else [one.name for one in value]:
+                _register(source.graph, name)
+        attributes += [attribute.name, _plain(value)]
+    return tuple(attributes)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute with types as their enum, functions by name, shapes as lists."""
+    if isinstance(value, tf.DType):
+        return value.as_datatype_enum
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, attr_value_pb2.NameAttrList):
+        return value.name
+    if isinstance(value, tensor_shape_pb2.TensorShapeProto):
+        return None if value.unknown_rank else [None if d.size < 0 else d.size for d in value.dim]
+    return value
+
+
+def _register(graph: Any, name: str) -> None:
+    """Makes a function of a graph known to the eager runtime, with all that it calls."""
+    if context.context().has_function(name):
+        return
+    for definition in graph.as_graph_def().library.function:
+        if not context.context().has_function(definition.signature.name):
+            context.context().add_function_def(definition)

@@ -1,0 +1,106 @@
+"""The data of a flat graph: ops in execution order, tensors with static shapes, variables by identity."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_asp.keras_models.variables import underlying_variable
+
+_UNSET = object()
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Tensor:
+    """A tensor of the flat graph.
+
+    Attributes:
+        shape: static shape, or None where even inference leaves a dimension open.
+        dtype: TensorFlow dtype.
+        op: the op that makes it; None for a function input or a captured value.
+        index: which of the op's outputs it is.
+        variable: for a resource, position of the variable in :attr:`Graph.variables`.
+        value: the value, where it is a constant.
+        used: whether an op or an output of the graph reads it.
+        name: of a function input, as the caller spelled it.
+        captured: of what is neither constant nor variable but comes from outside (a lookup table), the eager tensor.
+    """
+
+    shape: tuple[int, ...] | None
+    dtype: tf.DType
+    op: Op | None = None
+    index: int = 0
+    variable: int | None = None
+    value: np.ndarray | None = None
+    used: bool = True
+    name: str = ""
+    captured: Any = None
+
+    @property
+    def is_resource(self) -> bool:
+        return self.dtype in (tf.resource, tf.variant)
+
+    def __repr__(self) -> str:  # not of its op, whose inputs have ops, ...
+        return f"Tensor({self.name or self.op or 'constant'}, {self.shape}, {self.dtype.name})"
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Op:
+    """An op of the flat graph: type, scoped name, inputs and outputs, and the attributes of the original.
+
+    `training` marks ops that only a training step runs: they are traced for the variables that inference leaves out.
+    """
+
+    index: int
+    type: str
+    name: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    source: tf.Operation
+    training: bool = False
+
+    def attr(self, name: str, default: Any = _UNSET) -> Any:
+        try:
+            return self.source.get_attr(name)
+        except ValueError:
+            if default is _UNSET:
+                raise
+            return default
+
+    def __repr__(self) -> str:
+        return f"Op({self})"
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.name!r}"
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Graph:
+    """A flat graph: ops in execution order, inputs, outputs, and the variables that the ops read, by identity."""
+
+    ops: list[Op]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    variables: list[tf.Variable]
+
+    def __repr__(self) -> str:
+        return f"Graph({len(self.ops)} ops, {len(self.variables)} variables)"
+
+    def variable_index(self, variable: Any) -> int | None:
+        """Position of `variable` in :attr:`variables`, or None if the function does not use it."""
+        key = variable_key(variable)
+        return next((i for i, v in enumerate(self.variables) if variable_key(v) == key), None)
+
+
+def variable_key(variable: Any) -> Any:
+    """A hashable key of the storage behind a variable: equal for all Python wrappers of one resource."""
+    return id(local_variable(variable).handle)
+
+
+def local_variable(variable: Any) -> Any:
+    """The plain `tf.Variable` that holds the numbers here: of a distributed one, the replica that a trace reads."""
+    variable = underlying_variable(variable)
+    return variable._primary if isinstance(variable, tf.distribute.DistributedValues) else variable

@@ -1,0 +1,250 @@
+"""Flattens a concrete function: calls are entered, shapes inferred, and what constants alone decide is computed.
+
+Shapes that a nested function leaves open are inferred again from the caller's. Whatever can be computed from constants
+(shape arithmetic, masks, position tables) is a value of the graph, no op.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework import function_def_to_graph
+
+from tfmot_asp.graph.evaluate import run_op
+from tfmot_asp.graph.flat_graph import Graph, Op, Tensor, variable_key
+from tfmot_asp.graph.inputs import shape_list
+
+logger = logging.getLogger(__name__)
+
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+_BRANCHES = frozenset({"If", "StatelessIf"})
+_FOLD_LIMIT = 1 << 22  # elements; a table larger than this is data, not shape arithmetic
+
+
+def trace_function(
+    function: Any, input_shapes: Sequence[Any] | None = None, *, variables: Sequence[tf.Variable] = ()
+) -> Graph:
+    """Flattens a concrete function.
+
+    Args:
+        function: a `ConcreteFunction`, also one restored from a SavedModel.
+        input_shapes: one static shape per input, where the function's own are open. Without it open shapes stay open
+            (`Tensor.shape` is None).
+        variables: what else it may read than the variables that it knows of itself.
+    """
+    return _Flattener(function, variables).run(input_shapes)
+
+
+def add_training(graph: Graph, function: Any, variables: Sequence[tf.Variable] = ()) -> Graph:
+    """The graph with the ops of a training step added, on inputs of their own; the outputs of both are outputs."""
+    step = _Flattener(function, variables, known=graph.variables).run(None)
+    for op in step.ops:
+        op.training = True
+        op.index += len(graph.ops)
+    return Graph(graph.ops + step.ops, graph.inputs + step.inputs, graph.outputs + step.outputs, step.variables)
+
+
+def flatten_body(graph: Graph, op: Op, function: str, inputs: Sequence[Tensor]) -> Graph:
+    """The flat graph of a function that an op of ``graph`` calls when it likes: a loop's body, a branch."""
+    body = function_graph(op.source.graph, function)
+    flattener = _Flattener(None, known=graph.variables)
+    env: dict[int, Tensor] = {id(p): t for p, t in zip(body.inputs, inputs, strict=True)}
+    flattener.flatten(body, env, f"{op.name}/")
+    outputs = [env[id(t)] for t in body.outputs]
+    return Graph(_live(flattener.ops, outputs), list(inputs), outputs, graph.variables)
+
+
+class _Flattener:
+    def __init__(self, function: Any, variables: Sequence[tf.Variable] = (), known: Sequence[tf.Variable] = ()):
+        self.function = function
+        self.ops: list[Op] = []
+        self.variables: list[tf.Variable] = list(known)
+        # The model's own last: of a distributed variable the function has the replica that it reads, not all.
+        known_to_function = function.variables if function is not None else ()
+        self._by_handle = {variable_key(v): v for v in (*known_to_function, *variables)}
+        self._known: dict[int, int] = {variable_key(v): i for i, v in enumerate(known)}
+
+    def run(self, input_shapes: Sequence[Any] | None) -> Graph:
+        graph = self.function.graph
+        captured = list(self.function.captured_inputs)
+        arguments = list(graph.inputs)[: len(graph.inputs) - len(captured)]
+        internal = list(graph.inputs)[len(arguments) :]
+        inputs = []
+        for i, placeholder in enumerate(arguments):
+            shape = placeholder.shape if input_shapes is None else input_shapes[i]
+            inputs.append(Tensor(_full(shape), placeholder.dtype, name=_argument_name(placeholder)))
+        env: dict[int, Tensor] = {id(p): t for p, t in zip(arguments, inputs, strict=True)}
+        for external, placeholder in zip(captured, internal, strict=True):
+            env[id(placeholder)] = self._capture(external)
+        self.flatten(graph, env, "")
+        outputs = [env[id(t)] for t in graph.outputs]
+        return Graph(_live(self.ops, outputs), inputs, outputs, self.variables)
+
+    def _capture(self, external: Any) -> Tensor:
+        if external.dtype not in (tf.resource, tf.variant):
+            value = external.numpy() if hasattr(external, "numpy") else None
+            return Tensor(_full(external.shape), external.dtype, value=value, captured=external)
+        tensor = Tensor((), external.dtype, captured=external)
+        variable = self._by_handle.get(id(external))
+        if variable is not None:
+            tensor.variable = self._known.setdefault(id(external), len(self.variables))
+            if tensor.variable == len(self.variables):
+                self.variables.append(variable)
+        return tensor
+
+    def flatten(self, graph: Any, env: dict[int, Tensor], scope: str) -> None:
+        for op in graph.get_operations():
+            if op.outputs and all(id(t) in env for t in op.outputs):
+                continue  # arguments and captures
+            inputs = [env[id(t)] for t in op.inputs]
+            if op.type in _CALLS:
+                self._enter(graph, op, op.get_attr("f").name, inputs, env, scope)
+                continue
+            if op.type in _BRANCHES and inputs[0].value is not None and np.ndim(inputs[0].value) == 0:
+                branch = "then_branch" if inputs[0].value else "else_branch"
+                self._enter(graph, op, op.get_attr(branch).name, inputs[1:], env, scope)
+                continue
+            new = Op(len(self.ops), op.type, scope + op.name, inputs, [], op)
+            values = self._fold_variable(op, inputs) or _fold(op, inputs)
+            shapes = self._shapes(op, inputs) if values is None else [np.shape(v) for v in values]
+            for i, (output, shape) in enumerate(zip(op.outputs, shapes, strict=True)):
+                value = None if values is None else values[i]
+                # A resource passes through these unchanged; what other ops do to one pins it.
+                passed = op.type in ("Identity", "IdentityN") and inputs[i].is_resource
+                variable = inputs[i].variable if passed else None
+                tensor = Tensor(shape, output.dtype, new, i, variable, value)
+                new.outputs.append(tensor)
+                env[id(output)] = tensor
+            self.ops.append(new)
+
+    def _fold_variable(self, op: Any, inputs: list[Tensor]) -> list[np.ndarray] | None:
+        if op.type == "VariableShape" and inputs[0].variable is not None:
+            shape = self.variables[inputs[0].variable].shape
+            return [np.asarray(shape.as_list(), op.outputs[0].dtype.as_numpy_dtype)]
+        return None
+
+    def _shapes(self, op: Any, inputs: list[Tensor]) -> list[tuple[int, ...] | None]:
+        if op.type == "ResourceGather" and inputs[0].variable is not None and inputs[1].shape is not None:
+            batch = int(op.get_attr("batch_dims"))
+            return [(*inputs[1].shape, *self.variables[inputs[0].variable].shape.as_list()[1 + batch :])]
+        return _output_shapes(op, inputs)
+
+    def _enter(
+        self, graph: Any, op: Any, function: str, inputs: list[Tensor], env: dict[int, Tensor], scope: str
+    ) -> None:
+        body = function_graph(graph, function, len(op.outputs))
+        inner = {id(p): t for p, t in zip(body.inputs, inputs, strict=True)}
+        self.flatten(body, inner, f"{scope}{op.name}/")
+        for output, result in zip(op.outputs, body.outputs, strict=True):
+            env[id(output)] = inner[id(result)]
+
+
+def _argument_name(placeholder: Any) -> str:
+    try:
+        return placeholder.op.get_attr("_user_specified_name").decode()
+    except ValueError:
+        return ""
+
+
+def _live(ops: list[Op], outputs: list[Tensor]) -> list[Op]:
+    """The ops that the outputs or the state of a variable depend on; constants are values, not ops."""
+    needed = {id(t) for t in outputs}
+    live = []
+    for op in reversed(ops):
+        writes = op.source.op_def.is_stateful and any(t.is_resource for t in op.inputs) and not op.outputs
+        if writes or any(id(t) in needed and t.value is None for t in op.outputs):
+            live.append(op)
+            needed.update(id(t) for t in op.inputs)
+    live.reverse()
+    for index, op in enumerate(live):
+        op.index = index
+        for tensor in op.outputs:
+            tensor.used = id(tensor) in needed
+    return live
+
+
+def function_graph(graph: Any, name: str, outputs: int | None = None) -> Any:
+    """The graph of a function that an op of ``graph`` calls by name.
+
+    A function that was differentiated in this process has had its graph changed: intermediates have become outputs, and
+    loops got more of them. It is then read from its definition, which is what runs.
+
+    Args:
+        graph: in which the op is.
+        name: of the function.
+        outputs: how many outputs the op has, if it has those of the function.
+    """
+    outer = graph
+    while outer is not None:
+        function = outer._get_function(name)
+        if function is not None:
+            body = getattr(function, "graph", None)
+            if body is not None and outputs in (None, len(body.outputs)):
+                return body
+            break
+        outer = getattr(outer, "outer_graph", None)
+    library = {f.signature.name: f for f in graph.as_graph_def(add_shapes=True).library.function}
+    return function_def_to_graph.function_def_to_graph(library[name])
+
+
+def _full(shape: Any) -> tuple[int, ...] | None:
+    dims = shape_list(shape)
+    return None if dims is None or any(d is None for d in dims) else tuple(d for d in dims if d is not None)
+
+
+def _output_shapes(op: Any, inputs: list[Tensor]) -> list[tuple[int, ...] | None]:
+    shapes = [_full(t.shape) for t in op.outputs]
+    if all(s is not None for s in shapes) or any(t.is_resource for t in inputs):
+        return shapes
+    # The op sits in a function that was traced for any batch size: infer again, from the shapes of this call.
+    scratch = tf.Graph()
+    try:
+        with scratch.as_default():
+            copies = [
+                tf.constant(t.value, t.dtype) if t.value is not None else tf.compat.v1.placeholder(t.dtype, t.shape)
+                for t in inputs
+            ]
+            node = op.node_def
+            attrs = {k: v for k, v in node.attr.items() if not k.startswith("_")}
+            new = scratch.create_op(op.type, copies, [t.dtype for t in op.outputs], attrs=attrs, op_def=op.op_def)
+            return [_full(t.shape) for t in new.outputs]
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        logger.debug("no shape inferred for %s %s: %s", op.type, op.name, error)
+        return shapes
+
+
+def _fold(op: Any, inputs: list[Tensor]) -> list[np.ndarray] | None:
+    """Values of the op's outputs, where its inputs are constants (or, for `Shape` and its like, have static shapes)."""
+    if op.type == "Const":
+        return [tf.make_ndarray(op.get_attr("value"))] if op.outputs[0].dtype != tf.string else None
+    if len(op.outputs) == 0 or any(t.is_resource for t in inputs):
+        return None
+    if op.type in ("Shape", "Size", "Rank") and inputs[0].shape is not None:
+        dims = np.asarray(inputs[0].shape, np.int64)
+        dtype = op.outputs[0].dtype.as_numpy_dtype
+        value = {"Shape": dims, "Size": np.prod(dims), "Rank": len(dims)}[op.type]
+        return [np.asarray(value, dtype)]
+    if not inputs or any(t.value is None for t in inputs) or op.op_def.is_stateful:
+        return None
+    if any(t.value is not None and t.value.size > _FOLD_LIMIT for t in inputs):
+        return None
+    return _evaluate(op, [t.value for t in inputs])
+
+
+def _evaluate(op: Any, values: list[Any]) -> list[np.ndarray] | None:
+    """Runs the op eagerly on the CPU; None where that is not possible or the result is large."""
+    for output in op.outputs:
+        size = output.shape.num_elements()
+        if output.dtype in (tf.string, tf.resource, tf.variant) or (size is not None and size > _FOLD_LIMIT):
+            return None
+    try:
+        with tf.init_scope(), tf.device("cpu"):
+            results = run_op(op, [tf.constant(v, t.dtype) for v, t in zip(values, op.inputs, strict=True)])
+        return [result.numpy() for result in results]
+    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
+        logger.debug("not folded: %s %s: %s", op.type, op.name, error)
+        return None
