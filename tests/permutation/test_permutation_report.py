@@ -92,6 +92,49 @@ def test_a_report_is_applied_to_an_identical_model(tmp_path):
     assert_same(weights(first), second)
 
 
+def unnamed():
+    layers = tf_keras.layers
+    model = tf_keras.Sequential([layers.Input((32,)), layers.Dense(64, "relu"), layers.Dense(64), layers.Dense(8)])
+    randomise(model)
+    return model
+
+
+def strict(path):
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_a_report_is_applied_to_a_second_build_in_one_process(tmp_path):
+    first, second = unnamed(), unnamed()
+    assert [v.name for v in first.weights] != [v.name for v in second.weights]
+    report = permute(first, effort="fast", progress=False)
+    applied = report.apply_to(second)
+    assert_same(weights(first), second)
+    applied.save(tmp_path / "applied.json")
+    assert strict(tmp_path / "applied.json")["groups"][0]["efficacy"] is None  # nothing was searched here
+    again = PermutationReport.load(tmp_path / "applied.json")
+    assert again == applied
+    third = unnamed()
+    again.apply_to(third)
+    assert_same(weights(first), third)
+
+
+def test_kernels_in_the_best_order_are_not_counted_as_permuted():
+    model = unnamed()
+    for layer in model.layers:
+        layer.kernel.assign(layer.kernel * np.tile([[0.0], [1.0]], (layer.kernel.shape[0] // 2, 1)))
+    before = weights(model)
+    report = permute(model, effort="fast", progress=False)
+    assert_same(before, model)
+    assert (report.permuted, report.prunable) == (0, 3)
+    assert [(e.status, e.reason) for e in report.layers[1:]] == [
+        ("unchanged", "no order was found that keeps more than the given one")
+    ] * 2
+    assert str(report).startswith("0 of 3 prunable kernels permuted, in 2 groups; for 2 no better order was found")
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -338,6 +381,32 @@ def test_a_rule_that_fails_pins_and_says_so(rule, message):
 
 
 # Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"effort": "thorouh"}, ValueError, "effort must be one of 'fast', 'balanced', 'thorough'; got 'thorouh'"),
+        ({"device": "gpu"}, ValueError, "device must be one of 'auto', 'cpu', 'cuda'; got 'gpu'"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer; got 0.5"),
+        ({"progress": "yes"}, TypeError, "progress must be True, False or None; got 'yes'"),
+        ({"executor": 4}, TypeError, "executor must have a method submit"),
+        ({"sparsity_m_by_n": (12, 24)}, ValueError, "sparsity_m_by_n must have n at most 16"),
+    ],
+)
+def test_options_are_checked_before_the_model_is_looked_at(options, error, message):
+    nothing_to_permute = tf_keras.Sequential([tf_keras.Input((C,)), tf_keras.layers.Dense(8)])
+    for model in (nothing_to_permute, "no model at all"):
+        with pytest.raises(error, match=message):
+            permute(model, **options)
+
+
+def test_a_device_that_is_not_there_is_refused_where_nothing_is_to_be_searched(monkeypatch):
+    monkeypatch.setattr("tfmot_asp.permutation.search.loader.why_not", lambda needed=0: "there is no CUDA device")
+    model = tf_keras.Sequential([tf_keras.Input((C,)), tf_keras.layers.Dense(8)])
+    assert permute(model, device="auto").groups == ()
+    with pytest.raises(RuntimeError, match="there is no CUDA device"):
+        permute(model, device="cuda")
 
 
 def test_what_is_no_model_is_refused():

@@ -21,6 +21,7 @@ from tfmot_asp.permutation.picture.plot import check_plot_path, plot
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
 from tfmot_asp.permutation.search import SearchResult, search
+from tfmot_asp.permutation.search.api import check_options, choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +66,11 @@ def permute(
         A :class:`PermutationReport`: per layer what was done and why not.
 
     Raises:
-        TypeError: if `model` is not a model.
+        TypeError: if `model` is not a model, or an option is of a wrong type.
         ValueError: if the model is not built, has unknown input shapes, NaN or infinite weights, no layer that the
-            policy prunes, or layers that are wrapped for pruning already; or if `plot_to_file` has an unknown suffix.
+            policy prunes, or layers that are wrapped for pruning already; for an unknown `device` or `effort`, or a
+            `plot_to_file` with an unknown suffix.
+        RuntimeError: for device="cuda" where there is none.
         FileNotFoundError, ImportError, RuntimeError: if the picture cannot be drawn, see `picture.plot`.
         PermutationError: if an output changed, which would be a defect of this library.
         In every case, and if it is interrupted, the model is as it was.
@@ -76,6 +79,7 @@ def permute(
         >>> report = tfmot_asp.permute(model)
         >>> print(report)
     """
+    _check_options(sparsity_m_by_n, device, effort, seed, progress, executor)
     if plot_to_file is not None:
         check_plot_path(plot_to_file)
     plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=sparsity_m_by_n)
@@ -101,6 +105,20 @@ def permute(
             results.append(result)
             bar.update(weights)
     return finish(plan, model, orders, results, verify=verify)
+
+
+def _check_options(
+    m_by_n: tuple[int, int], device: str, effort: str, seed: int, progress: bool | None, executor: Executor | None
+) -> None:
+    """Refuses options that the search would refuse, before the model is looked at, whether or not it has groups."""
+    check_options(m_by_n, device, effort, seed, "sparsity_m_by_n")
+    if not (progress is None or isinstance(progress, bool)):
+        raise TypeError(f"progress must be True, False or None; got {progress!r}")
+    if executor is None:
+        if device == "cuda":
+            choose_device(device, 0, 0, 0)  # raises if there is none
+    elif not callable(getattr(executor, "submit", None)):
+        raise TypeError(f"executor must have a method submit, as a concurrent.futures.Executor has; got {executor!r}")
 
 
 @contextlib.contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from tfmot_asp.permutation.picture.data import Outline
 from tfmot_asp.permutation.picture.plot import plot
 
 if TYPE_CHECKING:
+    from tfmot_asp.permutation.apply import Moves
     from tfmot_asp.permutation.plan import ModelPlan
     from tfmot_asp.permutation.search import SearchResult
 
@@ -31,9 +31,10 @@ class LayerEntry:
     Attributes:
         name: of the layer, with its path where names clash.
         kind: "Dense", "Conv2D", ...
-        status: "permuted", "partly permuted" (some input channels must stay), "fixed" (prunable, but none of its input
-            channels can move) or "dense" (the policy does not prune it).
-        reason: why some or all input channels stay, or why the layer is not pruned; None if all move.
+        status: "permuted", "partly permuted" (some input channels must stay), "unchanged" (its input channels can move,
+            but no order was found that keeps more), "fixed" (prunable, but none of its input channels can move) or
+            "dense" (the policy does not prune it).
+        reason: why some or all input channels stay, or why the layer is not pruned; None if all are permuted.
         size: length of the reduction axis.
         movable: how many of its positions could be reordered.
         retained_before: share of the kernel's magnitude that the mask keeps in the given order, in [0, 1].
@@ -59,7 +60,8 @@ class GroupEntry:
         size: number of channels.
         layers: names of all layers whose input channels it orders.
         order: the new order: place i takes what channel `order[i]` had; a permutation of range(size).
-        retained_before: sum of absolute weights kept in the given order, over the rows that were searched.
+        retained_before: sum of absolute weights kept in the given order, over the rows that were searched; None for an
+            order that was found elsewhere.
         retained_after: the same in the new order.
         efficacy: how much of what could be regained was (Pool & Yu, NeurIPS 2021), percent.
     """
@@ -68,9 +70,9 @@ class GroupEntry:
     size: int
     layers: tuple[str, ...]
     order: tuple[int, ...]
-    retained_before: float
-    retained_after: float
-    efficacy: float
+    retained_before: float | None
+    retained_after: float | None
+    efficacy: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,7 @@ class PermutationReport:
 
     @property
     def permuted(self) -> int:
-        """Number of those whose input channels were put into a searched order, wholly or partly."""
+        """Number of those whose input channels have another order now, wholly or partly."""
         return sum(layer.status in ("permuted", "partly permuted") for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,8 +117,8 @@ class PermutationReport:
         return {"format": FORMAT, "permuted": self.permuted, "prunable": self.prunable, **data}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report, with the orders, as JSON."""
-        text = json.dumps(self.to_dict(), indent=1)
+        """Writes the report, with the orders, as JSON (RFC 8259: no NaN)."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         temporary = f"{os.fspath(path)}.tmp"
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -198,6 +200,9 @@ class PermutationReport:
         width = max([len(layer.name) for layer in self.layers], default=5)
         count = len(self.groups)
         summary = f"{self.permuted} of {self.prunable} prunable kernels permuted, in {count} group{'s' * (count != 1)}"
+        unchanged = sum(layer.status == "unchanged" for layer in self.layers)
+        if unchanged:
+            summary += f"; for {unchanged} no better order was found"
         if self.max_change is not None:
             summary += f"; largest change of an output {self.max_change:.1e} of its size"
         lines = [
@@ -217,11 +222,11 @@ class PermutationReport:
 
 
 def _check_same(stored: dict[str, Any], found: dict[str, Any]) -> None:
-    """Raises with the first difference of two fingerprints."""
-    for what, singular in (("variables", "variable"), ("kernels", "kernel")):
+    """Raises with the first difference of two fingerprints. Names may differ: Keras numbers layers as they are made."""
+    for what, singular, first in (("variables", "variable", 0), ("kernels", "kernel", 1)):
         ours, theirs = stored[what], found[what]
         for i, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-            if list(a) != list(b):
+            if list(a)[first:] != list(b)[first:]:
                 raise ValueError(f"the report does not fit this model: {singular} {i} is {b} here and was {a} there")
         if len(ours) != len(theirs):
             raise ValueError(f"the report does not fit this model: {len(theirs)} {what} here, {len(ours)} there")
@@ -248,7 +253,7 @@ def finish(
         before.append(plan.retained(kernel, weight))
         after.append(plan.retained(kernel, reordered(weight, moves.get(kernel.variable, []))))
     report = PermutationReport(
-        layers=tuple(_layers(plan, before, after)),
+        layers=tuple(_layers(plan, moves, before, after)),
         groups=tuple(_group_entries(plan, orders, results)),
         sparsity_m_by_n=plan.m_by_n,
         max_change=None,
@@ -261,18 +266,29 @@ def finish(
 
 
 def _layers(
-    plan: ModelPlan, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]
+    plan: ModelPlan,
+    moves: Mapping[int, Moves],
+    before: Sequence[tuple[float, float]],
+    after: Sequence[tuple[float, float]],
 ) -> list[LayerEntry]:
     entries = []
     for i, kernel in enumerate(plan.plan.kernels):
         movable, size = plan.plan.movable[i], kernel.reduction_size
-        status = "permuted" if movable == size else "partly permuted" if movable else "fixed"
+        moved = any(axis in kernel.reduction_axes for axis, _ in moves.get(kernel.variable, ()))
+        reason = plan.plan.reasons[i]
+        if not movable:
+            status = "fixed"
+        elif not moved:
+            status = "unchanged"
+            reason = reason or "no order was found that keeps more than the given one"
+        else:
+            status = "permuted" if movable == size else "partly permuted"
         entries.append(
             LayerEntry(
                 kernel.name,
                 plan.kinds[i],
                 status,
-                plan.plan.reasons[i],
+                reason,
                 size,
                 movable,
                 before[i][0] / before[i][1] if before[i][1] else 1.0,
@@ -297,9 +313,9 @@ def _group_entries(
                 group.size,
                 names,
                 tuple(int(c) for c in order),
-                float(result.retained_before) if result else math.nan,
-                float(result.retained_after) if result else math.nan,
-                float(result.efficacy) if result else math.nan,
+                float(result.retained_before) if result else None,
+                float(result.retained_after) if result else None,
+                float(result.efficacy) if result else None,
             )
         )
     return entries

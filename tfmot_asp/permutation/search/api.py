@@ -83,12 +83,7 @@ def search(
         True
     """
     started = time.perf_counter()
-    m, n = check_m_by_n(m_by_n, "m_by_n")
-    if n > WIDEST_STRIPE:
-        raise ValueError(f"m_by_n must have n at most {WIDEST_STRIPE}; got {m_by_n!r}")
-    _check_choice("device", device, DEVICES)
-    _check_choice("effort", effort, EFFORTS)
-    seed = _check_integer("seed", seed)
+    (m, n), seed = check_options(m_by_n, device, effort, seed)
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit must be a positive number of seconds, or None; got {time_limit!r}")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
@@ -132,6 +127,25 @@ def search(
         device=where,
         finished=finished,
     )
+
+
+def check_options(
+    m_by_n: tuple[int, int], device: str, effort: str, seed: int, name: str = "m_by_n"
+) -> tuple[tuple[int, int], int]:
+    """Checks what can be checked without a matrix; `name` is what the caller calls the pattern.
+
+    Returns:
+        The pattern and the seed, as plain integers.
+
+    Raises:
+        ValueError, TypeError: for an option that makes no sense.
+    """
+    m, n = check_m_by_n(m_by_n, name)
+    if n > WIDEST_STRIPE:
+        raise ValueError(f"{name} must have n at most {WIDEST_STRIPE}; got {m_by_n!r}")
+    _check_choice("device", device, DEVICES)
+    _check_choice("effort", effort, EFFORTS)
+    return (m, n), _check_integer("seed", seed)
 
 
 def _anneal(
