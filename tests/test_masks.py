@@ -102,10 +102,26 @@ def test_agrees_with_tfmot_where_tfmot_is_right():
 @given(kernels(), PATTERNS)
 def test_violations_are_counted_stripe_by_stripe(kernel, m_by_n):
     values, axes = kernel
-    assert masks.violations(values, axes, m_by_n) == naive_masks.violations(values, axes, m_by_n)
-    assert masks.stripe_count(values.shape, axes, m_by_n) == sum(
-        1 for _ in naive_masks.stripes(values.shape, axes, m_by_n[1])
-    )
+    violations = naive_masks.violations(values, axes, m_by_n)
+    assert masks.violations(values, axes, m_by_n) == violations
+    m, n = m_by_n
+    asking = sum(len(stripe) > n - m for stripe in naive_masks.stripes(values.shape, axes, n))
+    assert masks.standing(values, axes, m_by_n) == masks.Standing(asking, violations)
+
+
+@given(st.integers(1, 12), st.integers(1, 3), PATTERNS)
+def test_dense_weights_are_never_broken_and_pruned_ones_hold_where_the_pattern_asks_for_zeros(inputs, outputs, m_by_n):
+    m, n = m_by_n
+    weight = np.random.default_rng(inputs).uniform(1, 2, (inputs, outputs))
+    dense = masks.standing(weight, 0, m_by_n)
+    assert (dense.asks, dense.holds, dense.broken) == (inputs > n - m, False, False)
+    pruned = masks.standing(masks.apply_mask(weight, masks.m_by_n_mask(weight, 0, m_by_n)), 0, m_by_n)
+    assert (pruned.asks, pruned.holds, pruned.broken) == (dense.asks, dense.asks, False)
+
+
+def test_a_kernel_that_sums_over_no_channels_is_asked_for_no_zeros():
+    assert masks.standing(np.ones((3, 3, 8)), ()) == masks.Standing(0, 0)
+    assert not masks.standing(np.zeros((3, 3, 8)), ()).holds
 
 
 @given(kernels(), PATTERNS)
@@ -168,16 +184,6 @@ def test_empty_kernels_have_empty_masks():
     assert masks.m_by_n_mask(np.zeros((0, 4), np.float32), 0).shape == (0, 4)
     assert masks.m_by_n_mask(np.zeros((8, 0), np.float32), 0).shape == (8, 0)
     assert masks.violations(np.zeros((0, 4)), 0) == 0
-
-
-@pytest.mark.parametrize("bad", [(4, 2), (0, 4), (2, 2), (2,), (1, 2, 3), 2, "24", (2.0, 4), (True, 4), None, (-1, 4)])
-def test_a_pattern_that_makes_no_sense_is_refused(bad):
-    with pytest.raises(ValueError, match=r"sparsity_m_by_n must be two integers \(m, n\) with 0 < m < n.*got"):
-        masks.check_m_by_n(bad)
-
-
-def test_numpy_integers_make_a_pattern():
-    assert masks.check_m_by_n(np.array([2, 4])) == (2, 4)
 
 
 @pytest.mark.parametrize("axes", [2, -3, (0, 0), ()])

@@ -1,7 +1,7 @@
 """The m by n mask along a kernel's reduction axis: one implementation for wrapper, optimizer, report and verification.
 
-"m by n" is tfmot's order: m zeros in every n consecutive values, ``(2, 4)`` for sparse Tensor Cores. A mask is computed
-from a *score per weight*, by default |w|; a calibration set or second-order information can supply a better one.
+"m by n" is tfmot's order: m zeros in every n consecutive values; see ``pattern``. A mask is computed from a *score per
+weight*, by default |w|; a calibration set or second-order information can supply a better one.
 
 The rule, for every stripe of n consecutive positions along the flattened reduction axes:
 
@@ -21,68 +21,42 @@ import math
 import operator
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-DEFAULT_M_BY_N = (2, 4)
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 
 Axes = int | Sequence[int]
 
 
-def check_m_by_n(m_by_n: Any, name: str = "sparsity_m_by_n") -> tuple[int, int]:
-    """Validates an m by n pattern.
-
-    Args:
-        m_by_n: two integers (m, n): m zeros in every n consecutive values.
-        name: what the caller's argument is called, for the error message.
-
-    Returns:
-        The pair as Python ints.
-
-    Raises:
-        ValueError: unless it is a pair of integers with 0 < m < n.
-    """
-    expected = (
-        f"{name} must be two integers (m, n) with 0 < m < n, m zeros in every n consecutive values such as (2, 4)"
-    )
-    try:
-        if isinstance(m_by_n, (str, bytes)) or any(isinstance(value, bool) for value in m_by_n):
-            raise TypeError
-        m, n = (operator.index(value) for value in m_by_n)
-    except (TypeError, ValueError):
-        raise ValueError(f"{expected}; got {m_by_n!r}") from None
-    if not 0 < m < n:
-        raise ValueError(f"{expected}; got {m_by_n!r}")
-    return m, n
-
-
-def m_by_n_mask(score: Any, reduction_axes: Axes, m_by_n: tuple[int, int] = DEFAULT_M_BY_N) -> Any:
+def m_by_n_mask(score: Any, reduction_axes: Axes, pattern: PatternLike = TWO_FOUR) -> Any:
     """Marks the weights that the m by n pattern keeps.
 
     Args:
         score: importance of each weight, same shape as the kernel, any rank and any real dtype. A NumPy array, or a
             TensorFlow tensor or variable of static shape (also while a ``tf.function`` is traced).
         reduction_axes: the axis, or axes flattened row-major, that the GEMM sums over.
-        m_by_n: m zeros in every n consecutive values.
+        pattern: as in ``Pattern.of``, such as ``(2, 4)``.
 
     Returns:
         A bool array or tensor of the kernel's shape, True where the weight is kept.
 
     Raises:
-        ValueError: for an m_by_n or reduction axes that make no sense, or a tensor whose shape is not static.
+        ValueError: for a pattern or reduction axes that make no sense, or a tensor whose shape is not static.
 
     Example:
         >>> m_by_n_mask(np.abs([[3.0], [-1.0], [2.0], [0.5]]), reduction_axes=0).ravel()
         array([ True, False,  True, False])
     """
-    m, n = check_m_by_n(m_by_n, "m_by_n")
-    stripes = _Stripes(score, reduction_axes, n)
-    return stripes.join([_kept(positions, n - m) for positions in stripes.split(_ordered(stripes.array))])
+    pattern = Pattern.of(pattern, "pattern")
+    stripes = _Stripes(score, reduction_axes, pattern.block)
+    return stripes.join([_kept(positions, pattern.kept) for positions in stripes.split(_ordered(stripes.array))])
 
 
-def partial_m_by_n_mask(score: Any, reduction_axes: Axes, m_by_n: tuple[int, int], fraction: Any) -> Any:
+def partial_m_by_n_mask(score: Any, reduction_axes: Axes, pattern: PatternLike, fraction: Any) -> Any:
     """An m by n mask on a fraction of the stripes only, those that lose the least score; the others are kept whole.
 
     This is how a pruning schedule approaches the pattern: at fraction 0 nothing is masked, at 1 everything is.
@@ -90,17 +64,17 @@ def partial_m_by_n_mask(score: Any, reduction_axes: Axes, m_by_n: tuple[int, int
     Args:
         score: as in ``m_by_n_mask``; finite.
         reduction_axes: as in ``m_by_n_mask``.
-        m_by_n: as in ``m_by_n_mask``.
+        pattern: as in ``m_by_n_mask``.
         fraction: share of the stripes to mask, clipped to [0, 1]; a float, or a scalar tensor if ``score`` is one.
             The count is rounded half to even; equal losses are ranked by position.
 
     Returns:
         A bool array or tensor, as from ``m_by_n_mask``.
     """
-    m, n = check_m_by_n(m_by_n, "m_by_n")
-    stripes = _Stripes(score, reduction_axes, n)
+    pattern = Pattern.of(pattern, "pattern")
+    stripes = _Stripes(score, reduction_axes, pattern.block)
     split = stripes.split(_ordered(stripes.array))
-    kept = [_kept(positions, n - m) for positions in split]
+    kept = [_kept(positions, pattern.kept) for positions in split]
     losses = []
     for positions, kept_positions in zip(split, kept, strict=True):
         lost = [_where(keep, 0, value) for value, keep in zip(positions, kept_positions, strict=True)]
@@ -124,41 +98,67 @@ def apply_mask(weight: Any, mask: Any) -> Any:
     return _where(mask, weight, 0)
 
 
-def violations(weight: npt.ArrayLike, reduction_axes: Axes, m_by_n: tuple[int, int] = DEFAULT_M_BY_N) -> int:
-    """Counts the stripes that hold more than n - m nonzero values: 0 means that the pattern holds.
+@dataclass(frozen=True)
+class Standing:
+    """How a kernel stands to a pattern. Every report, and every check of a file, asks this and nothing else.
+
+    Attributes:
+        stripes: those in which the pattern asks for zeros, that is all that are longer than what it keeps of them.
+        violations: those that hold more nonzero values than it keeps. NaN counts as nonzero.
+    """
+
+    stripes: int
+    violations: int
+
+    @property
+    def asks(self) -> bool:
+        """Whether the pattern asks for any zeros: not of a kernel of one or two inputs, nor of a depthwise one."""
+        return self.stripes > 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pattern asks for zeros, and has them in every stripe."""
+        return self.asks and not self.violations
+
+    @property
+    def broken(self) -> bool:
+        """Whether it holds in half of the stripes or more, but not in all: more than chance makes of dense weights."""
+        return 0 < 2 * self.violations <= self.stripes
+
+
+def standing(weight: npt.ArrayLike, reduction_axes: Axes, pattern: PatternLike = TWO_FOUR) -> Standing:
+    """Looks for a pattern in a kernel, stripe by stripe.
 
     Args:
         weight: kernel, any rank and dtype.
-        reduction_axes: the axis, or axes flattened row-major, that the GEMM sums over.
-        m_by_n: m zeros in every n consecutive values. The incomplete last stripe counts as padded with zeros.
-
-    Returns:
-        Number of stripes that violate the pattern. NaN counts as nonzero.
+        reduction_axes: the axis, or axes flattened row-major, that the GEMM sums over; ``()`` for a depthwise kernel,
+            which sums over none.
+        pattern: as in ``Pattern.of``. The incomplete last stripe counts as padded with zeros.
     """
-    m, n = check_m_by_n(m_by_n, "m_by_n")
-    stripes = _Stripes(np.asarray(weight), reduction_axes, n)
-    counted = 0
+    if isinstance(reduction_axes, Sequence) and not reduction_axes:
+        return Standing(0, 0)
+    pattern = Pattern.of(pattern, "pattern")
+    stripes = _Stripes(np.asarray(weight), reduction_axes, pattern.block)
+    asking = violations = 0
     for positions in stripes.split(_nonzero(stripes.array).view(np.uint8)):
-        if len(positions) > n - m:
-            nonzeros = positions[0].astype(np.uint8 if n < 256 else np.int64)
+        if len(positions) > pattern.kept:
+            asking += positions[0].size
+            nonzeros = positions[0].astype(np.uint8 if pattern.block < 256 else np.int64)
             for position in positions[1:]:
                 nonzeros += position
-            counted += int(np.count_nonzero(nonzeros > n - m))
-    return counted
+            violations += int(np.count_nonzero(nonzeros > pattern.kept))
+    return Standing(asking, violations)
 
 
-def stripe_count(shape: Sequence[int], reduction_axes: Axes, m_by_n: tuple[int, int] = DEFAULT_M_BY_N) -> int:
-    """Number of stripes in a kernel of this shape, incomplete last ones included."""
-    _, n = check_m_by_n(m_by_n, "m_by_n")
-    axes = _check_axes(reduction_axes, len(shape))
-    length = math.prod(shape[axis] for axis in axes)
-    return -(-length // n) * (math.prod(shape) // length if length else 0)
+def violations(weight: npt.ArrayLike, reduction_axes: Axes, pattern: PatternLike = TWO_FOUR) -> int:
+    """Counts the stripes that hold more nonzero values than the pattern keeps; see ``standing``."""
+    return standing(weight, reduction_axes, pattern).violations
 
 
 def retained_magnitude(
     weight: npt.ArrayLike,
     reduction_axes: Axes,
-    m_by_n: tuple[int, int] = DEFAULT_M_BY_N,
+    pattern: PatternLike = TWO_FOUR,
     score: npt.ArrayLike | None = None,
 ) -> float:
     """Sum of the absolute values that the mask keeps.
@@ -166,14 +166,14 @@ def retained_magnitude(
     Args:
         weight: kernel, any rank and float dtype.
         reduction_axes: the axis, or axes flattened row-major, that the GEMM sums over.
-        m_by_n: m zeros in every n consecutive values.
+        pattern: as in ``Pattern.of``, such as ``(2, 4)``.
         score: what to compute the mask from; |weight| if None.
 
     Returns:
         The sum, accumulated in float64.
     """
     magnitude = np.abs(_comparable(np.asarray(weight)))
-    mask = m_by_n_mask(magnitude if score is None else score, reduction_axes, m_by_n)
+    mask = m_by_n_mask(magnitude if score is None else score, reduction_axes, pattern)
     return float(np.sum(magnitude, where=np.asarray(mask), dtype=np.float64))
 
 

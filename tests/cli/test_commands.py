@@ -220,8 +220,14 @@ def test_the_policy_options(here, run):
 
 def test_other_patterns(here, run):
     assert run("prune", "model.keras", "-o", "one.keras", "--m-by-n", "1:4", "--effort", "fast", "-q")[0] == 0
-    assert run("verify", "one.keras", "--m-by-n", "1:4")[0] == 0
+    for same in (("--m-by-n", "1,4"), ("--pattern", "3:4")):
+        code, out, _ = run("verify", "one.keras", *same)
+        assert code == 0
+        assert "3 of 4 weights are 3:4 (1 zero in every 4); ok" in out
     assert run("verify", "one.keras")[0] == 1
+    code, out, _ = run("export", "one.keras", "--to", "saved_model", "-o", "one", "--pattern", "3:4")
+    assert code == 0
+    assert "3 of 4 weights are 3:4 (1 zero in every 4); ok" in out
 
 
 def test_keras_3_models(here, run, fails):
@@ -306,7 +312,7 @@ def test_verify_of_every_format(here, run):
     for path in ("sparse.keras", "exported"):
         code, out, _ = run("verify", path)
         assert code == 0
-        assert f"{path}: 3 of 4 weights have 2 zeros in every 4 values; ok" in out
+        assert f"{path}: 3 of 4 weights are 2:4; ok" in out
 
 
 def test_verify_finds_a_planted_violation(here, run):
@@ -428,7 +434,7 @@ def test_exports_in_int8_take_their_options(here, run):
     command = "export", "sparse.keras", "--calibration-data", "images.npy"
     code, out, _ = run(*command, "--to", "tflite", "-o", "m.tflite", "--quantize", "int8", "--io-dtype", "int8")
     assert code == 0
-    assert "3 of 4 weights have 2 zeros in every 4 values; ok" in out
+    assert "3 of 4 weights are 2:4; ok" in out
     interpreter = tf.lite.Interpreter("m.tflite")
     assert [detail["dtype"] for detail in interpreter.get_input_details()] == [np.int8]
     pytest.importorskip("tf2onnx")
@@ -625,6 +631,8 @@ def test_layers_to_skip_must_exist(here, fails):
         ["inspect", "model.keras", "--kinds", "Dens"],
         ["inspect", "model.keras", "--m-by-n", "4:2"],
         ["inspect", "model.keras", "--m-by-n", "x"],
+        ["inspect", "model.keras", "--pattern", "4:2"],
+        ["inspect", "model.keras", "--pattern", "2:4", "--m-by-n", "2,4"],
         ["inspect", "model.keras", "--input-shape", "1,x"],
         ["inspect", "model.keras", "--input-shape", "1,-3"],
         ["inspect", "model.keras", "--batch-size", "0"],

@@ -417,7 +417,7 @@ REFUSED = {
     "unfinished": (
         lambda: tfmot_asp.prune_low_magnitude(mlp(), permute=False),
         {},
-        r"Layer 'first' has not reached its \(2, 4\) pattern",
+        r"Layer 'first' has not reached its pattern 2:4",
     ),
     "float64": (with_float64, {"precision": "fp16"}, "computes in float64, which TensorRT does not have"),
     "precision": (mlp, {"precision": "fp8"}, "precision must be one of 'fp32', 'fp16', 'int8', got 'fp8'"),
@@ -494,7 +494,7 @@ def test_a_lost_pattern_is_an_error(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setitem(module, "convert", noisy)
-    with pytest.raises(RuntimeError, match=r"lost the \(2, 4\) pattern of first/kernel, second/kernel"):
+    with pytest.raises(RuntimeError, match=r"lost the pattern 2:4 of first/kernel, second/kernel"):
         tfmot_asp.export.onnx(one_shot(mlp()), tmp_path / "m.onnx")
     assert os.listdir(tmp_path) == []
 
@@ -513,6 +513,25 @@ def test_other_patterns_are_checked_as_such(tmp_path):
     kernel = model.get_layer("first").kernel.numpy()
     assert masks.violations(kernel, 0, (3, 4)) == 0
     assert tfmot_asp.export.onnx(model, tmp_path / "m.onnx").ok  # one in four is also two in four
+
+
+def test_a_stripped_model_of_another_pattern_is_checked_by_its_own(tmp_path):
+    pruned = tfmot_asp.prune_low_magnitude(mlp(), sparsity_m_by_n="3:4", permute=False)
+    exporters = {
+        "m": tfmot_asp.export.saved_model,
+        "m.onnx": tfmot_asp.export.onnx,
+        "m.tflite": tfmot_asp.export.tflite,
+    }
+    model = tfmot_asp.strip_pruning(pruned)
+    for name, export in exporters.items():
+        report = export(model, tmp_path / name, sparsity_m_by_n="3:4")
+        assert report.sparsity_m_by_n == (1, 4)
+        assert report.sparse == 2
+        assert "weights are 3:4 (1 zero in every 4); ok" in str(report)
+        assert tfmot_asp.export.verify(tmp_path / name).sparse == 0
+    wrapped = tfmot_asp.prune_low_magnitude(mlp(), sparsity_m_by_n=(1, 4), permute=False)
+    with pytest.raises(ValueError, match=r"sparsity_m_by_n=2:4 was given, but the wrappers of .* prune it 3:4 \(1 ze"):
+        tfmot_asp.export.saved_model(wrapped, tmp_path / "other", sparsity_m_by_n="2:4")
 
 
 def test_the_loggers_of_the_converters_are_as_they_were(tmp_path):

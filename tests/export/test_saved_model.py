@@ -157,7 +157,7 @@ def test_a_file_that_does_not_say_what_the_model_says_is_not_kept(tmp_path, monk
 
 def test_unfinished_pruning_is_refused_and_finished_pruning_is_not(tmp_path):
     pruned = tfmot_asp.prune_low_magnitude(mlp(), permute=False)
-    with pytest.raises(ValueError, match="Layer 'first' has not reached its \\(2, 4\\) pattern"):
+    with pytest.raises(ValueError, match="Layer 'first' has not reached its pattern 2:4"):
         tfmot_asp.export.saved_model(pruned, tmp_path / "m")
     assert os.listdir(tmp_path) == []
     assert tfmot_asp.export.saved_model(tfmot_asp.strip_pruning(pruned), tmp_path / "m").ok
@@ -326,6 +326,6 @@ def test_an_export_that_lost_the_pattern_is_refused(tmp_path, monkeypatch):
     model.get_layer("conv").bias.assign(tf.ones(16))
     x = layers.Input((8, 8, 3))
     normed = tf_keras.Model(x, layers.Rescaling(0.5)(model(x)))
-    with pytest.raises(RuntimeError, match=r"the SavedModel lost the \(2, 4\) pattern of head/kernel"):
+    with pytest.raises(RuntimeError, match=r"the SavedModel lost the pattern 2:4 of head/kernel"):
         tfmot_asp.export.saved_model(normed, tmp_path / "m")
     assert os.listdir(tmp_path) == []

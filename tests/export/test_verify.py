@@ -172,6 +172,27 @@ def test_other_patterns_and_small_layers(tmp_path):
     assert [layer.status for layer in tfmot_asp.export.verify(tmp_path / "m").layers] == ["small", "sparse"]
 
 
+@pytest.mark.parametrize("inputs", [1, 2, 5, 6, 9])
+def test_the_end_of_a_dense_kernel_is_no_part_of_a_pattern(tmp_path, inputs):
+    # Of a last stripe of one or two weights 2:4 keeps all: it holds there whatever they are.
+    model = tf_keras.Sequential([layers.Input((16,)), layers.Dense(inputs, name="fc"), layers.Dense(3, name="head")])
+    tfmot_asp.prune_trained_model(model, policy=OnlyFirst(model), permute=False).remove()
+    model.save(tmp_path / "m.keras")
+    report = tfmot_asp.export.verify(tmp_path / "m.keras")
+    assert [layer.status for layer in report.layers] == ["sparse", "small" if inputs <= 2 else "dense"]
+    assert report.ok
+    rows = tfmot_asp.sparsity_report(model).layers
+    assert [(row.holds, row.stripes) for row in rows] == [(layer.holds, layer.stripes) for layer in report.layers]
+
+
+class OnlyFirst:
+    def __init__(self, model):
+        self.first = model.layers[0]
+
+    def why(self, layer):
+        return None if layer is self.first else "it is not the first"
+
+
 def truncated(tmp_path):
     mlp().save(tmp_path / "m.keras")
     content = (tmp_path / "m.keras").read_bytes()

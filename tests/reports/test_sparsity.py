@@ -74,7 +74,7 @@ def test_wrapped_models_depthwise_kernels_and_other_patterns():
     ]
     assert report.layers[1].violations is None
     assert "sep.depthwise_kernel" in str(report)
-    assert "3 zeros in 4" in str(report)
+    assert "1:4 (3 zeros in every 4)" in str(report)
 
 
 def test_any_policy_and_keras_3():

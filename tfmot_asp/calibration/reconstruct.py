@@ -14,7 +14,7 @@ from tfmot_asp.calibration.refit import refit
 from tfmot_asp.calibration.selection import choose_mask, m_by_n_rows
 from tfmot_asp.calibration.statistics import Moments
 from tfmot_asp.calibration.target import Correction, choose_correction, corrected
-from tfmot_asp.masks import DEFAULT_M_BY_N, check_m_by_n
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 
 METHODS = ("magnitude", "activation", "reconstruction")
 EFFORTS = ("fast", "balanced", "thorough")
@@ -46,7 +46,7 @@ def reconstruct(
     weight: npt.ArrayLike,
     inputs: Factors,
     *,
-    m_by_n: tuple[int, int] = DEFAULT_M_BY_N,
+    m_by_n: PatternLike = TWO_FOUR,
     segments: int = 1,
     method: str = "reconstruction",
     effort: str = "balanced",
@@ -79,7 +79,7 @@ def reconstruct(
         ValueError: for shapes or names that make no sense, for a kernel that is not finite, and for moments in blocks
             that cut stripes.
     """
-    m, n = check_m_by_n(m_by_n, "m_by_n")
+    pattern = Pattern.of(m_by_n, "m_by_n")
     _check_name("method", method, METHODS)
     _check_name("effort", effort, EFFORTS)
     given = np.asarray(weight)
@@ -95,17 +95,17 @@ def reconstruct(
         raise ValueError(f"scores must be of the weight's shape {given.shape}, got {np.shape(scores)}")
     if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, got {alpha!r}")
-    magnitude = m_by_n_rows(np.abs(dense), (m, n), segments)
+    magnitude = m_by_n_rows(np.abs(dense), pattern, segments)
     if method == "reconstruction":
         correction = choose_correction(dense, inputs) if alpha is None else Correction(alpha)
     else:
         correction = Correction(0.0)
     if scores is not None:
-        mask = m_by_n_rows(np.asarray(scores), (m, n), segments)
+        mask = m_by_n_rows(np.asarray(scores), pattern, segments)
     elif method == "magnitude":
         mask = magnitude
     elif method == "activation":
-        mask = m_by_n_rows(np.abs(dense) * inputs.input_norms()[:, None], (m, n), segments)
+        mask = m_by_n_rows(np.abs(dense) * inputs.input_norms()[:, None], pattern, segments)
     else:
         mask = np.zeros(dense.shape, bool)  # chosen below, block by block
     pruned = np.where(mask, dense, 0)
@@ -118,8 +118,8 @@ def reconstruct(
             wanted = tf.constant(target[block.inputs] / block.scale[:, None])
             start = wanted
             if scores is None:
-                within = _segments_in(block, size // segments, n)
-                chosen, start = choose_mask(block, wanted, (m, n), within, effort)
+                within = _segments_in(block, size // segments, pattern.block)
+                chosen, start = choose_mask(block, wanted, pattern, within, effort)
                 mask[block.inputs] = chosen.numpy()
             refitted = refit(block.matrix, wanted, mask[block.inputs], start)
             pruned[block.inputs] = refitted.numpy() * block.scale[:, None]

@@ -23,11 +23,11 @@ def inspect(arguments: argparse.Namespace, console: Console) -> int:
     report = sparsity_report(
         model,
         policy=rule,
-        sparsity_m_by_n=arguments.m_by_n,
+        sparsity_m_by_n=arguments.pattern,
         batch_size=arguments.batch_size or 1,
         input_shapes=shapes,
     )
-    plan, refused = _planned(model, rule, shapes, arguments.m_by_n), _why_not_pruned(model, rule)
+    plan, refused = _planned(model, rule, shapes, arguments.pattern), _why_not_pruned(model, rule)
     parts = [str(report), _plan_table(plan)]
     if refused not in (None, plan["refused"]):
         parts.append(f"`prune` refuses this model: {refused}")
@@ -49,7 +49,7 @@ def permute(arguments: argparse.Namespace, console: Console) -> int:
         model,
         policy=policy(arguments, model),
         input_shapes=input_shapes(arguments.input_shape),
-        sparsity_m_by_n=arguments.m_by_n,
+        sparsity_m_by_n=arguments.pattern,
         plot_to_file=arguments.plot,
         **_search_options(arguments, console),
     )
@@ -68,13 +68,13 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
     import tfmot_asp
 
     options = {**_search_options(arguments, console), "input_shapes": input_shapes(arguments.input_shape)}
-    rule, m_by_n = policy(arguments, model), arguments.m_by_n
+    rule, pattern = policy(arguments, model), arguments.pattern
     pruned = tfmot_asp.prune_trained_model(
-        model, policy=rule, permute=options if arguments.permute else False, sparsity_m_by_n=m_by_n
+        model, policy=rule, permute=options if arguments.permute else False, sparsity_m_by_n=pattern
     )
     pruned.remove()
     permutation = pruned.permutation
-    report = tfmot_asp.sparsity_report(model, policy=rule, sparsity_m_by_n=m_by_n, batch_size=None)
+    report = tfmot_asp.sparsity_report(model, policy=rule, sparsity_m_by_n=pattern, batch_size=None)
     report = dataclasses.replace(report, notes=())  # that sizes were left out; `inspect` has them
     _write(model, arguments)
     parts = [str(permutation), ""] if permutation is not None else []
@@ -99,7 +99,7 @@ def verify(arguments: argparse.Namespace, console: Console) -> int:
     load_tensorflow()
     from tfmot_asp import export
 
-    report = export.verify(arguments.file, sparsity_m_by_n=arguments.m_by_n, allow_unsafe=arguments.allow_unsafe)
+    report = export.verify(arguments.file, sparsity_m_by_n=arguments.pattern, allow_unsafe=arguments.allow_unsafe)
     console.result(str(report), report.to_dict())
     return 0 if report.ok else 1
 
@@ -120,7 +120,7 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
         model,
         policy=policy(arguments, model),
         input_shapes=input_shapes(arguments.input_shape),
-        sparsity_m_by_n=arguments.m_by_n,
+        sparsity_m_by_n=arguments.pattern,
     )
     picture = outline(plan, model)
     draw(picture, arguments.output)
@@ -160,12 +160,12 @@ def _permutation_data(report: Any) -> dict[str, Any]:
     return data
 
 
-def _planned(model: Any, rule: Any, shapes: Any, m_by_n: tuple[int, int]) -> dict[str, Any]:
+def _planned(model: Any, rule: Any, shapes: Any, pattern: Any) -> dict[str, Any]:
     """What `permute` would do, from the plan alone; ``"refused"`` says why there is none."""
     from tfmot_asp.permutation.plan import plan_model
 
     try:
-        planned = plan_model(model, policy=rule, input_shapes=shapes, sparsity_m_by_n=m_by_n)
+        planned = plan_model(model, policy=rule, input_shapes=shapes, sparsity_m_by_n=pattern)
     except ValueError as error:
         return {"refused": str(error), "layers": [], "groups": []}
     plan = planned.plan

@@ -44,11 +44,12 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
             arguments.output,
             overwrite=arguments.force,
             input_shapes=input_shapes(arguments.input_shape),
+            sparsity_m_by_n=arguments.pattern,
             **options,
         )
     console.result(str(report), {"output": str(arguments.output), **report.to_dict()})
     if not report.sparse:
-        console.note("No weight in it is 2:4: `tfmot-asp prune` comes first.")
+        console.note(f"No weight in it is {report.sparsity_m_by_n}: `tfmot-asp prune` comes first.")
     return 0
 
 

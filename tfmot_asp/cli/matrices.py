@@ -29,7 +29,7 @@ def search(arguments: argparse.Namespace, console: Console) -> int:
     logger.info("Searching an order of %d columns in %d rows.", matrix.shape[1], matrix.shape[0])
     result = search_order(
         matrix,
-        m_by_n=arguments.m_by_n,
+        m_by_n=arguments.pattern,
         device=arguments.device,
         effort=arguments.effort,
         seed=arguments.seed,

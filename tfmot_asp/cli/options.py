@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.hardware.rule import SUPPORTED_KINDS, SparseTensorCoreRule
+from tfmot_asp.pattern import Pattern
 
 
-def pattern(text: str) -> tuple[int, int]:
-    """``"2:4"`` as (2, 4)."""
-    from tfmot_asp.masks import check_m_by_n
-
+def pattern(text: str) -> Pattern:
+    """``"3:4"``, three kept of every four, as a pattern."""
     try:
-        m, n = (int(part) for part in text.replace(",", ":").split(":"))
-        return check_m_by_n((m, n))
-    except (ValueError, TypeError) as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no pattern such as 2:4, m zeros in every n weights ({error})"
-        ) from None
+        return Pattern.of(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pattern such as 2:4, two kept of every four") from None
+
+
+def m_by_n(text: str) -> Pattern:
+    """``"1:4"`` or ``"1,4"`` in tfmot's order, one zero in every four, as a pattern."""
+    try:
+        zeros, block = (int(part) for part in text.replace(",", ":").split(":"))
+        return Pattern(zeros, block)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pattern such as 2,4, two zeros in every four") from None
 
 
 def kinds(text: str) -> tuple[str, ...]:

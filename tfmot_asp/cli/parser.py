@@ -11,6 +11,7 @@ from typing import Any
 
 from tfmot_asp.cli import options
 from tfmot_asp.hardware.rule import DEFAULT_KINDS, SUPPORTED_KINDS
+from tfmot_asp.pattern import TWO_FOUR, Pattern
 
 _DESCRIPTION = """\
 2:4 structured sparsity for TensorFlow and Keras models, on files.
@@ -81,7 +82,7 @@ _SEARCH = """\
 examples:
   tfmot-asp search matrix.npy -o order.npy
   tfmot-asp search conv_kernel.npy --axis 2 --effort thorough
-  tfmot-asp search matrix.npy --m-by-n 2:4 --json
+  tfmot-asp search matrix.npy --pattern 1:4 --json
 
 Of a matrix the columns are the channels, and the order is of the columns: new = old[:, order]. Of a Keras kernel, name
 the axis that is summed over: 0 of a Dense kernel (inputs, outputs), 2 of a Conv2D kernel (height, width, inputs,
@@ -222,13 +223,22 @@ def _output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
     command.add_argument("--force", action="store_true", help="replace what is there")
 
 
-def _pattern(command: Any) -> None:
-    command.add_argument(
-        "--m-by-n",
+def _pattern(command: Any, default: Pattern | None = TWO_FOUR, which: str = "") -> None:
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--pattern",
         type=options.pattern,
-        default=(2, 4),
-        metavar="M:N",
-        help="M zeros in every N weights (default: 2:4)",
+        default=default,
+        metavar="N:M",
+        help=f"N weights kept of every M{which} (default: 2:4)",
+    )
+    choice.add_argument(
+        "--m-by-n",
+        dest="pattern",
+        type=options.m_by_n,
+        default=default,
+        metavar="M,N",
+        help="the same as tfmot writes it: M zeros in every N",
     )
 
 
@@ -266,6 +276,7 @@ def _export_options(command: argparse.ArgumentParser) -> None:
         "--batch-size", type=options.batch, metavar="N", help="fixed batch size, or open (open; of TFLite 1)"
     )
     _switch(group, "--no-fold-batch-norm", "keep batch norm as it is", name="fold_batch_norm", value=False)
+    _pattern(group, None, ", of a model without pruning wrappers")
     group = command.add_argument_group("for ONNX")
     group.add_argument("--opset", type=options.count, metavar="N", help="13 to 18 (17)")
     group.add_argument("--inputs-as-nchw", action="append", metavar="NAME", help="take this input channels first")

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp import masks
 from tfmot_asp.graph.flatten import trace_function
-from tfmot_asp.graph.gemms import find_gemms
+from tfmot_asp.graph.gemms import Gemm, find_gemms
+from tfmot_asp.masks import standing
+from tfmot_asp.pattern import Pattern
 from tfmot_asp.reports.verification import VerificationReport
 
 
-def has_pattern(weight: np.ndarray, axes: tuple[int, ...], m_by_n: tuple[int, int]) -> bool:
-    """Whether a weight has the pattern, and is large enough for it to ask for zeros."""
-    m, n = m_by_n
-    length = math.prod(weight.shape[axis] for axis in axes) if axes else 0
-    return length > n - m and not masks.violations(weight, axes, m_by_n)
+def has_pattern(gemm: Gemm, pattern: Pattern) -> bool:
+    """Whether the weight of a product has the pattern, so that a file must have it too; not one that is all zeros."""
+    weight = gemm.weight
+    return weight is not None and bool(np.any(weight)) and standing(weight, gemm.reduction_axes, pattern).holds
 
 
 def check_nothing_lost(function: Any, report: VerificationReport, what: str) -> None:
@@ -32,18 +32,18 @@ def check_nothing_lost(function: Any, report: VerificationReport, what: str) -> 
         report: of the file.
         what: the file, for the error, such as ``"the ONNX file"``.
     """
-    m_by_n = report.sparsity_m_by_n
+    pattern = report.sparsity_m_by_n
     sparse = {
         (gemm.op, gemm.weight_name): _sizes(gemm.weight.shape, gemm.reduction_axes)
         for gemm in find_gemms(trace_function(function))
-        if gemm.weight is not None and has_pattern(gemm.weight, gemm.reduction_axes, m_by_n)
+        if gemm.weight is not None and has_pattern(gemm, pattern)
     }
     needed = Counter(sparse.values())
     found = Counter(_sizes(layer.shape, layer.reduction_axes) for layer in report.layers if layer.holds)
     lost = [name for (_, name), size in sparse.items() if needed[size] > found[size]]
     if lost:
         raise RuntimeError(
-            f"{what} lost the {m_by_n} pattern of {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}; it says:\n{report}"
+            f"{what} lost the pattern {pattern} of {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}; it says:\n{report}"
         )
 
 

@@ -23,6 +23,7 @@ from tfmot_asp.export.tensorrt.trtexec import trtexec_command
 from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
 from tfmot_asp.keras_models.plain import plain_model
+from tfmot_asp.pattern import Pattern, PatternLike
 from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO
 from tfmot_asp.reports.verification import VerificationReport
 
@@ -63,6 +64,7 @@ def onnx(
     percentile: float = 99.99,
     keep_float: Iterable[str] = (),
     int8_weights: bool = False,
+    sparsity_m_by_n: PatternLike | None = None,
     overwrite: bool = False,
 ) -> VerificationReport:
     """Writes a model as an ONNX file that TensorRT can run with sparse kernels.
@@ -97,6 +99,8 @@ def onnx(
         percentile: of the magnitudes that are kept, in percent.
         keep_float: with int8, names of nodes or weights (as in the report) that are not quantized.
         int8_weights: with int8, store weights in int8: a quarter of the size, for TensorRT 10 and later.
+        sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
+            keep; by default that of its pruning wrappers, and 2:4 for a model without.
         overwrite: replace an existing file.
 
     Returns:
@@ -122,7 +126,7 @@ def onnx(
     _check_arguments(path, precision, float16_io, int8)
     check_opset(opset)
     with replacing(path, overwrite=overwrite, what="an ONNX file") as written:
-        plain, m_by_n = plain_model(model)
+        plain, pattern = plain_model(model, sparsity_m_by_n)
         original = serving_function(plain, batch_size, input_shapes, distinct_names=True)
         data = None
         if precision == "int8" or calibration_data is not None:
@@ -139,8 +143,8 @@ def onnx(
             notes = _write_float16(converted, written, check, data, float16_io)
         else:
             assert data is not None
-            notes = _write_int8(converted, written, check, data, int8, m_by_n)
-        report = verify(written, sparsity_m_by_n=m_by_n)
+            notes = _write_int8(converted, written, check, data, int8, pattern)
+        report = verify(written, sparsity_m_by_n=pattern)
         check_nothing_lost(original, report, "the ONNX file")
     return _finish(report, path, notes)
 
@@ -211,12 +215,10 @@ def _write_float16(model: Any, written: Path, check: OutputCheck, data: _Data | 
 
 
 def _write_int8(
-    model: Any, written: Path, check: OutputCheck, data: _Data, int8: _Int8Options, m_by_n: tuple[int, int]
+    model: Any, written: Path, check: OutputCheck, data: _Data, int8: _Int8Options, pattern: Pattern
 ) -> list[str]:
     gemms = gemms_of(model)
-    sparse = {
-        gemm.op for gemm in gemms if gemm.weight is not None and has_pattern(gemm.weight, gemm.reduction_axes, m_by_n)
-    }
+    sparse = {gemm.op for gemm in gemms if has_pattern(gemm, pattern)}
     plan = plan_quantization(model, sparse, int8.keep_float)
     ranges = calibrate(model, plan, map(check.in_file_layout, data.all()), int8.method, int8.percentile)
     import_onnx().save(insert_quantizers(model, plan, ranges, int8.int8_weights), str(written))

@@ -24,6 +24,7 @@ from tfmot_asp.files import is_saved_model, replacing
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.keras_models.plain import plain_model
+from tfmot_asp.pattern import PatternLike
 from tfmot_asp.reports.verification import VerificationReport
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def saved_model(
     batch_size: int | None = None,
     input_shapes: Any = None,
     dtype: Any = None,
+    sparsity_m_by_n: PatternLike | None = None,
 ) -> VerificationReport:
     """Writes a model as a SavedModel with the inference signature ``serving_default``, in the form that TF-TRT takes.
 
@@ -61,6 +63,8 @@ def saved_model(
         dtype: ``"float16"`` (or ``"bfloat16"``) stores kernels and embedding tables in that type, which halves the
             file. They are cast to float32 where they are read. Leave it out for TF-TRT, whose engines narrow weights
             by themselves: Grappler, which runs first, folds no cast of a constant above 100 kB.
+        sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
+            keep; by default that of its pruning wrappers, and 2:4 for a model without.
 
     Returns:
         The ``VerificationReport`` of the written file.
@@ -79,7 +83,7 @@ def saved_model(
     path = Path(path)
     narrow = check_weights_dtype(dtype)
     with replacing(path, overwrite=overwrite, what="a SavedModel", is_ours=is_saved_model) as written:
-        plain, m_by_n = plain_model(model)
+        plain, pattern = plain_model(model, sparsity_m_by_n)
         original = serving_function(plain, batch_size, input_shapes)
         function = original
         try:
@@ -100,7 +104,7 @@ def saved_model(
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(holder, str(written), signatures={"serving_default": function}, options=options)
         _compare(function, written)
-        report = verify(written, sparsity_m_by_n=m_by_n, allow_unsafe=True)
+        report = verify(written, sparsity_m_by_n=pattern, allow_unsafe=True)
         check_nothing_lost(original, report, "the SavedModel")
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))
     return replace(report, path=str(path))

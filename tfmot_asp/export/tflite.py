@@ -22,6 +22,7 @@ from tfmot_asp.files import replacing
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.keras_models.plain import plain_model
+from tfmot_asp.pattern import PatternLike
 from tfmot_asp.reports.verification import VerificationReport
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def tflite(
     input_shapes: Any = None,
     io_dtype: str = "float32",
     select_tf_ops: bool = False,
+    sparsity_m_by_n: PatternLike | None = None,
     overwrite: bool = False,
 ) -> VerificationReport:
     """Writes a model as a TFLite file with the signature ``serving_default``, and reads it back.
@@ -76,6 +78,8 @@ def tflite(
         io_dtype: of inputs and outputs of an int8 file: ``"float32"`` (they are quantized inside), ``"int8"`` or
             ``"uint8"``. Integer inputs, such as token ids, keep their type.
         select_tf_ops: allow ops that TFLite lacks, which then run in TensorFlow's own kernels (SELECT_TF_OPS).
+        sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
+            keep; by default that of its pruning wrappers, and 2:4 for a model without.
         overwrite: replace an existing file.
 
     Returns:
@@ -97,7 +101,7 @@ def tflite(
     path = Path(path)
     _check_arguments(path, quantize, io_dtype)
     with replacing(path, overwrite=overwrite, what="a TFLite file") as written:
-        plain, m_by_n = plain_model(model)
+        plain, pattern = plain_model(model, sparsity_m_by_n)
         function = serving_function(plain, batch_size, input_shapes)
         trained = _has_fake_quantization(function)
         if trained and quantize == "float16":
@@ -111,17 +115,14 @@ def tflite(
         half = computes_in_half(function)
         job = _Conversion(plain, quantize, samples, trained, io_dtype, select_tf_ops)
         job.run(widened(function) if half else function, written)
-        if (lost := lost_pattern(function, written, m_by_n)) and not trained:
+        if (lost := lost_pattern(function, written, pattern)) and not trained:
             # The converter sums over the letters of an einsum in an order of its own; a lowered one has none left.
             lowered = inference_function(plain, batch_size, input_shapes)
             job.run(widened(lowered) if half else lowered, written)
-            lost = lost_pattern(function, written, m_by_n)
+            lost = lost_pattern(function, written, pattern)
         if lost:
-            m, n = m_by_n
-            raise RuntimeError(
-                f"the kernel {lost} has {m} zeros in every {n} weights in the model, but not in the TFLite file"
-            )
-        report = verify(written, sparsity_m_by_n=m_by_n)
+            raise RuntimeError(f"the kernel {lost} is {pattern} in the model, but not in the TFLite file")
+        report = verify(written, sparsity_m_by_n=pattern)
         tolerance = _TRAINED_TOLERANCE if trained else _TOLERANCES["float16" if half and not quantize else quantize]
         notes = [compare(function, written, quantize, samples, tolerance), *in_float(written, quantize)]
         notes += [*state(written), sizes(written), _NO_SPEEDUP]

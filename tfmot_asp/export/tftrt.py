@@ -22,6 +22,7 @@ from tfmot_asp.files import is_saved_model, replacing
 from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import PRODUCTS
+from tfmot_asp.pattern import TWO_FOUR, PatternLike
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def tftrt(
     allow_build_at_runtime: bool = True,
     overwrite: bool = False,
     allow_unsafe: bool = False,
+    sparsity_m_by_n: PatternLike = TWO_FOUR,
 ) -> Any:
     """Converts a SavedModel to one whose graph runs in TensorRT, sparse where that is faster.
 
@@ -69,6 +71,8 @@ def tftrt(
         allow_build_at_runtime: whether an engine may be built while serving, for a shape that none was built for.
         overwrite: replace an existing SavedModel at ``out_dir``.
         allow_unsafe: convert a SavedModel that can run code when it is loaded, as in ``export.verify``.
+        sparsity_m_by_n: the pattern that the SavedModel is checked for, as in ``export.verify``. TensorRT's sparse
+            kernels are for 2:4, or for what has more zeros, such as ``"1:4"``.
 
     Returns:
         TF-TRT's converter, after ``convert``, ``build`` and ``save``; its ``summary()`` prints what became an engine.
@@ -96,9 +100,12 @@ def tftrt(
         raise ValueError("precision 'INT8' needs calibration_data: some batches of typical inputs")
     if parameters["precision_mode"] != "INT8" and calibration_data is not None:
         raise ValueError(f"calibration_data is for precision 'INT8' only, got {precision!r}")
-    report = verify(source, allow_unsafe=allow_unsafe)
+    report = verify(source, sparsity_m_by_n=sparsity_m_by_n, allow_unsafe=allow_unsafe)
     if not report.sparse:
-        raise ValueError(f"no weight in {str(source)!r} is 2:4, so sparse kernels have nothing to gain:\n{report}")
+        pattern = report.sparsity_m_by_n
+        raise ValueError(
+            f"no weight in {str(source)!r} is {pattern}, so sparse kernels have nothing to gain:\n{report}"
+        )
     function = load_signature(source, allow_unsafe)
     if cast := [op.name for op in trace_function(function).ops if op.type in PRODUCTS and _reads_a_cast(op)]:
         logger.warning(

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp import masks
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import Gemm, find_gemms
 from tfmot_asp.graph.trace import trace
 from tfmot_asp.hardware.rule import INPUT_MULTIPLE, OUTPUT_MULTIPLE
 from tfmot_asp.loading import check_saved_model, load_model
+from tfmot_asp.masks import standing
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
 
 
-def verify(
-    path: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N, allow_unsafe: bool = False
-) -> VerificationReport:
+def verify(path: Any, *, sparsity_m_by_n: PatternLike = TWO_FOUR, allow_unsafe: bool = False) -> VerificationReport:
     """Opens a written model and checks the weight of each matrix product in it.
 
     Products and their weights are found in the graph, not by name: see ``tfmot_asp.graph.gemms``. Products inside
@@ -30,7 +29,7 @@ def verify(
     Args:
         path: a SavedModel folder (its ``serving_default`` signature is read), a ``.keras`` or ``.h5`` file of
             tf_keras, a ``.keras`` file of Keras 3, an ONNX file (``.onnx``) or a TFLite file (``.tflite``).
-        sparsity_m_by_n: the pattern to look for.
+        sparsity_m_by_n: the pattern to look for, ``(zeros, block)`` or ``"N:M"``.
         allow_unsafe: read a file that can run code (a Lambda layer, an op that writes files), because you trust where
             it comes from. Without it such a file is refused before anything of it runs.
 
@@ -46,11 +45,11 @@ def verify(
         >>> report.ok
         True
     """
-    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    pattern = Pattern.of(sparsity_m_by_n)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r} to verify")
-    return VerificationReport(str(path), m_by_n, tuple(_check(gemm, m_by_n) for gemm in _gemms(path, allow_unsafe)))
+    return VerificationReport(str(path), pattern, tuple(_check(gemm, pattern) for gemm in _gemms(path, allow_unsafe)))
 
 
 def _gemms(path: Path, allow_unsafe: bool) -> list[Gemm]:
@@ -93,8 +92,7 @@ def load_signature(path: Path, allow_unsafe: bool = False) -> Any:
     return function
 
 
-def _check(gemm: Gemm, m_by_n: tuple[int, int]) -> VerifiedLayer:
-    m, n = m_by_n
+def _check(gemm: Gemm, pattern: Pattern) -> VerifiedLayer:
     weight, axes = gemm.weight, gemm.reduction_axes
     shape: tuple[int, ...] = ()
     zeros, stripes, violations, note = 0.0, 0, None, ""
@@ -106,15 +104,10 @@ def _check(gemm: Gemm, m_by_n: tuple[int, int]) -> VerifiedLayer:
         if not axes:
             status, note = "depthwise", "sums over no channels"
         else:
-            stripes = masks.stripe_count(shape, axes, m_by_n)
-            violations = masks.violations(weight, axes, m_by_n)
+            found = standing(weight, axes, pattern)
+            stripes, violations = found.stripes, found.violations
             note = _obstacle(gemm, shape)
-            if math.prod(shape[axis] for axis in axes) <= n - m:
-                status = "small"
-            elif violations == 0:
-                status = "sparse"
-            else:
-                status = "broken" if 2 * violations <= stripes else "dense"
+            status = "sparse" if found.holds else "broken" if found.broken else "dense" if found.asks else "small"
     return VerifiedLayer(gemm.weight_name, gemm.op, gemm.type, shape, axes, zeros, stripes, violations, status, note)
 
 

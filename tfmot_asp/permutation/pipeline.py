@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.pattern import TWO_FOUR, PatternLike
 from tfmot_asp.permutation.apply import reordered, variable_moves
 from tfmot_asp.permutation.groups import Group, PlannedKernel
 from tfmot_asp.permutation.picture.outline import outline
@@ -31,7 +32,7 @@ def permute(
     *,
     policy: Any = None,
     input_shapes: Any = None,
-    sparsity_m_by_n: tuple[int, int] = (2, 4),
+    sparsity_m_by_n: PatternLike = TWO_FOUR,
     device: str = "auto",
     effort: str = "balanced",
     seed: int = 0,
@@ -50,7 +51,7 @@ def permute(
         policy: which layers will be pruned: a `PruningPolicy`, by default `PruneForSparseTensorCores()`.
         input_shapes: for models that do not know their input shapes: a shape such as (None, 224, 224, 3), or a list or
             dict of shapes as the model is called.
-        sparsity_m_by_n: m zeros in every n consecutive weights of the reduction axis.
+        sparsity_m_by_n: the pattern along the reduction axis: ``(zeros, block)``, or the text ``"N:M"`` (N kept of M).
         device: "auto", "cpu" or "cuda", where the search runs. The result is the same.
         effort: "fast", "balanced" or "thorough".
         seed: of the search.
@@ -86,7 +87,7 @@ def permute(
     if plot_to_file is not None:
         plot(outline(plan, model), plot_to_file)
     orders, results = [], []
-    options = {"m_by_n": plan.m_by_n, "device": device, "effort": effort, "seed": seed}
+    options = {"m_by_n": plan.pattern, "device": device, "effort": effort, "seed": seed}
     with _bar(plan, progress) as bar, _results(plan, options, executor) as found:
         for group in plan.plan.groups:
             bar.set_postfix_str(f"{group.name}, {group.size} channels")
@@ -108,7 +109,7 @@ def permute(
 
 
 def _check_options(
-    m_by_n: tuple[int, int], device: str, effort: str, seed: int, progress: bool | None, executor: Executor | None
+    m_by_n: PatternLike, device: str, effort: str, seed: int, progress: bool | None, executor: Executor | None
 ) -> None:
     """Refuses options that the search would refuse, before the model is looked at, whether or not it has groups."""
     check_options(m_by_n, device, effort, seed, "sparsity_m_by_n")

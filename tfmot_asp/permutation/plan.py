@@ -21,7 +21,7 @@ from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kern
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
-from tfmot_asp.masks import check_m_by_n
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.analysis import analyse
 from tfmot_asp.permutation.axes import Axes
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
@@ -50,7 +50,7 @@ class ModelPlan:
         kinds: for each planned kernel the kind of its layer ("Dense", "Conv2D", ...).
         unused: kernels to be pruned that the traced function does not read.
         dense: the other layers that have a kernel.
-        m_by_n: the sparsity pattern.
+        pattern: the sparsity pattern.
     """
 
     function: Any
@@ -60,7 +60,7 @@ class ModelPlan:
     kinds: tuple[str, ...]
     unused: tuple[DenseLayer, ...]
     dense: tuple[DenseLayer, ...]
-    m_by_n: tuple[int, int]
+    pattern: Pattern
 
     def __repr__(self) -> str:
         return f"ModelPlan({len(self.plan.kernels)} kernels, {len(self.plan.groups)} groups, {self.graph})"
@@ -71,7 +71,7 @@ class ModelPlan:
 
     def retained(self, kernel: PlannedKernel, weight: np.ndarray) -> tuple[float, float]:
         """Magnitude of a kernel, given as `weight`, that the mask keeps, and in all."""
-        kept = masks.retained_magnitude(weight, kernel.reduction_axes, self.m_by_n)
+        kept = masks.retained_magnitude(weight, kernel.reduction_axes, self.pattern)
         return kept, float(np.abs(weight.astype(np.float32)).sum(dtype=np.float64))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -91,10 +91,10 @@ class ModelPlan:
 
 
 def plan_model(
-    model: Any, *, policy: Any = None, input_shapes: Any = None, sparsity_m_by_n: tuple[int, int] = (2, 4)
+    model: Any, *, policy: Any = None, input_shapes: Any = None, sparsity_m_by_n: PatternLike = TWO_FOUR
 ) -> ModelPlan:
     """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises."""
-    m_by_n = check_m_by_n(sparsity_m_by_n)
+    pattern = Pattern.of(sparsity_m_by_n)
     chosen, dense = _kernels(model, policy)
     if not chosen:
         reasons = "; ".join(d.reason for d in dense[:5]) + ("; ..." if len(dense) > 5 else "")
@@ -116,8 +116,8 @@ def plan_model(
             kinds.append(kernel.layout.kind)
     check_finite({k.name: graph.variables[k.variable] for k in kernels}, graph.variables)
     axes = analyse(graph)
-    plan = plan_groups(axes, kernels, m_by_n[1])
-    return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), m_by_n)
+    plan = plan_groups(axes, kernels, pattern.block)
+    return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), pattern)
 
 
 def _traced(model: Any, input_shapes: Any) -> tuple[Any, Graph]:

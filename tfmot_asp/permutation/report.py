@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfmot_asp.pattern import Pattern
 from tfmot_asp.permutation.picture.data import Outline
 from tfmot_asp.permutation.picture.plot import plot
 
@@ -95,7 +96,7 @@ class PermutationReport:
 
     layers: tuple[LayerEntry, ...]
     groups: tuple[GroupEntry, ...]
-    sparsity_m_by_n: tuple[int, int]
+    sparsity_m_by_n: Pattern
     max_change: float | None
     fingerprint: dict[str, Any] = dataclasses.field(repr=False)
     outline: Outline | None = dataclasses.field(default=None, repr=False)
@@ -142,11 +143,10 @@ class PermutationReport:
             for group in groups:
                 if sorted(group.order) != list(range(group.size)):
                     raise ValueError(f"the order of group {group.name!r} is not a permutation")
-            m, n = data["sparsity_m_by_n"]
             return cls(
                 layers=tuple(LayerEntry(**entry) for entry in data["layers"]),
                 groups=groups,
-                sparsity_m_by_n=(int(m), int(n)),
+                sparsity_m_by_n=Pattern.of(data["sparsity_m_by_n"]),
                 max_change=data["max_change"],
                 fingerprint=data["fingerprint"],
                 outline=Outline.from_dict(data["outline"]) if data.get("outline") else None,
@@ -255,7 +255,7 @@ def finish(
     report = PermutationReport(
         layers=tuple(_layers(plan, moves, before, after)),
         groups=tuple(_group_entries(plan, orders, results)),
-        sparsity_m_by_n=plan.m_by_n,
+        sparsity_m_by_n=plan.pattern,
         max_change=None,
         fingerprint=plan.fingerprint(),
         outline=outline(plan, model),

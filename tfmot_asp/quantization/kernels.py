@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tfmot_asp import masks
 from tfmot_asp.keras_models.constraints import mask_of
 from tfmot_asp.keras_models.kernels import kernels_of
 from tfmot_asp.keras_models.layers import all_layers
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.keras_models.wrappers import holds_quantized, unwrap
+from tfmot_asp.masks import standing
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.quantization.scheme import why_float
 from tfmot_asp.reports.table import align
 
@@ -53,7 +54,7 @@ class QuantizationReport:
     """
 
     model: str
-    sparsity_m_by_n: tuple[int, int]
+    sparsity_m_by_n: Pattern
     kernels: tuple[QuantizedKernel, ...]
 
     @property
@@ -70,8 +71,6 @@ class QuantizationReport:
         }
 
     def __str__(self) -> str:
-        m, n = self.sparsity_m_by_n
-        pattern = f"{n - m}:{n}"
         rows = [
             (
                 kernel.name if kernel.attribute == "kernel" else f"{kernel.name}.{kernel.attribute}",
@@ -84,15 +83,17 @@ class QuantizationReport:
             for kernel in self.kernels
         ]
         summary = f"{self.model}: {len(self.kernels) - len(self.left_out)} of {len(self.kernels)} kernels in 8 bits"
-        return "\n".join([*align(("layer", "kind", "weights", pattern, "kept", "why float"), rows), summary])
+        return "\n".join(
+            [*align(("layer", "kind", "weights", str(self.sparsity_m_by_n), "kept", "why float"), rows), summary]
+        )
 
 
-def quantization_report(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N) -> QuantizationReport:
+def quantization_report(model: Any, *, sparsity_m_by_n: PatternLike = TWO_FOUR) -> QuantizationReport:
     """Tells for every kernel of a model whether it is trained in 8 bits, why not, and whether it is 2:4.
 
     Args:
         model: a built tf_keras model: what ``quantize_model`` or tfmot's ``quantize_apply`` returned, or a loaded one.
-        sparsity_m_by_n: the pattern.
+        sparsity_m_by_n: the pattern, ``(zeros, block)`` or ``"N:M"``.
 
     Returns:
         A ``QuantizationReport``.
@@ -104,16 +105,15 @@ def quantization_report(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.
         mixer  Conv1D  float    yes  yes   tfmot has no 8-bit scheme for Conv1D
         convnet: 1 of 2 kernels in 8 bits
     """
-    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    pattern = Pattern.of(sparsity_m_by_n)
     rows = []
     for name, layer in all_layers(model):
         held = {id(entry[0]) for entry in layer._weight_vars} if holds_quantized(layer) else set()
         for kernel in kernels_of(layer):
             quantized = id(kernel.variable) in held
-            axes = kernel.layout.reduction_axes
-            asked = bool(axes) and kernel.reduction_size > m_by_n[1] - m_by_n[0]
-            holds = not masks.violations(read(kernel.variable), axes, m_by_n) if asked else None
+            found = standing(read(kernel.variable), kernel.layout.reduction_axes, pattern)
+            holds = found.holds if found.asks else None
             reason = None if quantized else why_float(unwrap(layer)) or "its wrapper does not quantize weights"
             kept = mask_of(kernel.variable) is not None
             rows.append(QuantizedKernel(name, kernel.layout.kind, kernel.attribute, quantized, holds, kept, reason))
-    return QuantizationReport(str(model.name), m_by_n, tuple(rows))
+    return QuantizationReport(str(model.name), pattern, tuple(rows))

@@ -22,7 +22,6 @@ import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.quantization.keras import quantize_layer, quantize_wrapper
 
-from tfmot_asp import masks
 from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
 from tfmot_asp.keras_models.plain import plain_model
@@ -30,6 +29,8 @@ from tfmot_asp.keras_models.quantized import quantized_layers
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras3, is_keras_model
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
+from tfmot_asp.masks import standing
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.quantization.kernels import quantization_report
 from tfmot_asp.quantization.scheme import Scheme, why_float
 from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO
@@ -42,7 +43,7 @@ def quantize_model(
     to_quantize: Any,
     quantized_layer_name_prefix: str = "quant_",
     *,
-    sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N,
+    sparsity_m_by_n: PatternLike = TWO_FOUR,
 ) -> Any:
     """Prepares a 2:4 model for quantization-aware training (QAT) that keeps it 2:4.
 
@@ -59,7 +60,7 @@ def quantize_model(
         to_quantize: a built functional or sequential tf_keras model, pruned and fine-tuned, stripped or with its
             pruning wrappers. It is copied, and stays as it is.
         quantized_layer_name_prefix: what the names of quantized layers start with.
-        sparsity_m_by_n: the pattern, m zeros in every n consecutive weights along the reduction axis.
+        sparsity_m_by_n: the pattern along the reduction axis, ``(zeros, block)`` or ``"N:M"``.
 
     Returns:
         A new, uncompiled model.
@@ -75,25 +76,24 @@ def quantize_model(
         >>> quantized.fit(images, labels)
         >>> tfmot_asp.export.tflite(quantized, "model.tflite", quantize="int8")
     """
-    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    pattern = Pattern.of(sparsity_m_by_n)
     _check_model(to_quantize)
     plain, _ = plain_model(to_quantize)
-    before = _sparse_kernels(plain, m_by_n)
+    before = _sparse_kernels(plain, pattern)
     if not before:
-        m, n = m_by_n
         raise ValueError(
-            f"no kernel of {to_quantize.name!r} has {m} zeros in every {n} weights, so there is nothing to "
+            f"no kernel of {to_quantize.name!r} is {pattern}, so there is nothing to "
             "preserve: prune and fine-tune it first. tfmot.quantization.keras trains dense models quantization-aware"
         )
     quantized = _apply(plain, quantized_layer_name_prefix)
-    after = _sparse_kernels(quantized, m_by_n)
+    after = _sparse_kernels(quantized, pattern)
     if len(after) < len(before):
         raise RuntimeError(
             f"of the {len(before)} sparse kernels of {to_quantize.name!r}, only {sorted(after)} are left after tfmot "
             "rebuilt the model"
         )
-    PrunedModel(quantized, after, m_by_n)
-    report = quantization_report(quantized, sparsity_m_by_n=m_by_n)
+    PrunedModel(quantized, after, pattern)
+    report = quantization_report(quantized, sparsity_m_by_n=pattern)
     if report.left_out:
         names = "; ".join(f"{kernel.name!r} ({kernel.reason})" for kernel in report.left_out)
         logger.log(
@@ -107,7 +107,7 @@ def quantize_model(
     return quantized
 
 
-def keep_sparsity(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N) -> PrunedModel:
+def keep_sparsity(model: Any, *, sparsity_m_by_n: PatternLike = TWO_FOUR) -> PrunedModel:
     """Keeps the pattern of every kernel that has it now while the model trains on.
 
     For models whose masks are gone: loaded ones, and those that tfmot's own ``quantize_apply`` made. Nothing is pruned:
@@ -115,7 +115,7 @@ def keep_sparsity(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAUL
 
     Args:
         model: a built model of tf_keras or Keras 3, prepared for quantization-aware training or not.
-        sparsity_m_by_n: the pattern.
+        sparsity_m_by_n: the pattern, ``(zeros, block)`` or ``"N:M"``.
 
     Returns:
         A ``PrunedModel``, as from ``prune_trained_model``. It may be dropped.
@@ -130,16 +130,16 @@ def keep_sparsity(model: Any, *, sparsity_m_by_n: tuple[int, int] = masks.DEFAUL
         >>> tfmot_asp.keep_sparsity(model)
         >>> model.fit(images, labels)
     """
-    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    pattern = Pattern.of(sparsity_m_by_n)
     if not is_keras_model(model):
         raise TypeError(f"keep_sparsity takes a Keras model, got a {type(model).__name__}: {model!s:.80}")
     check_backend(model)
     check_built(model, "call keep_sparsity")
     check_not_wrapped(model, ", and the wrapper keeps its sparsity: train the model as it is")
-    kernels = _sparse_kernels(model, m_by_n)
+    kernels = _sparse_kernels(model, pattern)
     if not kernels:
-        raise ValueError(f"no kernel of {model.name!r} has the pattern {m_by_n}, so there is nothing to keep")
-    return PrunedModel(model, kernels, m_by_n)
+        raise ValueError(f"no kernel of {model.name!r} is {pattern}, so there is nothing to keep")
+    return PrunedModel(model, kernels, pattern)
 
 
 def quantize_scope(*custom_objects: dict[str, Any]) -> Any:
@@ -231,14 +231,12 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _sparse_kernels(model: Any, m_by_n: tuple[int, int]) -> dict[str, Kernel]:
+def _sparse_kernels(model: Any, pattern: Pattern) -> dict[str, Kernel]:
     """The kernels that have the pattern, by name, each variable once; not those too short for it to ask for zeros."""
-    m, n = m_by_n
     return {
         name: kernel
         for name, kernel in kernels_by_name(layers_with_kernels(model)).items()
-        if kernel.reduction_size > n - m
-        and not masks.violations(read(kernel.variable), kernel.layout.reduction_axes, m_by_n)
+        if standing(read(kernel.variable), kernel.layout.reduction_axes, pattern).holds
     }
 
 

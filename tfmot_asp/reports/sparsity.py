@@ -15,6 +15,7 @@ from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
 from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.kernels import Kernel, layers_with_kernels
 from tfmot_asp.keras_models.which_keras import is_keras_layer
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.sparsity_report import LayerSparsity, SparsityReport
 from tfmot_asp.types import InputShapes, Policy
 
@@ -31,7 +32,7 @@ def sparsity_report(
     model: Any,
     *,
     policy: Policy | None = None,
-    sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N,
+    sparsity_m_by_n: PatternLike = TWO_FOUR,
     batch_size: int | None = 1,
     input_shapes: InputShapes | None = None,
 ) -> SparsityReport:
@@ -47,7 +48,7 @@ def sparsity_report(
         policy: what decides which layers are prunable: anything with ``why(layer) -> str | None``, such as
             ``PruneForSparseTensorCores``, or with tfmot's ``allow_pruning(layer) -> bool``. By default
             ``SparseTensorCoreRule()``.
-        sparsity_m_by_n: the pattern to look for.
+        sparsity_m_by_n: the pattern to look for, ``(zeros, block)`` or ``"N:M"``.
         batch_size: number of samples that the sizes are for, where the model leaves it open. None leaves sizes out, and
             with them the trace.
         input_shapes: shapes to trace with, for models that leave theirs open (image size, number of tokens) or do not
@@ -68,7 +69,7 @@ def sparsity_report(
         stem    Conv2D  3x3x3x16     2      0.0%  no, 144 of 144    77.9%     has 3 input channels; sparse Tensor ...
         conv1   Conv2D  3x3x16x32    2     50.0%  yes               100.0%    yes
     """
-    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    pattern = Pattern.of(sparsity_m_by_n)
     if not is_keras_layer(model):
         raise ValueError(f"sparsity_report takes a Keras model or layer, got a {type(model).__name__}: {model!s:.80}")
     check_built(model, "report on it")
@@ -77,8 +78,8 @@ def sparsity_report(
     for layer in layers_with_kernels(model):
         reason = why_dense(policy, layer.layer)
         found += [(layer.name, kernel, reason) for kernel in layer.kernels]
-    rows = [_row(name, kernel, reason, m_by_n) for name, kernel, reason in found]
-    report = SparsityReport(str(model.name), m_by_n, tuple(rows))
+    rows = [_row(name, kernel, reason, pattern) for name, kernel, reason in found]
+    report = SparsityReport(str(model.name), pattern, tuple(rows))
     if batch_size is None:
         return replace(report, notes=("GEMM sizes were left out: batch_size is None",))
     return _with_sizes(report, model, [kernel for _, kernel, _ in found], batch_size, input_shapes)
@@ -137,17 +138,16 @@ def _misaligned(precision: str, kernel: Kernel, gemms: Sequence[GemmSize]) -> tu
     return tuple(name for name in "MNK" if name in bad)
 
 
-def _row(name: str, kernel: Kernel, reason: str | None, m_by_n: tuple[int, int]) -> LayerSparsity:
+def _row(name: str, kernel: Kernel, reason: str | None, pattern: Pattern) -> LayerSparsity:
     weight = np.asarray(kernel.tf_variable)
     axes = kernel.layout.reduction_axes
-    stripes, violations, retained = 0, None, None
+    found, violations, retained = masks.standing(weight, axes, pattern), None, None
     if axes and weight.size:
-        stripes = masks.stripe_count(weight.shape, axes, m_by_n)
-        violations = masks.violations(weight, axes, m_by_n)
+        violations = found.violations
         total = float(np.sum(np.abs(weight), dtype=np.float64))
-        retained = masks.retained_magnitude(weight, axes, m_by_n) / total if total else None
-    same = m_by_n == masks.DEFAULT_M_BY_N
-    two_four = bool(axes) and (violations if same else masks.violations(weight, axes)) == 0
+        retained = masks.retained_magnitude(weight, axes, pattern) / total if total else None
+    if reason is None and not found.asks:
+        reason = f"{pattern} keeps all its {kernel.reduction_size} inputs" if axes else "sums over no channels"
     return LayerSparsity(
         name=name,
         kind=kernel.layout.kind,
@@ -155,11 +155,11 @@ def _row(name: str, kernel: Kernel, reason: str | None, m_by_n: tuple[int, int])
         shape=kernel.shape,
         reduction_axes=axes,
         zeros=1 - int(np.count_nonzero(weight)) / max(1, weight.size),
-        stripes=stripes,
+        stripes=found.stripes,
         violations=violations,
         reason=reason,
         retained=retained,
-        two_four=two_four,
+        two_four=(found if pattern == TWO_FOUR else masks.standing(weight, axes)).holds,
         tensorrt=libraries.tensorrt_verdict(kernel),
         gemms=None,
         multiply_adds=None,

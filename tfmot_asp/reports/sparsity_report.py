@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tfmot_asp.hardware import libraries
+from tfmot_asp.pattern import Pattern
 from tfmot_asp.reports.table import align, count_of
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ class LayerSparsity:
         shape: of the kernel.
         reduction_axes: axes that the pattern runs along; empty for depthwise kernels, which have none.
         zeros: share of weights that are exactly zero, 0 to 1.
-        stripes: number of stripes.
-        violations: stripes with more than n - m nonzeros; None without a reduction axis.
-        reason: why the policy keeps the layer dense; None if it is prunable.
+        stripes: number of stripes in which the pattern asks for zeros; 0 if it asks for none, of one or two inputs.
+        violations: those with more nonzeros than the pattern keeps; None without a reduction axis.
+        reason: why the policy keeps the layer dense, or the pattern asks for no zeros in this kernel of a layer that
+            it does not; None if it is prunable.
         retained: share of the kernel's magnitude that the pattern's mask keeps, 0 to 1: 1 if the pattern holds, and
             what one-shot pruning would keep if not. None without a reduction axis, and for an all-zero kernel.
-        two_four: whether 2:4 holds in every stripe, the one pattern that sparse Tensor Cores run, whichever pattern
-            the report is about.
+        two_four: whether 2:4 asks for zeros and holds in every stripe, the one pattern that sparse Tensor Cores run,
+            whichever pattern the report is about.
         tensorrt: whether TensorRT has a sparse kernel for it, and if not, why and by which rule.
         gemms: sizes of its products, one call's each; empty if the model does not use the kernel, None if not known.
         multiply_adds: of all its products; None if not known.
@@ -68,13 +70,13 @@ class LayerSparsity:
 
     @property
     def prunable(self) -> bool:
-        """Whether the policy would prune the layer."""
+        """Whether the policy would prune the kernel."""
         return self.reason is None
 
     @property
     def holds(self) -> bool:
-        """Whether the pattern holds in every stripe."""
-        return self.violations == 0
+        """Whether the pattern asks for zeros, and holds in every stripe."""
+        return self.stripes > 0 and self.violations == 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class SparsityReport:
     """
 
     model: str
-    sparsity_m_by_n: tuple[int, int]
+    sparsity_m_by_n: Pattern
     layers: tuple[LayerSparsity, ...]
     input_shapes: tuple[tuple[int, ...], ...] | None = None
     multiply_adds: int | None = None
@@ -183,8 +185,7 @@ def _plain(record: Any) -> dict[str, Any]:
 
 def render(report: SparsityReport) -> str:
     """The report as text: a table of the pattern, then a table of sizes with the bounds for the whole model."""
-    m, n = report.sparsity_m_by_n
-    pattern = f"{n - m}:{n}" if 2 * m == n else f"{m} zeros in {n}"
+    pattern = str(report.sparsity_m_by_n)
     header = ("layer", "kind", "shape", "axis", "zeros", pattern, "kept |w|", "prunable")
     whole = align(header, [_pattern_cells(row) for row in report.layers])
     lines = [*map(_shortened, whole), *_cut_reasons(report, whole)]
@@ -228,6 +229,8 @@ def _name(row: LayerSparsity) -> str:
 def _pattern_cells(row: LayerSparsity) -> tuple[str, ...]:
     if row.violations is None:
         pattern = "no reduction axis"
+    elif not row.stripes:
+        pattern = "small"
     else:
         pattern = "yes" if row.holds else f"no, {row.violations:,} of {row.stripes:,}"
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tfmot_asp.pattern import Pattern
 from tfmot_asp.reports.table import align
 
 
@@ -19,8 +20,8 @@ class VerifiedLayer:
         shape: of the weight as the op reads it.
         reduction_axes: its axes that the product sums over.
         zeros: share of weights that are exactly zero, 0 to 1.
-        stripes: number of stripes.
-        violations: stripes with more than n - m nonzeros; None if there is no reduction axis or no readable weight.
+        stripes: number of stripes in which the pattern asks for zeros.
+        violations: stripes with more nonzeros than the pattern keeps; None without a reduction axis or a weight.
         status: ``"sparse"`` if the pattern holds; ``"broken"`` if it holds in half of the stripes or more but not in
             all; ``"dense"`` if in fewer; ``"small"`` if stripes are too short for the pattern to ask for zeros;
             ``"depthwise"`` without a reduction axis; ``"unreadable"`` if the weight could not be computed.
@@ -60,7 +61,7 @@ class VerificationReport:
     """
 
     path: str
-    sparsity_m_by_n: tuple[int, int]
+    sparsity_m_by_n: Pattern
     layers: tuple[VerifiedLayer, ...]
     notes: tuple[str, ...] = ()
 
@@ -109,14 +110,12 @@ class VerificationReport:
                 ",".join(map(str, layer.reduction_axes)) or "-",
                 f"{100 * layer.zeros:5.1f}%",
                 layer.status,
-                "-" if layer.violations is None else f"{layer.violations:,} of {layer.stripes:,}",
+                "-" if not layer.stripes else f"{layer.violations:,} of {layer.stripes:,}",
                 *answer,
                 layer.note,
             )
             for layer, answer in zip(self.layers, tensorrt, strict=True)
         ]
-        m, n = self.sparsity_m_by_n
         verdict = "ok" if self.ok else "NOT ok"
-        pattern = f"{m} zeros in every {n}"
-        summary = f"{self.path}: {self.sparse} of {len(self.layers)} weights have {pattern} values; {verdict}"
+        summary = f"{self.path}: {self.sparse} of {len(self.layers)} weights are {self.sparsity_m_by_n}; {verdict}"
         return "\n".join([*align(header, rows), summary, *self.notes])

@@ -10,13 +10,13 @@ import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
-from tfmot_asp import masks
 from tfmot_asp.hardware.rule import no_prunable_layer_message
 from tfmot_asp.keras_models.checks import check_finite
 from tfmot_asp.keras_models.kernels import kernel_name, kernels_of
 from tfmot_asp.keras_models.layers import NamedLayer
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.training import schedule
 from tfmot_asp.training.policy import PruneForSparseTensorCores, check_structure, outer_layers
 from tfmot_asp.training.wrapper import PruneLowMagnitude
@@ -30,7 +30,7 @@ def prune_low_magnitude(
     block_size: tuple[int, int] = (1, 1),
     block_pooling_type: str = "AVG",
     pruning_policy: Any = None,
-    sparsity_m_by_n: tuple[int, int] | None = masks.DEFAULT_M_BY_N,
+    sparsity_m_by_n: PatternLike | None = TWO_FOUR,
     permute: bool | Mapping[str, Any] = True,
     **kwargs: Any,
 ) -> Any:
@@ -49,8 +49,9 @@ def prune_low_magnitude(
         block_pooling_type: tfmot's ``"AVG"`` or ``"MAX"``, for ``block_size``.
         pruning_policy: which layers of a model to wrap, a tfmot ``PruningPolicy``; by default
             ``PruneForSparseTensorCores()``.
-        sparsity_m_by_n: m zeros in every n consecutive weights along the reduction axis. None behaves as tfmot's own
-            function: unstructured or block sparsity, no permutation, no default policy.
+        sparsity_m_by_n: the pattern along the reduction axis: ``(zeros, block)``, tfmot's pair, or the text ``"N:M"``,
+            N kept of every M. None behaves as tfmot's own function: unstructured or block sparsity, no permutation, no
+            default policy.
         permute: whether to permute a model first, in place. A mapping is passed to ``tfmot_asp.permute`` as keyword
             arguments, as in ``permute={"effort": "thorough", "seed": 1}``. For its report, call ``tfmot_asp.permute``
             yourself and give False here.
@@ -81,15 +82,15 @@ def prune_low_magnitude(
             pruning_policy=pruning_policy,
             **kwargs,
         )
-    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
-    schedule.check_schedule(pruning_schedule, m_by_n)
+    pattern = Pattern.of(sparsity_m_by_n)
+    schedule.check_schedule(pruning_schedule, pattern)
     if not isinstance(permute, (bool, Mapping)):
         raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
     options = {
         "pruning_schedule": pruning_schedule,
         "block_size": block_size,
         "block_pooling_type": block_pooling_type,
-        "sparsity_m_by_n": m_by_n,
+        "sparsity_m_by_n": pattern,
     }
     if isinstance(to_prune, (list, tuple)):
         return [_wrap_explicit(layer, options) for layer in to_prune]
@@ -102,7 +103,7 @@ def prune_low_magnitude(
     wrapped = _wrap_model(to_prune, {id(layer) for _, layer in chosen}, options)
     if permute:
         try:
-            _permute(to_prune, policy, m_by_n, permute if isinstance(permute, Mapping) else {})
+            _permute(to_prune, policy, pattern, permute if isinstance(permute, Mapping) else {})
         except BaseException:  # Ctrl-C during the search included: leave no constraint behind
             _release(wrapped)
             raise
@@ -232,7 +233,7 @@ def _wrap_model(model: Any, chosen: set[int], options: dict[str, Any]) -> Any:
         raise
 
 
-def _permute(model: Any, policy: Any, m_by_n: tuple[int, int], options: Mapping[str, Any]) -> None:
+def _permute(model: Any, policy: Any, pattern: Pattern, options: Mapping[str, Any]) -> None:
     if any(isinstance(layer, pruning_wrapper.PruneLowMagnitude) for _, layer in outer_layers(model)):
         logger.warning(
             "Model %r already holds pruning wrappers: it is not permuted, since that would break their masks.",
@@ -241,7 +242,7 @@ def _permute(model: Any, policy: Any, m_by_n: tuple[int, int], options: Mapping[
         return
     from tfmot_asp.permutation import permute  # here: it is not needed for permute=False, and takes time to import
 
-    report = permute(model, **{"policy": policy, "sparsity_m_by_n": m_by_n, **options})
+    report = permute(model, **{"policy": policy, "sparsity_m_by_n": pattern, **options})
     logger.info("%s", report)
 
 

@@ -6,36 +6,36 @@ from typing import Any
 
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule
 
-# The sparsity of a schedule is a decimal fraction and m / n often is none: 1/3 is written 0.333.
+from tfmot_asp.pattern import Pattern
+
+# The sparsity of a schedule is a decimal fraction and a pattern's often is none: 1/3 is written 0.333.
 SPARSITY_TOLERANCE = 1e-3
 
 
-def default_schedule(m_by_n: tuple[int, int] | None) -> Any:
+def default_schedule(pattern: Pattern | None) -> Any:
     """One shot at the first training step for an m by n pattern; tfmot's default otherwise."""
-    if m_by_n is None:
+    if pattern is None:
         return pruning_schedule.ConstantSparsity(0.5, 0)
-    m, n = m_by_n
-    return pruning_schedule.ConstantSparsity(m / n, begin_step=1, end_step=1, frequency=1)
+    return pruning_schedule.ConstantSparsity(pattern.sparsity, begin_step=1, end_step=1, frequency=1)
 
 
-def check_schedule(schedule: Any, m_by_n: tuple[int, int]) -> None:
+def check_schedule(schedule: Any, pattern: Pattern) -> None:
     """Checks that a schedule can bring a kernel to the pattern.
 
     Args:
         schedule: a tfmot ``PruningSchedule`` or None.
-        m_by_n: the pattern.
+        pattern: what it is for.
 
     Raises:
-        ValueError: if it is no schedule, or one of tfmot's that ends at less than m / n.
+        ValueError: if it is no schedule, or one of tfmot's that ends at less than the pattern's sparsity.
     """
     if schedule is None:
         return
     if not isinstance(schedule, pruning_schedule.PruningSchedule):
         raise ValueError(f"pruning_schedule must be a tfmot PruningSchedule or None, got {schedule!r}")
     final = getattr(schedule, "final_sparsity", getattr(schedule, "target_sparsity", None))
-    wanted = m_by_n[0] / m_by_n[1]
-    if final is not None and final < wanted - SPARSITY_TOLERANCE:
+    if final is not None and final < pattern.sparsity - SPARSITY_TOLERANCE:
         raise ValueError(
-            f"{type(schedule).__name__} ends at a sparsity of {final:g}, but sparsity_m_by_n={tuple(m_by_n)} is a "
-            f"sparsity of {wanted:g}. Give a schedule that reaches it, or leave pruning_schedule out to prune at once."
+            f"{type(schedule).__name__} ends at a sparsity of {final:g}, but {pattern} is a sparsity of "
+            f"{pattern.sparsity:g}. Give a schedule that reaches it, or leave pruning_schedule out to prune at once."
         )

@@ -25,6 +25,7 @@ from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.sparsity import sparsity_report
 from tfmot_asp.reports.sparsity_report import SparsityReport
 
@@ -38,7 +39,7 @@ def prune_trained_model(
     *,
     policy: Any = None,
     permute: bool | Mapping[str, Any] = True,
-    sparsity_m_by_n: tuple[int, int] = masks.DEFAULT_M_BY_N,
+    sparsity_m_by_n: PatternLike = TWO_FOUR,
 ) -> PrunedModel:
     """Prunes a trained model in place, 2:4 by default, and keeps it sparse in whatever training follows.
 
@@ -55,7 +56,8 @@ def prune_trained_model(
             default ``SparseTensorCoreRule()``, the rule of ``PruneForSparseTensorCores``.
         permute: whether to permute the model first. A mapping is passed to ``tfmot_asp.permute`` as keyword arguments,
             as in ``permute={"effort": "thorough", "input_shapes": (None, 224, 224, 3)}``.
-        sparsity_m_by_n: m zeros in every n consecutive weights along each kernel's reduction axis.
+        sparsity_m_by_n: the pattern along each kernel's reduction axis: ``(zeros, block)``, tfmot's pair, or the text
+            ``"N:M"``, N kept of every M.
 
     Returns:
         A ``PrunedModel``: its ``report``, ``remove()`` and ``update_masks()``. It may be dropped.
@@ -70,7 +72,7 @@ def prune_trained_model(
         >>> model.fit(images, labels)
         >>> print(pruned.report)
     """
-    m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+    pattern = Pattern.of(sparsity_m_by_n)
     if not isinstance(permute, (bool, Mapping)):
         raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
     policy = SparseTensorCoreRule() if policy is None else policy
@@ -81,9 +83,9 @@ def prune_trained_model(
         from tfmot_asp.permutation import permute as reorder  # here: it takes time to import
 
         options = permute if isinstance(permute, Mapping) else {}
-        permutation = reorder(model, **{"policy": policy, "sparsity_m_by_n": m_by_n, **options})
+        permutation = reorder(model, **{"policy": policy, "sparsity_m_by_n": pattern, **options})
         logger.info("%s", permutation)
-    return PrunedModel(model, kernels, m_by_n, policy, permutation)
+    return PrunedModel(model, kernels, pattern, policy, permutation)
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,13 @@ class PrunedModel(tf.Module):
         self,
         model: Any,
         kernels: Mapping[str, Kernel],
-        sparsity_m_by_n: tuple[int, int],
+        sparsity_m_by_n: PatternLike,
         policy: Any = None,
         permutation: Any = None,
     ) -> None:
         super().__init__(name="masks")
         self._parts = _Parts(model, policy, permutation, dict(kernels))
-        self.sparsity_m_by_n = sparsity_m_by_n
+        self.sparsity_m_by_n = Pattern.of(sparsity_m_by_n)
         # All that takes memory and time comes before the first change.
         values = {name: self._new_mask(name, None) for name in kernels}
         self.masks = {name: create_mask(kernel.variable, values[name]) for name, kernel in kernels.items()}
@@ -188,8 +190,7 @@ class PrunedModel(tf.Module):
         self._parts = _Parts(self.model, self._parts.policy, self.permutation, {})
 
     def __repr__(self) -> str:
-        m, n = self.sparsity_m_by_n
-        return f"<PrunedModel {self.model.name!r}: {m} zeros in every {n} weights of {len(self.masks)} kernels>"
+        return f"<PrunedModel {self.model.name!r}: {len(self.masks)} kernels are {self.sparsity_m_by_n}>"
 
     def _new_mask(self, name: str, scores: Scores | None) -> np.ndarray:
         kernel = self._parts.kernels[name]

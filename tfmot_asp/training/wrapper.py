@@ -39,6 +39,7 @@ from tfmot_asp.keras_models.constraints import assign, attach_mask, detach_mask,
 from tfmot_asp.keras_models.kernels import kernels_of
 from tfmot_asp.keras_models.layouts import ATTENTION_KINDS, kind_of
 from tfmot_asp.keras_models.variables import underlying_variable
+from tfmot_asp.pattern import Pattern, PatternLike
 from tfmot_asp.training import schedule
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         pruning_schedule: when to mask, a tfmot ``PruningSchedule``. None means once, at the first training step.
         block_size: tfmot's block pattern; only without ``sparsity_m_by_n``.
         block_pooling_type: ``"AVG"`` or ``"MAX"``, for ``block_size``.
-        sparsity_m_by_n: m zeros in every n consecutive weights along the reduction axis.
+        sparsity_m_by_n: the pattern along the reduction axis, ``(zeros, block)`` or ``"N:M"``.
         **kwargs: passed to the Keras layer constructor.
 
     Raises:
@@ -73,26 +74,26 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         pruning_schedule: Any = None,
         block_size: tuple[int, int] = (1, 1),
         block_pooling_type: str = "AVG",
-        sparsity_m_by_n: tuple[int, int] | None = None,
+        sparsity_m_by_n: PatternLike | None = None,
         **kwargs: Any,
     ) -> None:
-        if sparsity_m_by_n is not None:
-            sparsity_m_by_n = masks.check_m_by_n(sparsity_m_by_n)
+        pattern = None if sparsity_m_by_n is None else Pattern.of(sparsity_m_by_n)
+        if pattern is not None:
             if tuple(block_size) != (1, 1):
                 raise ValueError(
-                    f"block_size={tuple(block_size)} and sparsity_m_by_n={sparsity_m_by_n} are two different patterns; "
+                    f"block_size={tuple(block_size)} and sparsity_m_by_n={pattern} are two different patterns; "
                     "give one of them"
                 )
-            schedule.check_schedule(pruning_schedule, sparsity_m_by_n)
+            schedule.check_schedule(pruning_schedule, pattern)
             _check_wrappable(layer)
             if isinstance(layer, keras.layers.Layer):
                 kwargs.setdefault("dtype", layer.dtype_policy)  # the wrapper casts the inputs on the layer's behalf
         super().__init__(
             layer,
-            pruning_schedule=pruning_schedule or schedule.default_schedule(sparsity_m_by_n),
+            pruning_schedule=pruning_schedule or schedule.default_schedule(pattern),
             block_size=block_size,
             block_pooling_type=block_pooling_type,
-            sparsity_m_by_n=sparsity_m_by_n,
+            sparsity_m_by_n=pattern,
             **kwargs,
         )
 
@@ -184,10 +185,10 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         steps = max(0, int(keras.backend.get_value(self.pruning_step)))
         if self.pruning_obj.complete_masks() and steps:
             logger.warning(
-                "Layer %r had not reached its %s pattern after %d training steps; its masks were completed now. "
+                "Layer %r had not reached its pattern %s after %d training steps; its masks were completed now. "
                 "Train longer, or shorten the schedule, for better accuracy.",
                 self.layer.name,
-                self.sparsity_m_by_n,
+                Pattern.of(self.sparsity_m_by_n),
                 steps,
             )
         self.pruning_obj.weight_mask_op()
@@ -245,7 +246,7 @@ class MByNPruning(pruning_impl.Pruning):
         pruning_vars: (weight, mask, threshold) variables, as tfmot keeps them.
         reduction_axes: for each weight, the axes along which the pattern runs.
         steps: the tfmot ``PruningSchedule``.
-        m_by_n: the pattern.
+        pattern: in the kernels.
     """
 
     def __init__(
@@ -254,9 +255,9 @@ class MByNPruning(pruning_impl.Pruning):
         pruning_vars: list[tuple[Any, Any, Any]],
         reduction_axes: list[tuple[int, ...]],
         steps: Any,
-        m_by_n: tuple[int, int],
+        pattern: Pattern,
     ) -> None:
-        super().__init__(step_fn, pruning_vars, steps, (1, 1), "AVG", sparsity_m_by_n=m_by_n)
+        super().__init__(step_fn, pruning_vars, steps, (1, 1), "AVG", sparsity_m_by_n=pattern)
         self.calls = CallsOfAStep()
         self._reduction_axes = reduction_axes
         self._stored = [underlying_variable(weight) for weight, _, _ in pruning_vars]
@@ -311,7 +312,7 @@ class MByNPruning(pruning_impl.Pruning):
             tf.summary.scalar(threshold.name + "/threshold", threshold)
 
     def _update_masks(self, strategy: Any) -> Any:
-        m, n = self._sparsity_m_by_n
+        pattern = Pattern.of(self._sparsity_m_by_n)
         written = []
         for stored, axes, (_, mask, threshold) in zip(
             self._stored, self._reduction_axes, self._pruning_vars, strict=True
@@ -319,13 +320,14 @@ class MByNPruning(pruning_impl.Pruning):
             weight = stored.read_value()
             score = tf.abs(weight)
             if self._once:
-                new_mask = masks.m_by_n_mask(score, axes, (m, n))
+                new_mask = masks.m_by_n_mask(score, axes, pattern)
             else:
                 sparsity = tf.cast(self._pruning_schedule(self._step_fn())[1], tf.float64)
-                fraction = sparsity / (m / n)
-                # A schedule that ends at 0.333 for (1, 3) means the whole pattern.
-                fraction = tf.where(sparsity >= m / n - schedule.SPARSITY_TOLERANCE, tf.ones_like(fraction), fraction)
-                new_mask = masks.partial_m_by_n_mask(score, axes, (m, n), fraction)
+                fraction = sparsity / pattern.sparsity
+                # A schedule that ends at 0.333 for 2:3 means the whole pattern.
+                whole = sparsity >= pattern.sparsity - schedule.SPARSITY_TOLERANCE
+                fraction = tf.where(whole, tf.ones_like(fraction), fraction)
+                new_mask = masks.partial_m_by_n_mask(score, axes, pattern, fraction)
             largest_dropped = tf.reduce_max(tf.where(new_mask, tf.zeros_like(score), score))
             written += [
                 assign(strategy, mask, new_mask),

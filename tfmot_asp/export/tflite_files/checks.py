@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp import masks
+from tfmot_asp.export.kept_pattern import has_pattern
 from tfmot_asp.export.lowering.inference import probe_inputs
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile, quantization
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import Gemm, find_gemms
+from tfmot_asp.pattern import Pattern
 
 logger = logging.getLogger(__name__)
 
@@ -37,26 +38,21 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def lost_pattern(function: Any, written: Path, m_by_n: tuple[int, int]) -> str | None:
+def lost_pattern(function: Any, written: Path, pattern: Pattern) -> str | None:
     """The first kernel that has the pattern in the model but not in the file."""
     theirs = [(gemm, _rows(gemm)) for gemm in read_tflite(written) if gemm.weight is not None]
     for mine in find_gemms(trace_function(function)):
-        if mine.weight is None or not mine.reduction_axes or not _is_sparse(mine, m_by_n):
+        if not has_pattern(mine, pattern):
             continue
         kept = _rows(mine) != 0
         # The same kernel: zero wherever it is zero. Batch norm scales rows, quantization adds zeros.
         if any(rows.shape == kept.shape and not np.any(rows[~kept]) for _, rows in theirs):
             continue
         # The converter may have cut it in another way; then one of its size must have the pattern as it is read.
-        if any(rows.size == kept.size and _is_sparse(gemm, m_by_n) for gemm, rows in theirs if gemm.reduction_axes):
+        if any(rows.size == kept.size and has_pattern(gemm, pattern) for gemm, rows in theirs):
             continue
         return mine.weight_name
     return None
-
-
-def _is_sparse(gemm: Gemm, m_by_n: tuple[int, int]) -> bool:
-    weight = np.asarray(gemm.weight)
-    return bool(np.any(weight)) and not masks.violations(weight, gemm.reduction_axes, m_by_n)
 
 
 def _rows(gemm: Gemm) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmot_asp.masks import DEFAULT_M_BY_N, check_m_by_n
+from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.search import cpu, exact, geometry, loader
 from tfmot_asp.permutation.search.effort import EFFORTS, Workload, make_workload, row_step
 from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 def search(
     matrix: npt.ArrayLike,
     *,
-    m_by_n: tuple[int, int] = DEFAULT_M_BY_N,
+    m_by_n: PatternLike = TWO_FOUR,
     device: str = "auto",
     effort: str = "balanced",
     seed: int = 0,
@@ -53,8 +53,8 @@ def search(
             as the matrix itself, or by weights. Not copied; beside it the search needs 2 bytes per element, 2 more for
             each of its chains (one from 2**24 elements on, up to 4 below, up to 24 below 2**20), and a few MiB per
             thread; never more than 1 GiB, since of larger matrices evenly spaced rows are searched.
-        m_by_n: m zeros in every n consecutive columns, n at most 16. If n does not divide the number of columns,
-            the last stripe counts as padded with zeros.
+        m_by_n: the pattern: m zeros in every n consecutive columns, n at most 16, or the text ``"N:M"``, N kept of
+            M. If n does not divide the number of columns, the last stripe counts as padded with zeros.
         device: "auto" (a CUDA device if there is one, else the CPU), "cpu" or "cuda".
         effort: "fast", "balanced" or "thorough": how much work, counted in operations, not in seconds.
         seed: of all random numbers; any integer.
@@ -83,7 +83,8 @@ def search(
         True
     """
     started = time.perf_counter()
-    (m, n), seed = check_options(m_by_n, device, effort, seed)
+    pattern, seed = check_options(m_by_n, device, effort, seed)
+    n, keep = pattern.block, pattern.kept
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit must be a positive number of seconds, or None; got {time_limit!r}")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
@@ -107,10 +108,10 @@ def search(
         if scores.columns <= n or not caps:
             where, orders = "cpu", [np.arange(scores.columns)]
         elif exact.is_small(scores.rows, scores.columns, n, effort):
-            where, orders = "cpu", [exact.solve(scores, n, n - m)]
+            where, orders = "cpu", [exact.solve(scores, n, keep)]
         else:
-            orders, finished = _anneal(sampled, caps, n, n - m, work, seed, where, threads, tick)
-    values = evaluate(scores, orders, n, n - m, threads)
+            orders, finished = _anneal(sampled, caps, n, keep, work, seed, where, threads, tick)
+    values = evaluate(scores, orders, n, keep, threads)
     best = max(range(len(orders)), key=lambda k: values[k].found)  # the first of equals
     order, value = orders[best], values[best]
     if not value.found > value.given:
@@ -121,7 +122,7 @@ def search(
         retained_after=value.found,
         efficacy=efficacy(value),
         seconds=time.perf_counter() - started,
-        m_by_n=(m, n),
+        m_by_n=pattern,
         effort=effort,
         seed=seed,
         device=where,
@@ -130,22 +131,22 @@ def search(
 
 
 def check_options(
-    m_by_n: tuple[int, int], device: str, effort: str, seed: int, name: str = "m_by_n"
-) -> tuple[tuple[int, int], int]:
+    m_by_n: PatternLike, device: str, effort: str, seed: int, name: str = "m_by_n"
+) -> tuple[Pattern, int]:
     """Checks what can be checked without a matrix; `name` is what the caller calls the pattern.
 
     Returns:
-        The pattern and the seed, as plain integers.
+        The pattern, and the seed as a plain integer.
 
     Raises:
         ValueError, TypeError: for an option that makes no sense.
     """
-    m, n = check_m_by_n(m_by_n, name)
-    if n > WIDEST_STRIPE:
+    pattern = Pattern.of(m_by_n, name)
+    if pattern.block > WIDEST_STRIPE:
         raise ValueError(f"{name} must have n at most {WIDEST_STRIPE}; got {m_by_n!r}")
     _check_choice("device", device, DEVICES)
     _check_choice("effort", effort, EFFORTS)
-    return (m, n), _check_integer("seed", seed)
+    return pattern, _check_integer("seed", seed)
 
 
 def _anneal(

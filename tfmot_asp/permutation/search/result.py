@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfmot_asp.pattern import Pattern
+
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
@@ -19,7 +21,7 @@ class SearchResult:
         retained_after: the same in the new order; never less than ``retained_before``.
         efficacy: per cent of what the best possible choice in each row would add (Pool & Yu, NeurIPS 2021).
         seconds: wall-clock time of the search, compilation on first use included.
-        m_by_n: the pattern, m zeros in every n.
+        m_by_n: the pattern.
         effort: as asked for; "fast", "balanced" or "thorough".
         seed: as asked for.
         device: where it ran, "cpu" or "cuda".
@@ -35,7 +37,7 @@ class SearchResult:
     retained_after: float
     efficacy: float
     seconds: float
-    m_by_n: tuple[int, int]
+    m_by_n: Pattern
     effort: str
     seed: int
     device: str
@@ -57,11 +59,10 @@ class SearchResult:
         }
 
     def __str__(self) -> str:
-        m, n = self.m_by_n
         gain = 100.0 * (self.retained_after / self.retained_before - 1.0) if self.retained_before else 0.0
         cut = "" if self.finished else ", cut short by time_limit"
         return (
-            f"{len(self.permutation)} columns, {m}:{n}: efficacy {self.efficacy:.2f} %, retained magnitude "
+            f"{len(self.permutation)} columns, {self.m_by_n}: efficacy {self.efficacy:.2f} %, retained magnitude "
             f"+{gain:.2f} % ({self.retained_before:.6g} -> {self.retained_after:.6g}), {self.seconds:.2f} s on "
             f"{self.device}, {self.effort}{cut}"
         )

@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any
 
-from tfmot_asp import masks
+from tfmot_asp.pattern import TWO_FOUR
 from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO, sparsity_report
 
 logger = logging.getLogger(__name__)
@@ -35,14 +35,13 @@ def check_pruned_layers(model: Any, show_all: bool = False, check_structured: bo
     Example:
         >>> pruned, total = tfmot_asp.check_pruned_layers(model, show_all=True, check_structured=True)
     """
-    m, n = masks.DEFAULT_M_BY_N
     pruned = total = 0
     for row in sparsity_report(model, batch_size=None).layers:
         if row.kind not in ("Conv2D", "Dense"):
             continue
         total += 1
         length = math.prod(row.shape[axis] for axis in row.reduction_axes)
-        kept = length // n * (n - m) + min(n - m, length % n)
+        kept = TWO_FOUR.kept_of(length)
         pruned += int(kept < length and abs(row.zeros - (1 - kept / length)) < _ZERO_RATIO_TOLERANCE)
         if show_all:
             structured = f" Structured={row.holds}" if check_structured else ""
