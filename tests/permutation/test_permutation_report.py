@@ -78,6 +78,39 @@ def test_the_table():
     assert "fed by input 0 'image' of the model" in lines[2]
 
 
+@pytest.mark.parametrize("k", [tf_keras, keras], ids=["tf_keras", "keras3"])
+def test_an_input_has_the_name_that_the_user_gave_it(k):
+    class Fusion(k.Model):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.head = (k.layers.Dense(n, name=m) for n, m in ((C, "l"), (C, "r"), (8, "h")))
+
+        def call(self, given):
+            return self.head(self.left(given["pixels"]) + self.right(given["tokens"]))
+
+    model = Fusion()
+    model({"pixels": np.ones((2, 8), np.float32), "tokens": np.ones((2, 16), np.float32)})
+    reasons = [str(reason) for reason in plan_model(model, policy=POLICY).plan.reasons]
+    assert reasons[:2] == ["fed by input 0 'pixels' of the model", "fed by input 1 'tokens' of the model"]
+
+
+@pytest.mark.parametrize("k", [tf_keras, keras], ids=["tf_keras", "keras3"])
+def test_an_argument_that_is_an_input_has_its_name(k):
+    class Scaled(k.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = k.layers.Dense(C)
+
+        def call(self, features):
+            return self.inner(features)
+
+    model = Scaled()
+    for options in ({}, {"input_shapes": (None, 8)}):
+        model(np.ones((2, 8), np.float32))
+        (reason,) = plan_model(model, policy=POLICY, **options).plan.reasons
+        assert str(reason) == "fed by input 0 'features' of the model"
+
+
 # Save, load, apply elsewhere
 
 
@@ -376,8 +409,8 @@ def test_a_rule_that_fails_pins_and_says_so(rule, message):
     finally:
         register_rule("LRN")(kept)
     assert plan.plan.groups == ()
-    assert plan.plan.reasons[1].startswith("the permutation rule of this op failed: ")
-    assert re.search(message, plan.plan.reasons[1])
+    assert plan.plan.reasons[1].why.startswith("the permutation rule of this op failed: ")
+    assert re.search(message, plan.plan.reasons[1].why)
 
 
 # Refusals

@@ -169,12 +169,17 @@ def _planned(model: Any, rule: Any, shapes: Any, pattern: Any) -> dict[str, Any]
     except ValueError as error:
         return {"refused": str(error), "layers": [], "groups": []}
     plan = planned.plan
-    layers = []
-    for kernel, kind, movable, reason in zip(plan.kernels, planned.kinds, plan.movable, plan.reasons, strict=True):
-        size = kernel.reduction_size
-        status = "permuted" if movable == size else "partly permuted" if movable else "fixed"
-        row = {"name": kernel.name, "kind": kind, "status": status}
-        layers.append({**row, "size": size, "movable": int(movable), "reason": reason})
+    layers = [
+        {
+            "name": kernel.name,
+            "kind": planned.kinds[i],
+            "status": plan.status(i),
+            "size": kernel.reduction_size,
+            "movable": plan.movable[i],
+            "reason": None if plan.reasons[i] is None else str(plan.reasons[i]),
+        }
+        for i, kernel in enumerate(plan.kernels)
+    ]
     layers += [
         {"name": layer.name, "kind": layer.kind, "status": "fixed", "size": None, "movable": 0, "reason": layer.reason}
         for layer in planned.unused

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.util import nest
 
 BATCH_SIZE = 2
 """The batch size of the traced function: not 1, so that the batch axis is never mistaken for one that broadcasts."""
@@ -38,6 +39,26 @@ def input_specs(model: Any, input_shapes: Any = None, batch_size: int = BATCH_SI
 
     # Positions of the call's arguments are kept; None and Python values among them pass through.
     return tuple(tf.nest.map_structure(static, args)), tf.nest.map_structure(static, kwargs)
+
+
+def input_names(model: Any, specs: tuple[tuple, dict]) -> list[str]:
+    """What the user calls each tensor of `specs`: by its Keras Input, its key in a dict, or its argument of `call`."""
+    args, kwargs = specs
+    if getattr(model, "inputs", None):  # functional or sequential
+        names = [_input_name(t) or "" for t in tf.nest.flatten(_known_inputs(model))]
+        if len(names) == len(tf.nest.flatten(specs)):
+            return names
+    try:
+        parameters = list(inspect.signature(getattr(model, "call", model.__call__)).parameters)
+    except (TypeError, ValueError):
+        parameters = []
+    parameters += [f"argument {i}" for i in range(len(parameters), len(args))]
+    return [
+        f"{argument}[{path}]" if path.isdigit() else path or argument
+        for argument, structure in [*zip(parameters, args, strict=False), *sorted(kwargs.items())]
+        for path, spec in nest.flatten_with_joined_string_paths(structure)
+        if isinstance(spec, tf.TensorSpec)
+    ]
 
 
 def _known_inputs(model: Any) -> tuple[tuple, dict] | None:

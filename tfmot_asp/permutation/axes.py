@@ -39,14 +39,14 @@ Rule = Callable[[Op, "Axes"], Outputs]
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why elements are pinned: a sentence, and the op (type and scoped name) that did it."""
+    """Why something stays in place, and which op makes it: its type and its scoped name, where it is an op."""
 
-    text: str
+    why: str
     op_type: str = ""
     op_name: str = ""
 
     def __str__(self) -> str:
-        return self.text
+        return f"{self.why} ({self.op_type} {self.op_name!r})" if self.op_type else self.why
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,10 +179,10 @@ class Axes:
         return picked
 
     def pin(self, axis: Axis, reason: str, op: Op | None = None) -> None:
-        """Forbids the elements of `axis` to move. `reason` is completed with the op that is given."""
+        """Forbids the elements of `axis` to move, and says why and which op is to blame."""
         if axis is None or not len(axis):
             return
-        entry = Reason(reason) if op is None else Reason(f"{reason} ({op})", op.type, op.name)
+        entry = Reason(reason) if op is None else Reason(reason, op.type, op.name)
         if not self.reasons or self.reasons[-1] != entry:
             self.reasons.append(entry)
         self._pins.append((axis, len(self.reasons) - 1))

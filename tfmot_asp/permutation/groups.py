@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfmot_asp.permutation.axes import Axes, Classes
+from tfmot_asp.permutation.axes import Axes, Classes, Reason
 from tfmot_asp.permutation.exchange import exchangeable
 
 
@@ -90,7 +90,12 @@ class PermutationPlan:
     kernels: tuple[PlannedKernel, ...]
     groups: tuple[Group, ...]
     movable: tuple[int, ...]
-    reasons: tuple[str | None, ...]
+    reasons: tuple[Reason | None, ...]
+
+    def status(self, kernel: int) -> str:
+        """What an order of its groups makes of a kernel: "permuted", "partly permuted" or "fixed"."""
+        movable, size = self.movable[kernel], self.kernels[kernel].reduction_size
+        return "permuted" if movable == size else "partly permuted" if movable else "fixed"
 
 
 def plan_groups(axes: Axes, kernels: Sequence[PlannedKernel], n: int = 4) -> PermutationPlan:
@@ -216,7 +221,7 @@ class _WhyNot:
         self.classes = classes
         self.n = n
 
-    def __call__(self, kernel: PlannedKernel, moves: np.ndarray) -> str | None:
+    def __call__(self, kernel: PlannedKernel, moves: np.ndarray) -> Reason | None:
         """The reason, from whether each position moves; None if all do."""
         if moves.all():
             return None
@@ -224,8 +229,8 @@ class _WhyNot:
         innermost = np.broadcast_to(elements[-1], [len(ids) for ids in elements]).ravel()
         found = self.nearest_pin[innermost[~moves]]
         if (found >= 0).any():
-            return str(self.axes.reasons[int(found[found >= 0][0])])
-        return f"its channels cannot be exchanged in two or more whole stripes of {self.n}"
+            return self.axes.reasons[int(found[found >= 0][0])]
+        return Reason(f"its channels cannot be exchanged in two or more whole stripes of {self.n}")
 
     @functools.cached_property
     def nearest_pin(self) -> np.ndarray:

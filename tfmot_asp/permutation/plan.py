@@ -12,7 +12,7 @@ import numpy as np
 from tfmot_asp import masks
 from tfmot_asp.graph.flat_graph import Graph
 from tfmot_asp.graph.flatten import add_training, trace_function
-from tfmot_asp.graph.inputs import input_specs
+from tfmot_asp.graph.inputs import input_names, input_specs
 from tfmot_asp.graph.trace import concrete_function, variables_of
 from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
 from tfmot_asp.keras_models.checks import check_built, check_finite
@@ -125,6 +125,10 @@ def _traced(model: Any, input_shapes: Any) -> tuple[Any, Graph]:
     specs, variables = input_specs(model, input_shapes), variables_of(model)
     function = concrete_function(model, specs)
     graph = trace_function(function, variables=variables)
+    given = input_names(model, specs)
+    if len(given) == len(graph.inputs):
+        for tensor, name in zip(graph.inputs, given, strict=True):
+            tensor.name = name
     unread = [
         v
         for v in variables

@@ -273,24 +273,19 @@ def _layers(
 ) -> list[LayerEntry]:
     entries = []
     for i, kernel in enumerate(plan.plan.kernels):
-        movable, size = plan.plan.movable[i], kernel.reduction_size
+        status, reason = plan.plan.status(i), plan.plan.reasons[i]
+        why = None if reason is None else str(reason)
         moved = any(axis in kernel.reduction_axes for axis, _ in moves.get(kernel.variable, ()))
-        reason = plan.plan.reasons[i]
-        if not movable:
-            status = "fixed"
-        elif not moved:
-            status = "unchanged"
-            reason = reason or "no order was found that keeps more than the given one"
-        else:
-            status = "permuted" if movable == size else "partly permuted"
+        if status != "fixed" and not moved:
+            status, why = "unchanged", why or "no order was found that keeps more than the given one"
         entries.append(
             LayerEntry(
                 kernel.name,
                 plan.kinds[i],
                 status,
-                reason,
-                size,
-                movable,
+                why,
+                kernel.reduction_size,
+                plan.plan.movable[i],
                 before[i][0] / before[i][1] if before[i][1] else 1.0,
                 after[i][0] / after[i][1] if after[i][1] else 1.0,
             )

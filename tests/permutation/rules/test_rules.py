@@ -49,7 +49,7 @@ def arrays_of(case: Case, seed: int) -> list[np.ndarray]:
 
 
 def checked(axes: Axes) -> Axes:
-    assert not [r for r in axes.reasons if "failed" in r.text]
+    assert not [r for r in axes.reasons if "failed" in r.why]
     return axes
 
 

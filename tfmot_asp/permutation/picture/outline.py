@@ -6,6 +6,7 @@ only hand a tensor on are left out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -149,7 +150,8 @@ class _Builder:
         reason = plan.reasons[index]
         if reason is not None and not note:
             moves, size = plan.movable[index], kernel.reduction_size
-            note = self.scopes.shortened(reason if not moves else f"{size - moves} of {size} ({reason})")
+            reason = dataclasses.replace(reason, op_name=self.scopes.below_root(reason.op_name))
+            note = f"{size - moves} of {size} ({reason})" if moves else str(reason)
         return takes, ",".join(letters), note
 
     def _axes_of(self, tensor: Tensor) -> Sequence[Any]:
@@ -213,8 +215,7 @@ def _pins_by_op(plan: ModelPlan, carried: _Carried) -> dict[str, list[str]]:
     notes: dict[str, dict[str, None]] = {}
     for ids, reason in plan.axes.pins():
         if reason.op_name and carried.blocks([ids]):
-            text = reason.text.replace(f" ({reason.op_type} {reason.op_name!r})", "")
-            notes.setdefault(reason.op_name, {})[text] = None
+            notes.setdefault(reason.op_name, {})[reason.why] = None
     return {name: list(texts) for name, texts in notes.items()}
 
 

@@ -36,9 +36,9 @@ class Scopes:
         names = [self._layer(scope) or scope for scope in path[:depth]]
         return "/".join(names), "/".join(path[depth:])
 
-    def shortened(self, text: str) -> str:
-        """A sentence without the model's name before the names of its ops."""
-        return text.replace(f"'{self._root}/", "'") if self._root else text
+    def below_root(self, op_name: str) -> str:
+        """The name of an op without that of the model before it."""
+        return op_name.removeprefix(f"{self._root}/") if self._root else op_name
 
     def _path(self, op_name: str) -> tuple[str, ...]:
         path = components(op_name)
