@@ -26,9 +26,11 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException, length: int = 300) -> str:
-    """An exception's message on one line, shortened."""
+    """An exception's message on one line, shortened in the middle: a long one ends with the cause, Keras' above all."""
     text = printable(str(error))
-    return (text if len(text) <= length else f"{text[:length]} ...") or type(error).__name__
+    if len(text) > length:
+        text = f"{text[: length // 3]} ... {text[-(length - length // 3) :]}"
+    return text or type(error).__name__
 
 
 class Format(Enum):

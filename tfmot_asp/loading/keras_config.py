@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,17 +61,10 @@ _MORE_CLASSES = frozenset(
 )
 # Modules whose classes are all harmless: the ops of Keras 3, which are classes, and tfmot's layers and quantizers.
 _OWN_MODULE = re.compile(
-    r"keras\.src\.ops\.\w+|tensorflow_model_optimization\.python\.core\.(?!.*test)[\w.]+|tfmot_asp\.wrapper"
+    r"keras\.src\.ops\.\w+|tensorflow_model_optimization\.python\.core\.(?!.*test)[\w.]+|tfmot_asp\.(training\.)?wrapper"
 )
 _CLASS = re.compile(r"_?[A-Z]\w*")
 
-# Known classes whose options need a look.
-_WITH_OPTIONS = frozenset(
-    {
-        "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceProperty", "InstanceMethod",
-        "StringLookup", "IntegerLookup", "TextVectorization",
-    }
-)  # fmt: skip
 _RAGGED_AND_SPARSE = re.compile(
     r"(nested_)?(flat_)?values|(nested_)?row_\w+|value_rowids|nrows|bounding_shape|with_\w+|merge_dims|to_tensor"
     r"|to_sparse|indices|dense_shape|from_\w+"
@@ -145,7 +138,7 @@ def _dicts(config: Any) -> Iterator[_Place]:
 def _refusal(place: _Place, keras: Any) -> str | None:
     """Why a dict must not be built; None if it may, or if nothing can be built from it."""
     node = place.node
-    name, config, module = node.get("class_name"), node.get("config"), node.get("module")
+    name, module = node.get("class_name"), node.get("module")
     if not isinstance(name, str) or not (module is None or isinstance(module, str)):
         return f"{place} names a class that is no string: {name!r:.80}"
     if _is_registered(node, keras):
@@ -153,62 +146,106 @@ def _refusal(place: _Place, keras: Any) -> str | None:
     base = name.split(">")[-1]
     if base in _CODE:
         return f"{place} is {_CODE[base]}" if place.layer and base != "__lambda__" else f"{place} holds {_CODE[base]}"
-    if name in _DATA:  # some readers know these, and others would import the module
-        return f"{place} names {name!r} of module {module!r:.80}" if module else None
-    if name == "__typespec__":
-        known = str(node.get("spec_name")) in _TYPE_SPECS and not node.get("registered_name")
-        return None if known and _TYPE_SPEC_MODULE.fullmatch(module or "") else f"{place} holds an unknown type spec"
-    if name == "function":
-        known = isinstance(config, str) and config in _known_functions(keras)
-        known = known and (module or "builtins").split(".")[0] in (*_PACKAGES, "builtins")
-        known = known and node.get("registered_name") in (None, config)
-        return None if known else f"{place} names the function {config!r:.80}{_of_module(node)}"
+    return _CHECKS.get(name, _refused_class)(place, keras)
+
+
+def _refused_data(place: _Place, _: Any) -> str | None:
+    """Some readers know plain data by these names, and others would import the module."""
+    module = place.node.get("module")
+    return f"{place} names {place.node['class_name']!r} of module {module!r:.80}" if module else None
+
+
+def _refused_type_spec(place: _Place, _: Any) -> str | None:
+    node = place.node
+    known = str(node.get("spec_name")) in _TYPE_SPECS and not node.get("registered_name")
+    known = known and _TYPE_SPEC_MODULE.fullmatch(node.get("module") or "") is not None
+    return None if known else f"{place} holds an unknown type spec"
+
+
+def _refused_function(place: _Place, keras: Any) -> str | None:
+    node = place.node
+    name = node.get("config")
+    known = isinstance(name, str) and name in _known_functions(keras)
+    known = known and (node.get("module") or "builtins").split(".")[0] in (*_PACKAGES, "builtins")
+    known = known and node.get("registered_name") in (None, name)
+    return None if known else f"{place} names the function {name!r:.80}{_of_module(node)}"
+
+
+def _refused_class(place: _Place, _: Any) -> str | None:
+    node = place.node
+    name, module, registered = str(node["class_name"]), node.get("module"), node.get("registered_name")
+    base = name.split(">")[-1]
     if module and module.split(".")[0] in ("builtins", "tensorflow", "os", "sys", "subprocess", "importlib"):
         return f"{place} names {name!r:.80} of module {module!r:.80}"
     if not _CLASS.fullmatch(base) and ">" not in name:
         return f"{place} names {name!r:.80}{_of_module(node)}, which is no class"
-    registered = node.get("registered_name")
     if module and registered not in (None, name) and not (isinstance(registered, str) and ">" in registered):
         return f"{place} is registered as {registered!r:.80}"  # Keras would look that up in the module
-    if isinstance(config, dict):
-        return _refused_options(place, base, config)
-    return None
+    config = node.get("config")
+    if not isinstance(config, dict):
+        return None
+    what = _OPTIONS.get(base, _what_vocabulary)(config) or _what_vocabulary(config)
+    return None if what is None else f"{place} {what}"
 
 
-def _refused_options(place: _Place, name: str, config: dict[str, Any]) -> str | None:
-    """Why the config of a known class must not be used: layers that call TensorFlow by name, or read files."""
-    if name in ("TFOpLambda", "SlicingOpLambda") and not is_pure_symbol(config.get("function")):
-        return f"{place} calls tf.{config.get('function')!s:.80}"
-    if name == "ClassMethod" and not (
-        str(config.get("cls_symbol")).split(".")[-1] == "RaggedTensor"
-        and _RAGGED_AND_SPARSE.fullmatch(str(config.get("method_name")))
-    ):
-        return f"{place} calls tf.{config.get('cls_symbol')!s:.80}.{config.get('method_name')!s:.80}"
-    if name in ("InstanceMethod", "InstanceProperty"):
-        attribute = str(config.get("method_name", config.get("attr_name")))
-        if not _RAGGED_AND_SPARSE.fullmatch(attribute):
-            return f"{place} calls {attribute[:80]!r} of a tensor"
-    if name == "TensorFlowOpLayer":
-        return _refused_node(place, config.get("node_def"))
-    for key in ("vocabulary", "initial_vocabulary"):
-        if isinstance(config.get(key), str):
-            return f"{place} reads its vocabulary from the file {config[key]!r:.80}"
-    return None
+# What a dict stands for, by its class_name -> why it must not be built, or None. All others are classes.
+_CHECKS: dict[str, Callable[[_Place, Any], str | None]] = {
+    **dict.fromkeys(_DATA, _refused_data),
+    "__typespec__": _refused_type_spec,
+    "function": _refused_function,
+}
 
 
-def _refused_node(place: _Place, node_def: Any) -> str | None:
+def _what_symbol(config: dict[str, Any]) -> str | None:
+    symbol = config.get("function")
+    return None if is_pure_symbol(symbol) else f"calls tf.{symbol!s:.80}"
+
+
+def _what_class_method(config: dict[str, Any]) -> str | None:
+    symbol, method = config.get("cls_symbol"), config.get("method_name")
+    if str(symbol).split(".")[-1] == "RaggedTensor" and _RAGGED_AND_SPARSE.fullmatch(str(method)):
+        return None
+    return f"calls tf.{symbol!s:.80}.{method!s:.80}"
+
+
+def _what_attribute(config: dict[str, Any]) -> str | None:
+    attribute = str(config.get("method_name", config.get("attr_name")))
+    return None if _RAGGED_AND_SPARSE.fullmatch(attribute) else f"calls {attribute[:80]!r} of a tensor"
+
+
+def _what_op(config: dict[str, Any]) -> str | None:
     from google.protobuf import json_format
     from tensorflow.core.framework import node_def_pb2
 
+    node_def = config.get("node_def")
     try:
         if isinstance(node_def, dict):
             node = json_format.ParseDict(node_def, node_def_pb2.NodeDef())
         else:
-            node = node_def_pb2.NodeDef.FromString(node_def.encode("utf-8"))
+            node = node_def_pb2.NodeDef.FromString(node_def.encode("utf-8"))  # type: ignore[union-attr]
     except Exception:  # whatever it is, it is no op
-        return f"{place} holds an op that cannot be read"
+        return "holds an op that cannot be read"
     reason = why_refused(node)
-    return None if reason is None else f"{place} runs the op {node.op}, which {reason}"
+    return None if reason is None else f"runs the op {node.op}, which {reason}"
+
+
+def _what_vocabulary(config: dict[str, Any]) -> str | None:
+    path = next(
+        (path for key in ("vocabulary", "initial_vocabulary") if isinstance(path := config.get(key), str)), None
+    )
+    return None if path is None else f"reads its vocabulary from the file {path!r:.80}"
+
+
+# Known class -> what its options would have it do that it must not, or None: call TensorFlow by name, or read files.
+_OPTIONS: dict[str, Callable[[dict[str, Any]], str | None]] = {
+    "TFOpLambda": _what_symbol,
+    "SlicingOpLambda": _what_symbol,
+    "ClassMethod": _what_class_method,
+    "InstanceMethod": _what_attribute,
+    "InstanceProperty": _what_attribute,
+    "TensorFlowOpLayer": _what_op,
+    **dict.fromkeys(("StringLookup", "IntegerLookup", "TextVectorization"), _what_vocabulary),
+}
 
 
 def _is_known(node: dict[str, Any], keras: Any) -> bool:
@@ -234,7 +271,7 @@ def _is_registered(node: dict[str, Any], keras: Any) -> bool:
     if not isinstance(key, str) or keras.saving.get_registered_object(key) is None:
         return False
     base = name.split(">")[-1]
-    return key == name or name == "function" or not (base in _CODE or base in _WITH_OPTIONS or base.startswith("__"))
+    return key == name or name == "function" or not (base in _CODE or base in _OPTIONS or base.startswith("__"))
 
 
 def _of_module(node: dict[str, Any]) -> str:

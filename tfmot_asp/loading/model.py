@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.loading.files import Format, check_archive, check_hdf5, detect, first_line
-from tfmot_asp.loading.keras_config import UnknownLayerError, check_config, names_in
+from tfmot_asp.loading.archive import load_archive
+from tfmot_asp.loading.files import Format, check_hdf5, detect, first_line
+from tfmot_asp.loading.keras_config import UnknownLayerError
+from tfmot_asp.loading.readers import keras_of, trusting
 from tfmot_asp.loading.saved_model_check import check_saved_model, parse_saved_model
 from tfmot_asp.types import StrPath
 
@@ -46,7 +45,7 @@ def load_model(path: StrPath, *, allow_unsafe: bool = False) -> Any:
         >>> print(tfmot_asp.permute(model))
     """
     path = Path(path)
-    load = {Format.KERAS: _load_archive, Format.HDF5: _load_hdf5, Format.SAVED_MODEL: _load_saved_model}[detect(path)]
+    load = {Format.KERAS: load_archive, Format.HDF5: _load_hdf5, Format.SAVED_MODEL: _load_saved_model}[detect(path)]
     try:
         model = load(path, allow_unsafe)
     except (FileNotFoundError, ImportError):
@@ -64,31 +63,6 @@ def load_model(path: StrPath, *, allow_unsafe: bool = False) -> Any:
     return model
 
 
-def _load_archive(path: Path, allow_unsafe: bool) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if "config.json" not in names:
-                raise ValueError(f"{str(path)!r} is a zip archive without config.json, so it is no .keras file")
-            config = json.loads(archive.read("config.json"))
-            metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
-            keras = _keras_of(metadata.get("keras_version") if isinstance(metadata, dict) else None)
-            if not isinstance(config, dict):
-                raise ValueError(f"{str(path)!r} is damaged: its config.json holds no model")
-            if not allow_unsafe:
-                check_archive(archive, path)
-                for name in names:
-                    if name.endswith(".h5"):
-                        _check_member(archive, name, path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
-    if path.suffix != ".keras":
-        raise ValueError(f"{str(path)!r} is a .keras archive by another name; rename it to {path.stem}.keras")
-    config = {key: value for key, value in config.items() if key != "compile_config"}  # which is not read
-    with _trusting(config, keras, allow_unsafe, path):
-        return keras.models.load_model(str(path), compile=False, safe_mode=not allow_unsafe)
-
-
 def _load_hdf5(path: Path, allow_unsafe: bool) -> Any:
     import h5py  # a dependency of TensorFlow
 
@@ -103,10 +77,10 @@ def _load_hdf5(path: Path, allow_unsafe: bool) -> Any:
                 f"{str(path)!r} holds weights only, no model: build the model, load them, and save it whole"
             )
         config = json.loads(text)
-        keras = _keras_of(file.attrs.get("keras_version"))
+        keras = keras_of(file.attrs.get("keras_version"))
         if not allow_unsafe:
             check_hdf5(file, path)
-        with _trusting(config, keras, allow_unsafe, path):
+        with trusting(config, keras, allow_unsafe, path):
             if keras.__name__ == "tf_keras":
                 return keras.models.load_model(file, compile=False)
             if path.suffix not in (".h5", ".hdf5"):
@@ -125,7 +99,7 @@ def _load_saved_model(path: Path, allow_unsafe: bool) -> Any:
     import tf_keras
 
     config = [{k: v for k, v in node.items() if k != "training_config"} for node in metadata if isinstance(node, dict)]
-    with _trusting(config, tf_keras, allow_unsafe, path, resolves_by_import=False):
+    with trusting(config, tf_keras, allow_unsafe, path, resolves_by_import=False):
         return tf_keras.models.load_model(str(path), compile=False)
 
 
@@ -144,71 +118,3 @@ def _keras_metadata(path: Path) -> list[str]:
         return [node.metadata for node in stored.nodes]
     nodes = parse_saved_model(path).meta_graphs[0].object_graph_def.nodes  # before TensorFlow 2.5
     return [n.user_object.metadata for n in nodes if n.user_object.identifier.startswith("_tf_keras_")]
-
-
-def _check_member(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    import h5py
-
-    with archive.open(name) as member:
-        try:
-            file = h5py.File(member, "r")
-        except OSError as error:
-            raise ValueError(f"{str(path)!r} is damaged: its {name} cannot be read: {first_line(error)}") from error
-        with file:
-            check_hdf5(file, path)
-
-
-def _keras_of(version: Any) -> Any:
-    """The Keras package that wrote a file, by the version in it."""
-    version = version.decode() if isinstance(version, bytes) else version
-    if isinstance(version, str) and version.split(".")[0].isdecimal() and int(version.split(".")[0]) >= 3:
-        try:
-            import keras
-        except ImportError as error:
-            raise ImportError(f"the file was written by Keras {version}: pip install keras ({error})") from error
-        if not keras.__version__.startswith("3."):
-            raise ImportError(f"the file was written by Keras {version}, and keras is {keras.__version__} here")
-        if keras.config.backend() != "tensorflow":
-            raise ImportError(
-                f"the file was written by Keras {version}, which uses the backend {keras.config.backend()} here: set "
-                "KERAS_BACKEND=tensorflow"
-            )
-        return keras
-    import tf_keras
-
-    return tf_keras
-
-
-@contextlib.contextmanager
-def _trusting(
-    config: Any, keras: Any, allow_unsafe: bool, path: Path, *, resolves_by_import: bool = True
-) -> Iterator[None]:
-    """A scope in which a config may be built: it was checked, and the wrappers that it needs are registered."""
-    with contextlib.ExitStack() as scopes:
-        for scope in _wrapper_scopes(names_in(config)) if keras.__name__ == "tf_keras" else ():
-            scopes.enter_context(scope)
-        if not allow_unsafe:
-            try:
-                check_config(config, keras=keras, resolves_by_import=resolves_by_import)
-            except UnknownLayerError:
-                raise
-            except ValueError as error:
-                raise type(error)(f"{str(path)!r} is not loaded: {first_line(error, 800)}") from None
-        yield
-
-
-def _wrapper_scopes(names: set[str]) -> Iterator[Any]:
-    """tfmot's scopes, imported only for models that need them: the import turns ``tf.keras`` into Keras 2."""
-    bases = {name.split(">")[-1] for name in names}
-    if "PruneLowMagnitude" in bases:
-        from tfmot_asp.training.prune import prune_scope
-
-        yield prune_scope()
-    if any("Quantize" in base for base in bases):
-        from tfmot_asp.quantization.quantize import quantize_scope
-
-        yield quantize_scope()
-    if "ClusterWeights" in bases:
-        from tensorflow_model_optimization.python.core.clustering.keras.cluster import cluster_scope
-
-        yield cluster_scope()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,7 +40,7 @@ def check_saved_model(path: StrPath, *, allow_unsafe: bool = False) -> None:
     if allow_unsafe:
         return
     for meta_graph in meta_graphs:
-        reason = _Scan(meta_graph).refusal()
+        reason = next(_Scan(meta_graph).refusals(), None)
         if reason is not None:
             raise UnsafeModelError(f"{str(path)!r} is not loaded: {printable(reason)}. {HOW_TO_TRUST}")
 
@@ -81,66 +81,66 @@ class _Scan:
             name for name, function in self.functions.items() if any(n.op in CHECKPOINT_OPS for n in function.node_def)
         }
 
-    def refusal(self) -> str | None:
-        """The first reason not to load it; None if there is none."""
-        checks: tuple[Callable[[], str | None], ...] = (self._assets, self._ops, self._saver_is_alone)
-        return next((reason for reason in (check() for check in checks) if reason is not None), None)
+    def refusals(self) -> Iterator[str]:
+        """The reasons not to load it."""
+        yield from self._assets()
+        yield from self._ops()
+        yield from self._checkpoints_in_functions()
+        yield from self._checkpoints_in_the_main_graph()
 
-    def _assets(self) -> str | None:
+    def _assets(self) -> Iterator[str]:
         """Assets are copied along when a model is saved again, so they must not name files outside its folder."""
         for asset in self.meta_graph.asset_file_def:
             name = PurePosixPath(asset.filename.replace("\\", "/"))
             if name.is_absolute() or ".." in name.parts or ":" in asset.filename:
-                return f"its asset {asset.filename!r} lies outside its folder"
-        return None
+                yield f"its asset {asset.filename!r} lies outside its folder"
 
-    def _ops(self) -> str | None:
+    def _ops(self) -> Iterator[str]:
         for where, nodes in self._bodies():
             for node in nodes:
-                if node.op in self.functions or node.op in CHECKPOINT_OPS:
-                    continue
-                reason = why_refused(node)
-                if reason is not None:
-                    return f"its op {node.op} (node {node.name!r} in {where}) {reason}"
-        return None
+                if node.op not in self.functions and node.op not in CHECKPOINT_OPS and (reason := why_refused(node)):
+                    yield f"its op {node.op} (node {node.name!r} in {where}) {reason}"
 
-    def _saver_is_alone(self) -> str | None:
-        """Checkpoint ops may be in functions that only the saver calls, and there in the main graph."""
-        named = self._names_of_checkpointing
+    def _checkpoints_in_functions(self) -> Iterator[str]:
+        """Functions with checkpoint ops are the saver's: no other function, object or gradient may refer to them."""
         for where, nodes in self._bodies():
             for node in nodes if where != _MAIN else ():
-                if found := named(node):
-                    return f"{where} calls {found!r}, which reads or writes files"
-        for name in self.meta_graph.object_graph_def.concrete_functions:
-            if name in self.checkpointing:
-                return f"its function {name!r} reads or writes files"
+                if found := self._named_by(node):
+                    yield f"{where} calls {found!r}, which reads or writes files"
+        for name in self.checkpointing.intersection(self.meta_graph.object_graph_def.concrete_functions):
+            yield f"its function {name!r} reads or writes files"
         for gradient in self.meta_graph.graph_def.library.gradient:
             if gradient.gradient_func in self.checkpointing:
-                return f"the gradient {gradient.gradient_func!r} reads or writes files"
-        for name in self.checkpointing:  # the graph optimizer can put functions with the same tag in place of others
+                yield f"the gradient {gradient.gradient_func!r} reads or writes files"
+        for name in sorted(self.checkpointing):
+            if not self.meta_graph.HasField("object_graph_def"):  # of TensorFlow 1, whose saver has no functions
+                yield f"its function {name!r} reads or writes files"
+            # The graph optimizer can put functions with the same tag in place of others.
             if any(attribute.startswith("api_") for attribute in self.functions[name].attr):
-                return f"its function {name!r} reads or writes files and may replace another"
+                yield f"its function {name!r} reads or writes files and may replace another"
+
+    def _checkpoints_in_the_main_graph(self) -> Iterator[str]:
+        """The main graph has the saver's ops too, but nothing that is run may reach them, other than to restore."""
         for node in self._reached(self._roots()):
-            if node.op in CHECKPOINT_OPS or named(node):
-                return (
-                    f"its op {node.op} (node {node.name!r} in {_MAIN}) reads or writes files when it is loaded or run"
-                )
+            if self._checkpoint_ops(node):
+                yield f"its op {node.op} (node {node.name!r} in {_MAIN}) reads or writes files when it is loaded or run"
+        # A SavedModel of TensorFlow 1 is restored by running this; the loader of TensorFlow 2 has no use for it.
         for node in self._reached([self.meta_graph.saver_def.restore_op_name]):
-            # A SavedModel of TensorFlow 1 is restored by running this; the loader of TensorFlow 2 has no use for it.
-            found = named(node)
-            inner = [n.op for n in self.functions[found].node_def] if found else []
-            if not CHECKPOINT_OPS.isdisjoint({node.op, *inner} - RESTORE_OPS):
-                return f"its op {node.op} (node {node.name!r} in {_MAIN}) writes files when it is loaded"
-        if not self.meta_graph.HasField("object_graph_def") and self.checkpointing:
-            return f"its function {min(self.checkpointing)!r} reads or writes files"
-        return None
+            if self._checkpoint_ops(node) - RESTORE_OPS:
+                yield f"its op {node.op} (node {node.name!r} in {_MAIN}) writes files when it is loaded"
+
+    def _checkpoint_ops(self, node: Any) -> set[str]:
+        """The checkpoint ops that run with a node of the main graph."""
+        found = self._named_by(node)
+        inner = self.functions[found].node_def if found else ()
+        return {node.op, *(n.op for n in inner)} & CHECKPOINT_OPS
 
     def _bodies(self) -> Iterator[tuple[str, Iterable[Any]]]:
         yield _MAIN, self.main
         for name, function in self.functions.items():
             yield f"function {name!r}", function.node_def
 
-    def _names_of_checkpointing(self, node: Any) -> str | None:
+    def _named_by(self, node: Any) -> str | None:
         """The function with checkpoint ops that a node refers to in any way."""
         if node.op in self.checkpointing:
             return node.op

@@ -1,0 +1,79 @@
+"""Reads ``.keras`` archives: unpacked once, since HDF5 inside an archive is read from its start for each tensor."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from tfmot_asp.loading.files import check_archive, check_hdf5, first_line
+from tfmot_asp.loading.readers import keras_of, trusting
+
+_WEIGHTS = "model.weights.h5"
+
+
+def load_archive(path: Path, allow_unsafe: bool) -> Any:
+    """Loads a ``.keras`` file of tf_keras or Keras 3. See ``load_model`` for what it raises."""
+    with tempfile.TemporaryDirectory(prefix="tfmot-asp-") as temporary:
+        folder = Path(temporary)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if "config.json" not in archive.namelist():
+                    raise ValueError(f"{str(path)!r} is a zip archive without config.json, so it is no .keras file")
+                if not allow_unsafe:
+                    check_archive(archive, path)
+                archive.extractall(folder)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
+        config = json.loads((folder / "config.json").read_bytes())
+        metadata = json.loads(file.read_bytes()) if (file := folder / "metadata.json").exists() else {}
+        keras = keras_of(metadata.get("keras_version") if isinstance(metadata, dict) else None)
+        if not isinstance(config, dict):
+            raise ValueError(f"{str(path)!r} is damaged: its config.json holds no model")
+        if not allow_unsafe:
+            for file in sorted(folder.rglob("*.h5")):
+                _check_member(file, path)
+        if path.suffix != ".keras":
+            raise ValueError(f"{str(path)!r} is a .keras archive by another name; rename it to {path.stem}.keras")
+        config["compile_config"] = None  # which is not read
+        with trusting(config, keras, allow_unsafe, path):
+            if keras.__name__ == "tf_keras" and (folder / _WEIGHTS).exists():
+                return _build(config, folder, safe_mode=not allow_unsafe)
+            return keras.models.load_model(str(path), compile=False, safe_mode=not allow_unsafe)
+
+
+def _check_member(file: Path, path: Path) -> None:
+    import h5py
+
+    try:
+        opened = h5py.File(file, "r")
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} is damaged: its {file.name} cannot be read: {first_line(error)}") from error
+    with opened:
+        check_hdf5(opened, path)
+
+
+def _build(config: dict[str, Any], folder: Path, safe_mode: bool) -> Any:
+    """``tf_keras.models.load_model`` on unpacked files: its own reads them inside the archive (Keras 3's does not)."""
+    from tf_keras.src.saving import saving_lib
+
+    enabled = getattr(saving_lib._SAVING_V3_ENABLED, "value", False)
+    saving_lib._SAVING_V3_ENABLED.value = True
+    try:
+        with saving_lib.ObjectSharingScope():
+            model = saving_lib.deserialize_keras_object(config, safe_mode=safe_mode)
+        weights = saving_lib.H5IOStore(str(folder / _WEIGHTS), mode="r")
+        assets = folder / saving_lib._ASSETS_DIRNAME
+        saving_lib._load_state(
+            model,
+            weights_store=weights,
+            assets_store=saving_lib.DiskIOStore(str(assets), mode="r") if assets.exists() else None,
+            inner_path="",
+            visited_trackables=set(),
+        )
+        weights.close()
+        return model
+    finally:
+        saving_lib._SAVING_V3_ENABLED.value = enabled
