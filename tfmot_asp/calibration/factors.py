@@ -82,7 +82,7 @@ class Block:
         if share not in self._explained:
             size = self.matrix.shape[0]
             low, high = 0.0, np.inf
-            ridge = 1 / share - 1  # what independent inputs need; less where they are correlated
+            ridge = 0.3 * (1 / share - 1)  # independent inputs need 1 / share - 1, correlated ones less
             while True:
                 found = self.inverse_plus(ridge).numpy()
                 freedom = 1 - ridge * np.trace(found) / size
@@ -110,6 +110,8 @@ def damped(gram: np.ndarray, damping: float) -> tuple[np.ndarray, Any]:
     diagonal = np.diag(gram).astype(np.float64)
     ridge = damping * diagonal.mean()
     scale = 1 / np.sqrt(diagonal + ridge) if ridge > 0 else np.ones_like(diagonal)
-    matrix = (gram * scale[:, None] * scale).astype(np.float32)
+    scale = scale.astype(np.float32)
+    matrix = gram * scale[:, None]
+    matrix *= scale
     np.fill_diagonal(matrix, 1)
-    return scale.astype(np.float32), tf.constant(matrix)
+    return scale, tf.constant(matrix)

@@ -1,7 +1,8 @@
 """Products and inverses in full float32 or float64, on TensorFlow's GPU where there is one.
 
 TensorFlow's own threads multiply here, not those of NumPy's BLAS: the two in one process wait for each other, busily.
-The inverses are recursive, so that nearly all of their work is products too.
+The inverses are recursive, so that nearly all of their work is products too. What goes element by element stays in
+NumPy, which needs fewer and smaller passes for it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 _SMALL = 128
@@ -24,6 +26,17 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         tf.config.experimental.enable_tensor_float_32_execution(rounding)
+
+
+def product(left: Any, right: Any, transpose_left: bool = False) -> np.ndarray:
+    """left · right, or leftᵀ · right, of arrays or tensors; a left factor used often is best given as a tensor."""
+    return tf.matmul(left, right, transpose_a=transpose_left).numpy()
+
+
+def solve(matrix: Any, right: np.ndarray) -> np.ndarray:
+    """The inverse of a symmetric positive definite matrix, times (K, O)."""
+    root = inverse_root(matrix)
+    return product(root, tf.matmul(root, right), transpose_left=True)
 
 
 def inverse(matrix: Any) -> Any:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from tfmot_asp.calibration.factors import Block, Factors
-from tfmot_asp.calibration.linear_algebra import full_precision
+from tfmot_asp.calibration.linear_algebra import full_precision, product
 from tfmot_asp.calibration.refit import refit
 from tfmot_asp.calibration.selection import choose_mask, m_by_n_rows
 from tfmot_asp.calibration.statistics import Moments
@@ -115,14 +114,13 @@ def reconstruct(
         dead = inputs.input_norms() == 0
         target[dead] = 1e-3 * dense[dead]
         for block in inputs.blocks:
-            wanted = tf.constant(target[block.inputs] / block.scale[:, None])
+            wanted = target[block.inputs] / block.scale[:, None]
             start = wanted
             if scores is None:
                 within = _segments_in(block, size // segments, pattern.block)
-                chosen, start = choose_mask(block, wanted, pattern, within, effort)
-                mask[block.inputs] = chosen.numpy()
+                mask[block.inputs], start = choose_mask(block, wanted, pattern, within, effort)
             refitted = refit(block.matrix, wanted, mask[block.inputs], start)
-            pruned[block.inputs] = refitted.numpy() * block.scale[:, None]
+            pruned[block.inputs] = refitted * block.scale[:, None]
         pruned[dead] = dense[dead]
     result = np.where(mask, pruned, 0).astype(given.dtype)
     return Reconstruction(
@@ -137,8 +135,8 @@ def reconstruct(
 
 def output_error(pruned: np.ndarray, dense: np.ndarray, moments: Moments) -> float:
     """‖X̂V - XW‖ / ‖XW‖ on the moments' sample of rows; 0 where both are zero."""
-    wanted = tf.matmul(moments.dense_sample, dense)
-    norm, error = np.linalg.norm(wanted), np.linalg.norm(tf.matmul(moments.sample, pruned) - wanted)
+    wanted = product(moments.dense_sample, dense)
+    norm, error = np.linalg.norm(wanted), np.linalg.norm(product(moments.sample, pruned) - wanted)
     return float(error / norm) if norm else float("inf") if error else 0.0
 
 

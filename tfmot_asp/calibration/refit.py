@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
+import numpy as np
+
+from tfmot_asp.calibration.linear_algebra import product
 
 STEPS = 30
 
+_ENOUGH = 1e-11  # of the target's square, for the residual's: what is left to gain is far below any loss
 
-def refit(matrix: Any, target: Any, mask: Any, start: Any = None, steps: int = STEPS) -> Any:
+
+def refit(
+    matrix: Any, target: np.ndarray, mask: np.ndarray, start: np.ndarray | None = None, steps: int = STEPS
+) -> np.ndarray:
     """Minimizes (V - T)ᵀ A (V - T) over the weights that the mask keeps, per column.
 
     In scaled coordinates (``factors``), where A has a diagonal of ones: these are conjugate gradients with Jacobi's
     preconditioner. A column that has converged stands still.
 
     Args:
-        matrix: A, (K, K), symmetric positive definite.
+        matrix: A, (K, K), a symmetric positive definite tensor.
         target: T, (K, O).
         mask: (K, O) bool.
         start: V to start from, where the mask is True; ``target`` if None.
@@ -25,24 +31,30 @@ def refit(matrix: Any, target: Any, mask: Any, start: Any = None, steps: int = S
     Returns:
         V, (K, O), zero where the mask is False.
     """
-    kept = tf.cast(mask, target.dtype)
+    kept = mask.astype(target.dtype)
     weight = (target if start is None else start) * kept
-    residual = (matrix @ (target - weight)) * kept
-    direction = residual
+    residual = product(matrix, target - weight)
+    residual *= kept
+    direction = residual.copy()
     square = _squares(residual)
-    enough = 1e-12 * _squares(target)
+    enough = np.float32(_ENOUGH) * _squares(target)
     for _ in range(steps):
-        if not tf.reduce_any(square > enough):
+        moving = square > enough
+        if not moving.any():
             break
-        image = (matrix @ direction) * kept
-        curvature = tf.reduce_sum(direction * image, 0)
-        length = tf.where((square > enough) & (curvature > 0), tf.math.divide_no_nan(square, curvature), 0)
-        weight += length * direction
-        residual -= length * image
+        image = product(matrix, direction)
+        image *= kept
+        curvature = np.einsum("ko,ko->o", direction, image)
+        moving &= curvature > 0
+        length = np.divide(square, curvature, out=np.zeros_like(square), where=moving)
+        image *= length
+        residual -= image
+        weight += np.multiply(direction, length, out=image)
         before, square = square, _squares(residual)
-        direction = residual + tf.math.divide_no_nan(square, before) * direction
+        direction *= np.divide(square, before, out=np.zeros_like(square), where=before > 0)
+        direction += residual
     return weight
 
 
-def _squares(array: Any) -> Any:
-    return tf.reduce_sum(array * array, 0)
+def _squares(array: np.ndarray) -> np.ndarray:
+    return np.einsum("ko,ko->o", array, array)

@@ -1,45 +1,44 @@
 """Which weights to keep: masks that lose little of the quadratic loss (V - T)ᵀ A (V - T) after the refit.
 
-All in scaled coordinates (``factors``), on float32 tensors.
+All in scaled coordinates (``factors``), in float32.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import tensorflow as tf
 
 from tfmot_asp.calibration.factors import Block
+from tfmot_asp.calibration.linear_algebra import product
 from tfmot_asp.calibration.swaps import swap_search
 from tfmot_asp.masks import m_by_n_mask
+from tfmot_asp.pattern import Pattern
 
 OBS_BLOCK = 128
 RHO_START = 0.3
 
-SEARCHES = {"balanced": ((1.3, 1.2, 1.1), 100, 2), "thorough": ((1.15, 1.1, 1.05), 200, 8)}
+SEARCHES = {"balanced": ((1.4, 1.3, 1.15), 100, 2), "thorough": ((1.2, 1.13, 1.07), 200, 8)}
 """Per effort: how ADMM's penalty grows, its steps at most, and rounds of swaps after it."""
 
 
-def m_by_n_rows(score: Any, m_by_n: tuple[int, int], segments: int) -> Any:
-    """The m by n mask of a (K, O) array or tensor of scores, its stripes within ``segments`` equal runs of rows."""
+def m_by_n_rows(score: np.ndarray, pattern: Pattern, segments: int) -> np.ndarray:
+    """The m by n mask of a (K, O) array of scores, its stripes within ``segments`` equal runs of rows."""
     rows, columns = score.shape
-    if segments == 1:
-        return m_by_n_mask(score, 0, m_by_n)
-    reshape = tf.reshape if tf.is_tensor(score) else np.reshape
-    return reshape(m_by_n_mask(reshape(score, (segments, rows // segments, columns)), 1, m_by_n), (rows, columns))
+    mask = m_by_n_mask(score.reshape(segments, rows // segments, columns), 1, pattern)
+    return np.asarray(mask).reshape(rows, columns)
 
 
-def choose_mask(block: Block, target: Any, m_by_n: tuple[int, int], segments: int, effort: str) -> tuple[Any, Any]:
+def choose_mask(
+    block: Block, target: np.ndarray, pattern: Pattern, segments: int, effort: str
+) -> tuple[np.ndarray, np.ndarray]:
     """The mask that an effort pays for, and weights near those that suit it best; see ``reconstruct``."""
     if effort == "fast":
-        return obs_mask(block, target, m_by_n, segments), target
+        return obs_mask(block, target, pattern, segments), target
     growth, steps, rounds = SEARCHES[effort]
-    mask = admm_mask(block, target, m_by_n, segments, growth=growth, steps=steps)
-    return swap_search(block, target, mask, m_by_n, segments, rounds=rounds)
+    mask, weight = admm_mask(block, target, pattern, segments, growth=growth, steps=steps)
+    return swap_search(block, target, mask, weight, pattern, segments, rounds=rounds)
 
 
-def obs_mask(block: Block, target: Any, m_by_n: tuple[int, int], segments: int = 1) -> Any:
+def obs_mask(block: Block, target: np.ndarray, pattern: Pattern, segments: int = 1) -> np.ndarray:
     """Goes through the rows once; what a dropped weight did is taken over by the rows after it as well as they can.
 
     The rule of Optimal Brain Surgeon in the form of SparseGPT (Frantar & Alistarh, ICML 2023): with UᵀU the inverse of
@@ -48,37 +47,37 @@ def obs_mask(block: Block, target: Any, m_by_n: tuple[int, int], segments: int =
     Args:
         block: A and its factors.
         target: T, (K, O).
-        m_by_n: m zeros in every n consecutive rows.
+        pattern: zeros in every so many consecutive rows.
         segments: equal runs of rows that stripes lie within.
 
     Returns:
-        (K, O) bool tensor, True where the weight is kept.
+        (K, O) bool, True where the weight is kept.
     """
-    root: np.ndarray = block.inverse_root
+    root = block.inverse_root
     pivots = np.diag(root)[:, None]
-    work: np.ndarray = np.array(target)
+    work = target.copy()
     mask = np.empty(work.shape, bool)
-    for stripes in _grouped(stripe_bounds(len(work), m_by_n[1], segments)):
+    for stripes in _grouped(stripe_bounds(len(work), pattern.block, segments)):
         start, stop = stripes[0][0], stripes[-1][1]
         errors = np.empty((stop - start, work.shape[1]), work.dtype)
         for first, end in stripes:
-            mask[first:end] = m_by_n_mask(np.square(work[first:end] / pivots[first:end]), 0, m_by_n)
+            mask[first:end] = m_by_n_mask(np.square(work[first:end] / pivots[first:end]), 0, pattern)
             for row in range(first, end):
                 errors[row - start] = np.where(mask[row], 0, work[row] / root[row, row])
                 work[row + 1 : stop] -= root[row, row + 1 : stop, None] * errors[row - start]
-        work[stop:] -= tf.matmul(root[start:stop, stop:], errors, transpose_a=True).numpy()
-    return tf.constant(mask)
+        work[stop:] -= product(root[start:stop, stop:], errors, transpose_left=True)
+    return mask
 
 
 def admm_mask(
     block: Block,
-    target: Any,
-    m_by_n: tuple[int, int],
+    target: np.ndarray,
+    pattern: Pattern,
     segments: int = 1,
     *,
-    growth: tuple[float, float, float] = (1.3, 1.2, 1.1),
+    growth: tuple[float, float, float] = (1.4, 1.3, 1.15),
     steps: int = 100,
-) -> Any:
+) -> tuple[np.ndarray, np.ndarray]:
     """Alternates between dense weights of least loss near sparse ones and sparse weights near the dense ones.
 
     The method of ALPS (Meng et al., NeurIPS 2024). The penalty rho that ties the two grows while the support changes.
@@ -88,36 +87,41 @@ def admm_mask(
     Args:
         block: A and its factors.
         target: T, (K, O).
-        m_by_n: m zeros in every n consecutive rows.
+        pattern: zeros in every so many consecutive rows.
         segments: equal runs of rows that stripes lie within.
-        growth: what rho is multiplied by, every third step, while more than 10 %, more than 0.5 %, or anything of the
+        growth: what rho is multiplied by, every fourth step, while more than 10 %, more than 0.5 %, or anything of the
             support changes.
         steps: iterations, at most; it ends where the support has come to rest.
 
     Returns:
-        (K, O) bool tensor, True where the weight is kept.
+        (K, O) bool, True where the weight is kept; and weights that are near the best for it.
     """
-    rho = RHO_START * block.half_explained(1 - m_by_n[0] / m_by_n[1])[0]
+    rho = RHO_START * block.half_explained(1 - pattern.sparsity)[0]
     plus_rho = block.inverse_plus(rho)
-    pull = block.matrix @ target
-    settled = mask = m_by_n_rows(tf.abs(target), m_by_n, segments)
+    pull = product(block.matrix, target)
+    settled = mask = m_by_n_rows(np.abs(target), pattern, segments)
     kept = np.count_nonzero(mask)
-    sparse = tf.where(mask, target, 0)
-    dual = tf.zeros_like(target)
+    sparse = target * mask
+    dual = np.zeros_like(target)  # divided by rho
     for step in range(1, steps + 1):
-        dense = plus_rho @ (pull - dual + rho * sparse)
-        near = dense + dual / rho
-        mask = m_by_n_rows(tf.abs(near), m_by_n, segments)
-        sparse = tf.where(mask, near, 0)
-        dual += rho * (dense - sparse)
-        if step % 3 == 0:
+        near = sparse - dual
+        near *= np.float32(rho)
+        near += pull
+        near = product(plus_rho, near)
+        near += dual
+        mask = m_by_n_rows(np.abs(near), pattern, segments)
+        np.multiply(near, mask, out=sparse)
+        np.subtract(near, sparse, out=dual)
+        if step % 4 == 0:
             changed = np.count_nonzero(mask != settled) / kept
             settled = mask
             if not changed:
                 break
-            rho *= growth[0] if changed > 0.1 else growth[1] if changed > 0.005 else growth[2]
+            factor = growth[0] if changed > 0.1 else growth[1] if changed > 0.005 else growth[2]
+            rho *= factor
+            dual /= np.float32(factor)
             plus_rho = block.inverse_plus(rho)
-    return mask
+    return mask, sparse
 
 
 def stripe_bounds(rows: int, n: int, segments: int) -> list[tuple[int, int]]:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
-from tfmot_asp.calibration.linear_algebra import full_precision
+from tfmot_asp.calibration.linear_algebra import full_precision, product
 
 DEFAULT_MEMORY = 1 << 30
 """Bytes that the moments of one tensor and what is computed from them may take, before blocks are used."""
@@ -125,10 +124,10 @@ class MomentsAccumulator:
             self._drift = [np.zeros_like(block) for block in self._gram]
         for index, block in enumerate(self._blocks):
             columns = pruned[:, block.start : block.stop]
-            self._gram[index] += tf.matmul(columns, columns, transpose_a=True).numpy()
+            self._gram[index] += product(columns, columns, transpose_left=True)
             if dense is not None and self._drift is not None:
                 difference = dense[:, block.start : block.stop] - columns
-                self._drift[index] += tf.matmul(columns, difference, transpose_a=True).numpy()
+                self._drift[index] += product(columns, difference, transpose_left=True)
 
     def result(self) -> Moments:
         """The moments of all rows added.

@@ -10,76 +10,76 @@ not. So the loss never rises.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from tfmot_asp.calibration.factors import Block
+from tfmot_asp.calibration.linear_algebra import product
 from tfmot_asp.calibration.refit import refit
+from tfmot_asp.pattern import Pattern
 
 REFIT_STEPS = 8
-"""Steps of conjugate gradients after each round of swaps: weights start from the round before."""
+"""Steps of conjugate gradients after each round of swaps: weights start from those of the round before."""
 
 
 def swap_search(
-    block: Block, target: Any, mask: Any, m_by_n: tuple[int, int], segments: int = 1, *, rounds: int
-) -> tuple[Any, Any]:
+    block: Block,
+    target: np.ndarray,
+    mask: np.ndarray,
+    weight: np.ndarray,
+    pattern: Pattern,
+    segments: int = 1,
+    *,
+    rounds: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Improves a mask by rounds of swaps within stripes.
 
     Args:
         block: A and its factors.
         target: T, (K, O).
-        mask: (K, O) bool tensor of the m by n pattern.
-        m_by_n: m zeros in every n consecutive rows.
+        mask: (K, O) bool, that keeps the pattern.
+        weight: V to start from, (K, O).
+        pattern: zeros in every so many consecutive rows.
         segments: equal runs of rows that stripes lie within.
         rounds: at most; it ends where no column proposes anything.
 
     Returns:
         The mask and the weights refitted to it, (K, O).
     """
-    stripes = _Stripes(target.shape[0], m_by_n[1], segments)
-    precision = _Precision(block, m_by_n, stripes)
-    best = _State.refitted(block.matrix, target, mask, target, 30)
-    threshold = tf.zeros_like(best.loss)
+    stripes = _Stripes(target.shape[0], pattern.block, segments)
+    precision = _Precision(block, pattern, stripes)
+    best = _refitted(block.matrix, target, mask, weight)
+    threshold = np.zeros_like(best.loss)
     for _ in range(rounds):
         swaps = _propose(best, precision, stripes)
-        largest = tf.reduce_max(swaps.gain, 0)
-        chosen = (swaps.gain > 0) & (swaps.gain >= threshold * largest)
-        chosen &= largest > 1e-7 * best.loss
-        if not tf.reduce_any(chosen):
+        largest = swaps.gain.max(0)
+        chosen = (swaps.gain > 0) & (swaps.gain >= threshold * largest) & (largest > 1e-7 * best.loss)
+        if not chosen.any():
             break
-        flipped, start = swaps.applied(best, chosen, stripes)
-        tried = _State.refitted(block.matrix, target, flipped, start, REFIT_STEPS)
+        tried = _refitted(block.matrix, target, *swaps.applied(best, chosen, stripes))
         better = tried.loss < best.loss
-        best = best.where(better, tried)
-        threshold = tf.where(better, threshold / 2, (1 + 2 * threshold) / 3)
+        for mine, new in zip(best, tried, strict=True):
+            np.copyto(mine, new, where=better)
+        threshold = np.where(better, threshold / 2, (1 + 2 * threshold) / 3)
     return best.mask, best.weight
 
 
-@dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     """A mask, its refitted weights, the gradient A(T - V), and each column's loss."""
 
-    mask: Any
-    weight: Any
-    gradient: Any
-    loss: Any
+    mask: np.ndarray
+    weight: np.ndarray
+    gradient: np.ndarray
+    loss: np.ndarray
 
-    @classmethod
-    def refitted(cls, matrix: Any, target: Any, mask: Any, start: Any, steps: int) -> _State:
-        weight = refit(matrix, target, mask, start, steps)
-        gradient = matrix @ (target - weight)
-        return cls(mask, weight, gradient, tf.reduce_sum((target - weight) * gradient, 0))
 
-    def where(self, better: Any, other: _State) -> _State:
-        return _State(
-            tf.where(better, other.mask, self.mask),
-            tf.where(better, other.weight, self.weight),
-            tf.where(better, other.gradient, self.gradient),
-            tf.where(better, other.loss, self.loss),
-        )
+def _refitted(matrix: Any, target: np.ndarray, mask: np.ndarray, start: np.ndarray) -> _State:
+    weight = refit(matrix, target, mask, start, REFIT_STEPS)
+    missing = target - weight
+    gradient = product(matrix, missing)
+    return _State(mask.copy(), weight, gradient, np.einsum("ko,ko->o", missing, gradient))
 
 
 class _Stripes:
@@ -96,25 +96,25 @@ class _Stripes:
         self._whole = bool(self.present.all())
         self._back = np.flatnonzero(self.present)
 
-    def split(self, array: Any) -> list[Any]:
-        """(K, O) to n arrays (stripes, O), one per place in the stripe; what is not there is zero or False."""
+    def split(self, array: np.ndarray) -> np.ndarray:
+        """(K, O) to (n, stripes, O), by place in the stripe; what is not there is zero or False."""
         if not self._whole:
-            array = tf.concat([array, tf.zeros_like(array[:1])], 0)
-            array = tf.gather(array, np.where(self.present, self.rows, array.shape[0] - 1).ravel())
-        return tf.unstack(tf.reshape(array, (len(self.rows), self.n, -1)), axis=1)
+            padded = np.zeros((self.rows.size, array.shape[1]), array.dtype)
+            padded[self._back] = array
+            array = padded
+        return array.reshape(*self.rows.shape, -1).swapaxes(0, 1)
 
-    def join(self, places: list[Any]) -> Any:
+    def join(self, places: np.ndarray) -> np.ndarray:
         """The inverse of ``split``."""
-        array = tf.reshape(tf.stack(places, 1), (self.rows.size, -1))
-        return array if self._whole else tf.gather(array, self._back)
+        array = places.swapaxes(0, 1).reshape(self.rows.size, -1)
+        return array if self._whole else array[self._back]
 
 
 class _Precision:
     """The mean of P over random supports, within each stripe: (stripes, 1) for every pair of places."""
 
-    def __init__(self, block: Block, m_by_n: tuple[int, int], stripes: _Stripes) -> None:
-        m, n = m_by_n
-        share = (n - m) / n
+    def __init__(self, block: Block, pattern: Pattern, stripes: _Stripes) -> None:
+        share = 1 - pattern.sparsity
         _, mean = block.half_explained(share)
         rows = np.maximum(stripes.rows, 0)
         within = mean[rows[:, :, None], rows[:, None, :]]  # (stripes, n, n)
@@ -124,49 +124,38 @@ class _Precision:
         self.pair = np.clip(within / share**2, -limit, limit).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class _Swaps:
+class _Swaps(NamedTuple):
     """The best swap of each stripe and column, (stripes, O): what it gains, which places, the added weight's value."""
 
-    gain: Any
-    dropped: Any
-    added: Any
-    value: Any
+    gain: np.ndarray
+    dropped: np.ndarray
+    added: np.ndarray
+    value: np.ndarray
 
-    def applied(self, state: _State, chosen: Any, stripes: _Stripes) -> tuple[Any, Any]:
+    def applied(self, state: _State, chosen: np.ndarray, stripes: _Stripes) -> tuple[np.ndarray, np.ndarray]:
         """The mask and the weights to start the refit from, with the chosen swaps made."""
-        masks, weights = [], []
-        for place, (kept, weight) in enumerate(
-            zip(stripes.split(state.mask), stripes.split(state.weight), strict=True)
-        ):
-            drop, add = chosen & (self.dropped == place), chosen & (self.added == place)
-            masks.append((kept & ~drop) | add)
-            weights.append(tf.where(add, self.value, tf.where(drop, 0, weight)))
-        return stripes.join(masks), stripes.join(weights)
+        mask, weight = stripes.split(state.mask).copy(), stripes.split(state.weight).copy()
+        where = np.nonzero(chosen)
+        dropped, added = (self.dropped[where], *where), (self.added[where], *where)
+        mask[dropped], weight[dropped] = False, 0
+        mask[added], weight[added] = True, self.value[where]
+        return stripes.join(mask), stripes.join(weight)
 
 
 def _propose(state: _State, precision: _Precision, stripes: _Stripes) -> _Swaps:
     """The swap of the highest estimated gain in each stripe and column; gain 0 where none would gain."""
-    kept, weight = stripes.split(state.mask), stripes.split(state.weight)
-    gradient = stripes.split(state.gradient)
-    nothing, nowhere = tf.zeros_like(weight[0]), tf.zeros_like(weight[0], tf.int32)
-    best = _Swaps(nothing, nowhere, nowhere, nothing)
-    for a in range(stripes.n):
-        for j in range(stripes.n):
-            if a == j:
-                continue
-            own_a, own_j, pair = precision.own[:, a, None], precision.own[:, j, None], precision.pair[:, a, j, None]
-            # P of the support without j, and j's regression on a, from P of the support with both.
-            own_a = own_a - pair**2 / own_j
-            slope = -pair / own_j
-            pull = gradient[j] + (slope / own_a) * weight[a]
-            stiffness = 1 / own_j + slope**2 / own_a
-            gain = pull * pull / stiffness - weight[a] * weight[a] / own_a
-            possible = kept[a] & ~kept[j] & stripes.present[:, j, None] & (gain > best.gain)
-            best = _Swaps(
-                tf.where(possible, gain, best.gain),
-                tf.where(possible, a, best.dropped),
-                tf.where(possible, j, best.added),
-                tf.where(possible, pull / stiffness, best.value),
-            )
+    kept, weight, gradient = (stripes.split(array) for array in (state.mask, state.weight, state.gradient))
+    shape = kept.shape[1:]
+    best = _Swaps(*(np.zeros(shape, dtype) for dtype in (np.float32, np.int16, np.int16, np.float32)))
+    for a, j in itertools.permutations(range(stripes.n), 2):
+        own_j, pair = precision.own[:, j, None], precision.pair[:, a, j, None]
+        # P of the support without j, and j's regression on a, from P of the support with both.
+        own_a = precision.own[:, a, None] - pair**2 / own_j
+        slope = -pair / own_j
+        pull = gradient[j] + (slope / own_a) * weight[a]
+        stiffness = 1 / own_j + slope**2 / own_a
+        gain = pull * pull / stiffness - weight[a] * weight[a] / own_a
+        possible = kept[a] & ~kept[j] & stripes.present[:, j, None] & (gain > best.gain)
+        for mine, new in zip(best, (gain, a, j, pull / stiffness), strict=True):
+            np.copyto(mine, new, where=possible, casting="unsafe")
     return best

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.calibration.factors import Factors, damped
-from tfmot_asp.calibration.linear_algebra import inverse
+from tfmot_asp.calibration.linear_algebra import product, solve
 from tfmot_asp.calibration.statistics import Moments
 
 RIDGES = (0.0, 0.1)
@@ -54,11 +54,11 @@ def choose_correction(weight: np.ndarray, inputs: Factors) -> Correction:
         return Correction(0.0)
     weight = weight[:, :: -(-weight.shape[1] // CHOICE_COLUMNS)]
     grams, drifts = rest
-    error = tf.matmul(moments.dense_sample - moments.sample, weight).numpy()
+    error = product(moments.dense_sample - moments.sample, weight)
     scaled = [damped(gram, inputs.damping) for gram in grams]
     best, explained = Correction(0.0), 0.0
     for ridge in RIDGES:
-        predicted = tf.matmul(moments.sample, _step(weight, drifts, scaled, ridge)).numpy()
+        predicted = product(moments.sample, _step(weight, drifts, scaled, ridge))
         size, agreement = float(np.vdot(predicted, predicted)), float(np.vdot(predicted, error))
         alpha = min(1.0, max(0.0, agreement / size)) if size else 0.0
         gain = 2 * alpha * agreement - alpha * alpha * size
@@ -78,8 +78,8 @@ def without_sample(moments: Moments) -> tuple[list[np.ndarray], list[np.ndarray]
     for gram, drift in zip(moments.gram, moments.drift, strict=True):
         rows = moments.sample[:, first : first + len(gram)]
         shifted = difference[:, first : first + len(gram)]
-        grams.append(rest * (gram - own * tf.matmul(rows, rows, transpose_a=True).numpy()))
-        drifts.append(rest * (drift - own * tf.matmul(rows, shifted, transpose_a=True).numpy()))
+        grams.append(rest * (gram - own * product(rows, rows, transpose_left=True)))
+        drifts.append(rest * (drift - own * product(rows, shifted, transpose_left=True)))
         first += len(gram)
     return grams, drifts
 
@@ -91,6 +91,6 @@ def _step(
     steps, first = [], 0
     for (scale, matrix), block in zip(scaled, drift, strict=True):
         inputs = slice(first, first := first + len(block))
-        pull = scale[:, None] * tf.matmul(block, weight[inputs])
-        steps.append(scale[:, None] * (inverse(matrix + ridge * tf.eye(len(block))) @ pull).numpy())
+        pull = scale[:, None] * product(block, weight[inputs])
+        steps.append(scale[:, None] * solve(matrix + ridge * tf.eye(len(block)), pull))
     return np.concatenate(steps)
