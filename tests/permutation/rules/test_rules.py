@@ -608,6 +608,12 @@ def test_channels_pass_a_shuffle_one_by_one():
     assert C in [table.shape[1] for table in tables]
 
 
+def test_every_rule_says_what_it_ties_and_pins():
+    for op_type in rules.op_types():
+        said = (rules.rule_for(op_type).__doc__ or "").lower()
+        assert "pin" in said or ": as `" in said, op_type
+
+
 def test_every_rule_is_tested():
     tested = set()
     for chosen in CASES.values():

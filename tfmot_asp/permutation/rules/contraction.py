@@ -13,7 +13,10 @@ from tfmot_asp.permutation.rules.registry import register_rule
 
 @register_rule("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
 def matmul(op: Op, axes: Axes) -> Outputs:
-    """`(..., i, k) × (..., k, j) → (..., i, j)`, either side possibly transposed, batch axes broadcast."""
+    """`(..., i, k) × (..., k, j) → (..., i, j)`, either side possibly transposed.
+
+    Ties the two summed axes k, and the batch axes that broadcast with each other; i and j go through. Pins nothing.
+    """
     a, b = list(axes[op.inputs[0]]), list(axes[op.inputs[1]])
     if op.attr("transpose_a", False) or op.attr("adj_x", False):
         a[-2:] = a[:-3:-1]
@@ -30,7 +33,10 @@ def matmul(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Einsum")
 def einsum(op: Op, axes: Axes) -> Outputs:
-    """Axes with the same letter are tied; letters that the output lacks are summed."""
+    """Ties axes with the same letter, and those of `...` from the last on; letters that the output lacks are summed.
+
+    Pins nothing, but all if a letter occurs twice in one term (a diagonal).
+    """
     equation = op.attr("equation").decode().replace(" ", "")
     left, _, right = equation.partition("->")
     terms = list(zip(op.inputs, left.split(","), strict=True))
@@ -59,9 +65,12 @@ def _letters(term: str, rank: int, ellipsis: int) -> list[str]:
 
 @register_rule("Conv2D", "Conv3D", "Conv")
 def convolution(op: Op, axes: Axes) -> Outputs:
-    """Kernel `(*window, C / groups, K)`: its input axis is tied to the channels of each group alike.
+    """Kernel `(*window, C / groups, K)`; the output has the batch of the input and the channels K of the kernel.
 
-    Output channels may move within their group, which a tie to an axis of its own for each group says.
+    Ties the input's channels to the kernel's C, of several groups each to the same one. Then channels of the output may
+    move within their group, which a tie to an axis of its own for each group says. With one input channel per group,
+    ties each input channel to the outputs made from it. Pins spatial axes, of the kernel too, unless the window is a
+    single pixel and the stride 1.
     """
     x, kernel = list(axes[op.inputs[0]]), axes[op.inputs[1]]
     shape, window = op.inputs[0].shape or (), (op.inputs[1].shape or ())[:-2]
@@ -113,7 +122,11 @@ def _confine(axes: Axes, outputs: Axis, groups: int, size: int) -> np.ndarray:
 
 @register_rule("DepthwiseConv2dNative")
 def depthwise_convolution(op: Op, axes: Axes) -> Outputs:
-    """Kernel `(h, w, C, M)`: channel c makes the outputs c·M to c·M + M − 1."""
+    """Kernel `(h, w, C, M)`: channel c makes the outputs c·M to c·M + M − 1.
+
+    Ties the input's channels to the kernel's, and each to its M outputs. Pins M, the order of the outputs of a channel,
+    and spatial axes.
+    """
     x, kernel = list(axes[op.inputs[0]]), axes[op.inputs[1]]
     channel, spatial = _layout(op, len(x))
     *window, size, multiplier = op.inputs[1].shape or ()
@@ -134,7 +147,10 @@ def depthwise_convolution(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Conv2DBackpropInput", "Conv3DBackpropInputV2")
 def transposed_convolution(op: Op, axes: Axes) -> Outputs:
-    """Inputs (sizes, kernel, x); kernel `(*window, K, C)`: the output channels stand before the input channels."""
+    """Inputs (sizes, kernel, x); kernel `(*window, K, C)`: the output channels stand before the input channels.
+
+    Ties the channels of x to the kernel's C; the output has its K. Pins spatial axes, and all if it is grouped.
+    """
     kernel, x = axes[op.inputs[1]], list(axes[op.inputs[2]])
     channel, spatial = _layout(op, len(x))
     kernel_shape, x_shape = op.inputs[1].shape or (), op.inputs[2].shape or ()

@@ -29,25 +29,25 @@ _ACTIVATION_GRADIENTS = "EluGrad LeakyReluGrad Relu6Grad ReluGrad RsqrtGrad Sigm
 
 @register_rule(*_UNARY.split())
 def unary(op: Op, axes: Axes) -> Outputs:
-    """The output is indexed as the first input; further inputs are scalars."""
+    """The output is indexed as the first input, further inputs are scalars. Ties and pins nothing."""
     return [axes[op.inputs[0]]]
 
 
 @register_rule("CollectiveReduce", "CollectiveReduceV2")
 def collective_reduce(op: Op, axes: Axes) -> Outputs:
-    """The sum of what each worker keeps of its own, such as batch statistics, element by element."""
+    """The sum of what each worker keeps of its own, such as batch statistics, element by element: as `unary`."""
     return [axes[op.inputs[0]]]
 
 
 @register_rule("IdentityN")
 def identity_n(op: Op, axes: Axes) -> Outputs:
-    """What custom-gradient functions end in."""
+    """What custom-gradient functions end in: each output is an input. Ties and pins nothing."""
     return [axes[t] if not t.is_resource else [] for t in op.inputs]
 
 
 @register_rule(*_BROADCASTING.split(), *_ACTIVATION_GRADIENTS.split())
 def broadcasting(op: Op, axes: Axes) -> Outputs:
-    """Axes of equal size are tied, aligned from the last; an axis of size 1 is uniform and ties to nothing."""
+    """Ties axes of equal size, aligned from the last; those of size 1 are uniform and tie to nothing. Pins nothing."""
     return [join(op, axes, len(op.outputs[0].shape or ()))] * len(op.outputs)
 
 
@@ -63,12 +63,13 @@ def join(op: Op, axes: Axes, rank: int) -> list[Axis]:
 
 @register_rule("AddN", "AccumulateNV2")
 def add_n(op: Op, axes: Axes) -> Outputs:
+    """The sum of a list of tensors of one shape: ties all their axes. Pins nothing."""
     return [join(op, axes, len(op.outputs[0].shape or ()))]
 
 
 @register_rule("Select")
 def select(op: Op, axes: Axes) -> Outputs:
-    """The older select: its condition may be a vector, which then belongs to the first axis."""
+    """The older select: ties both choices, and their first axis to the condition if that is a vector. Pins nothing."""
     condition, x, y = (axes[t] for t in op.inputs)
     result = [axes.tie(a, b) for a, b in zip(x, y, strict=True)]
     return [[axes.tie(r, condition[i]) if i < len(condition) else r for i, r in enumerate(result)]]
@@ -76,7 +77,7 @@ def select(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Bitcast")
 def bitcast(op: Op, axes: Axes) -> Outputs:
-    """To a type of another size, a last axis of the parts of each number comes or goes."""
+    """To a type of another size, a last axis of the parts of each number comes or goes, and is pinned. Ties nothing."""
     x, rank = list(axes[op.inputs[0]]), len(op.outputs[0].shape or ())
     if rank > len(x):
         return [[*x, axes.pinned((op.outputs[0].shape or ())[-1], "the parts of a number", op)]]
@@ -87,6 +88,7 @@ def bitcast(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("BiasAdd", "BiasAddV1")
 def bias_add(op: Op, axes: Axes) -> Outputs:
+    """Ties the bias to the channels, wherever `data_format` has them. Pins nothing."""
     x, (bias,) = list(axes[op.inputs[0]]), axes[op.inputs[1]]
     channel = 1 if op.attr("data_format", b"NHWC") == b"NCHW" else len(x) - 1
     x[channel] = axes.tie(x[channel], bias)
@@ -101,7 +103,7 @@ def bias_add(op: Op, axes: Axes) -> Outputs:
     "QuantizeAndDequantizeV4",
 )
 def fake_quant(op: Op, axes: Axes) -> Outputs:
-    """Ranges are scalars, or vectors over one axis: the last, or the one that `axis` names."""
+    """Ties ranges that are vectors to the axis they are for: the last, or the one that `axis` names. Pins nothing."""
     x = list(axes[op.inputs[0]])
     axis = int(op.attr("axis", -1))
     for limit in op.inputs[1:3]:
@@ -112,7 +114,7 @@ def fake_quant(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 def fused_batch_norm(op: Op, axes: Axes) -> Outputs:
-    """Scale, offset, mean and variance belong to the channel; other axes are normalized over or left alone.
+    """Ties scale, offset, mean and variance to the channels; other axes are averaged or go through. Pins nothing.
 
     Works alike in training mode (layer normalization is built on it), in which mean and variance are empty.
     """
@@ -130,12 +132,13 @@ def fused_batch_norm(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("L2Loss")
 def to_scalar(op: Op, axes: Axes) -> Outputs:
+    """A sum over everything, which does not depend on any order. Ties and pins nothing."""
     return [[]]
 
 
 @register_rule("Sum", "Mean", "Max", "Min", "Prod", "All", "Any", "EuclideanNorm")
 def reduce(op: Op, axes: Axes) -> Outputs:
-    """A reduction does not depend on the order along the axes that it drops."""
+    """A reduction does not depend on the order along the axes that it drops. Ties and pins nothing."""
     where = op.inputs[1].value
     if where is None:
         return axes.pin_all(op, "reduces axes that are known only when it runs")
@@ -148,13 +151,13 @@ def reduce(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Cumsum", "Cumprod", "CumulativeLogsumexp")
 def cumulative(op: Op, axes: Axes) -> Outputs:
-    """Runs along one axis, whose order matters."""
+    """Pins the axis along which it runs, whose order matters."""
     return ordered_along(op, axes, op.inputs[1].value, "accumulated in order along this axis")
 
 
 @register_rule("LRN")
 def local_response_normalization(op: Op, axes: Axes) -> Outputs:
-    """Each channel is normalized by its neighbours."""
+    """Each channel is normalized by its neighbours: pins the channels."""
     return ordered_along(op, axes, np.asarray(-1), "normalized by neighbouring channels")
 
 
@@ -173,7 +176,7 @@ def ordered_along(op: Op, axes: Axes, axis: np.ndarray | None, reason: str) -> O
 
 @register_rule("ArgMax", "ArgMin")
 def arg_max(op: Op, axes: Axes) -> Outputs:
-    """The result is a position along the axis."""
+    """The result is a position along the axis, which is pinned; the other axes go through."""
     where = op.inputs[1].value
     if where is None:
         return axes.pin_all(op, "the position along this axis is the result")

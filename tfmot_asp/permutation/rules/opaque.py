@@ -45,6 +45,7 @@ _REASONS = {
 
 def _opaque(reason: str) -> Rule:
     def rule(op: Op, axes: Axes) -> Outputs:
+        """Pins all that the op touches."""
         return axes.pin_all(op, reason)
 
     return rule
@@ -59,7 +60,7 @@ NAMED = frozenset(op_type for types in _REASONS.values() for op_type in types.sp
 
 @register_rule("FFT", "FFT2D", "FFT3D", "IFFT", "IFFT2D", "IFFT3D", "RFFT", "RFFT2D", "RFFT3D", "IRFFT", "IRFFT2D")
 def fourier_transform(op: Op, axes: Axes) -> Outputs:
-    """Mixes the positions of the last one, two or three axes; the leading axes are left alone."""
+    """Mixes the positions of the last one, two or three axes, which are pinned; the leading axes go through."""
     depth = int(op.type[-2]) if op.type.endswith("D") else 1
     reason, shape = "a Fourier transform along this axis", op.outputs[0].shape or ()
     x = list(axes[op.inputs[0]])
@@ -89,7 +90,10 @@ def fourier_transform(op: Op, axes: Axes) -> Outputs:
     "TruncatedNormal",
 )
 def random_numbers(op: Op, axes: Axes) -> Outputs:
-    """In training (dropout) one order of independent numbers is as good as another; in inference the numbers count."""
+    """In training (dropout) one order of independent numbers is as good as another: nothing is tied or pinned.
+
+    In inference the numbers count, and every axis is pinned.
+    """
     shape = op.outputs[0].shape or ()
     if op.training:
         return [[None] * len(shape)]
@@ -98,7 +102,7 @@ def random_numbers(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp")
 def assign(op: Op, axes: Axes) -> Outputs:
-    """A variable that is written belongs to what is written, axis by axis."""
+    """Ties a variable that is written to what is written, axis by axis. Pins nothing."""
     variable = op.inputs[0].variable
     if variable is None:
         return axes.pin_all(op, "writes to a resource that is not a variable")

@@ -14,6 +14,7 @@ from tfmot_asp.permutation.rules.registry import register_rule
 
 @register_rule("ReadVariableOp")
 def read_variable(op: Op, axes: Axes) -> Outputs:
+    """The output's axes are the variable's own. Ties and pins nothing."""
     variable = op.inputs[0].variable
     if variable is None:
         return axes.pin_all(op, "reads a resource that is not a variable")
@@ -22,12 +23,16 @@ def read_variable(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Fill")
 def fill(op: Op, axes: Axes) -> Outputs:
+    """One value everywhere: every axis is uniform. Ties and pins nothing."""
     return [[None] * len(op.outputs[0].shape or ())]
 
 
 @register_rule("Reshape", "Squeeze", "ExpandDims")
 def reshape(op: Op, axes: Axes) -> Outputs:
-    """Axes that keep their size are handed on; those that split or merge are left to `regrouping.resolve`."""
+    """Axes that keep their size are handed on; those that split or merge are left to `regrouping.resolve`.
+
+    Pins axes whose sizes have no common refinement, as in (2, 3) -> (3, 2).
+    """
     x = axes[op.inputs[0]]
     in_shape, out_shape = op.inputs[0].shape or (), op.outputs[0].shape or ()
     if 0 in in_shape:
@@ -95,6 +100,7 @@ def _refined(
 
 @register_rule("Transpose", "ConjugateTranspose")
 def transpose(op: Op, axes: Axes) -> Outputs:
+    """The same axes in another order. Ties and pins nothing."""
     order = op.inputs[1].value
     if order is None:
         return axes.pin_all(op, "transposes by an order that is known only when it runs")
@@ -104,14 +110,17 @@ def transpose(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("BroadcastTo")
 def broadcast_to(op: Op, axes: Axes) -> Outputs:
-    """An axis of size 1 is uniform already, and stays so at any size."""
+    """An axis of size 1 is uniform already, and stays so at any size. Ties and pins nothing."""
     x = axes[op.inputs[0]]
     return [[None] * (len(op.outputs[0].shape or ()) - len(x)) + list(x)]
 
 
 @register_rule("ConcatV2", "Concat")
 def concat(op: Op, axes: Axes) -> Outputs:
-    """The joined axis is a new one, each piece of which is tied to its input; other axes are tied across the inputs."""
+    """The joined axis is a new one: ties each piece of it to its input, and the other axes across the inputs.
+
+    A piece whose input is uniform may be reordered within itself. Pins nothing.
+    """
     where, *tensors = op.inputs if op.type == "Concat" else (op.inputs[-1], *op.inputs[:-1])
     if where.value is None:
         return axes.pin_all(op, "joins along an axis that is known only when it runs")
@@ -138,7 +147,7 @@ def concat(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Pack")
 def pack(op: Op, axes: Axes) -> Outputs:
-    """Stacks tensors along a new axis, whose positions are as different as the tensors."""
+    """Stacks tensors along a new axis: pins that, since the tensors differ, and ties the others across the inputs."""
     rank = len(op.outputs[0].shape or ())
     axis = int(op.attr("axis")) % rank
     result: list[Axis] = [None] * (rank - 1)
@@ -150,6 +159,7 @@ def pack(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Unpack")
 def unpack(op: Op, axes: Axes) -> Outputs:
+    """Pins the axis along which it takes the tensors apart; the others go through to each of them."""
     x = list(axes[op.inputs[0]])
     axes.pin(x.pop(int(op.attr("axis")) % len(x)), "unstacked along this axis", op)
     return [x] * len(op.outputs)
@@ -157,7 +167,7 @@ def unpack(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Tile")
 def tile(op: Op, axes: Axes) -> Outputs:
-    """Copies are equal, so each is tied to the original."""
+    """Copies are equal: ties each to the original, labelled by the copy. Pins nothing."""
     if op.inputs[1].value is None:
         return axes.pin_all(op, "repeated a number of times that is known only when it runs")
     result: list[Axis] = []
@@ -173,7 +183,10 @@ def tile(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Pad", "PadV2")
 def pad(op: Op, axes: Axes) -> Outputs:
-    """The padding is a constant: its positions are new elements, which nothing distinguishes."""
+    """Ties the part of a padded axis that was there to what it was. Pins nothing.
+
+    The padding is a constant: its positions are new elements, which nothing distinguishes.
+    """
     widths = op.inputs[1].value
     if widths is None:
         return axes.pin_all(op, "padded by a width that is known only when it runs")
@@ -191,6 +204,7 @@ def pad(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("MirrorPad")
 def mirror_pad(op: Op, axes: Axes) -> Outputs:
+    """Pins the axes that are padded, whose ends are copied in reverse; the others go through."""
     widths = op.inputs[1].value
     if widths is None:
         return axes.pin_all(op, "padded by a width that is known only when it runs")
@@ -205,7 +219,10 @@ def mirror_pad(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("SpaceToDepth", "DepthToSpace")
 def space_to_depth(op: Op, axes: Axes) -> Outputs:
-    """Channels of each of the block's pixels in turn: `(i·b + j)·C + c`, in either direction (NHWC)."""
+    """Channels of each of the block's pixels in turn: `(i·b + j)·C + c`, in either direction (NHWC).
+
+    Ties each channel to its copies in the deep tensor, labelled by the pixel. Pins spatial axes, and all in NCHW.
+    """
     if op.attr("data_format", b"NHWC") != b"NHWC":
         return axes.pin_all(op, "rearranges space into channels in a layout other than NHWC")
     x, shape = axes[op.inputs[0]], op.outputs[0].shape or ()
@@ -224,7 +241,7 @@ def space_to_depth(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("SpaceToBatchND", "BatchToSpaceND", "SpaceToBatch", "BatchToSpace")
 def space_to_batch(op: Op, axes: Axes) -> Outputs:
-    """Dilated convolution in older graphs: batch and spatial axes trade places, channels stay."""
+    """Dilated convolution in older graphs: pins the batch and spatial axes, which trade places; channels go through."""
     x, shape = axes[op.inputs[0]], op.outputs[0].shape or ()
     moved = 1 + (2 if not op.type.endswith("ND") else (op.inputs[1].shape or (2,))[0])
     for axis in x[:moved]:

@@ -14,6 +14,7 @@ from tfmot_asp.permutation.rules.registry import register_rule
 
 @register_rule("Slice")
 def slice_(op: Op, axes: Axes) -> Outputs:
+    """Ties what is cut out to where it was cut from. Pins nothing, but all where that is known only when it runs."""
     begin = op.inputs[1].value
     if begin is None:
         return axes.pin_all(op, "slices at a place that is known only when it runs")
@@ -28,7 +29,10 @@ def slice_(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("StridedSlice")
 def strided_slice(op: Op, axes: Axes) -> Outputs:
-    """`x[1:3, ..., None, 0]`. The one position that an integer index picks is thereby distinguished."""
+    """`x[1:3, ..., None, 0]`: ties what is picked to where it was; an axis picked at one position is dropped.
+
+    That position is thereby distinguished from its neighbours. Pins all where the place is known only when it runs.
+    """
     x, shape = axes[op.inputs[0]], op.inputs[0].shape or ()
     if any(t.value is None for t in op.inputs[1:]):
         return axes.pin_all(op, "slices at a place that is known only when it runs")
@@ -75,6 +79,7 @@ def _index(op: Op, rank: int) -> list[Any]:
 
 @register_rule("Split", "SplitV")
 def split(op: Op, axes: Axes) -> Outputs:
+    """Ties each piece to the part of the axis that it was; the other axes go through to each. Pins nothing."""
     tensor, where = (op.inputs[1], op.inputs[0]) if op.type == "Split" else (op.inputs[0], op.inputs[2])
     if where.value is None:
         return axes.pin_all(op, "splits along an axis that is known only when it runs")
@@ -103,7 +108,10 @@ def _gathered(axes: Axes, source: Tensor) -> list[Axis] | None:
 
 @register_rule("GatherV2", "Gather", "ResourceGather")
 def gather(op: Op, axes: Axes) -> Outputs:
-    """Rows picked by constant indices are a pick; rows picked by data (an embedding) must stay where they are."""
+    """Rows picked by constant indices are tied to where they were; rows picked by data (an embedding) are pinned.
+
+    In the second case the axes of the indices take the place of the axis that is picked from; batch axes are tied.
+    """
     source, indices = op.inputs[0], op.inputs[1]
     x = _gathered(axes, source)
     if x is None:
@@ -128,6 +136,7 @@ def gather(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("GatherNd", "ResourceGatherNd")
 def gather_nd(op: Op, axes: Axes) -> Outputs:
+    """Pins the axes that are picked from, and the last of the indices, each position of which is for one of them."""
     source, indices = op.inputs[0], op.inputs[1]
     depth = (indices.shape or (0,))[-1]
     x = _gathered(axes, source)
@@ -142,6 +151,7 @@ def gather_nd(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("ReverseV2")
 def reverse(op: Op, axes: Axes) -> Outputs:
+    """Ties position i of the axes it reverses to position n − 1 − i. Pins nothing."""
     where = op.inputs[1].value
     if where is None:
         return axes.pin_all(op, "reversed along an axis that is known only when it runs")
@@ -154,6 +164,7 @@ def reverse(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Roll")
 def roll(op: Op, axes: Axes) -> Outputs:
+    """Ties each position of the axes it rolls to the one that it comes from. Pins nothing."""
     shifts, where = op.inputs[1].value, op.inputs[2].value
     if shifts is None or where is None:
         return axes.pin_all(op, "rolled by a number that is known only when it runs")
@@ -166,7 +177,7 @@ def roll(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("TopKV2")
 def top_k(op: Op, axes: Axes) -> Outputs:
-    """Values are sorted, and the second output names positions."""
+    """Values are sorted, and the second output names positions: pins the last axis."""
     x = list(axes[op.inputs[0]])
     axes.pin(x[-1], "sorted along this axis", op)
     last = axes.pinned((op.outputs[0].shape or ())[-1], "sorted along this axis", op)
@@ -175,6 +186,7 @@ def top_k(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("OneHot")
 def one_hot(op: Op, axes: Axes) -> Outputs:
+    """Pins the new axis, each position of which is a class; the others go through."""
     x = list(axes[op.inputs[0]])
     rank = len(x) + 1
     axis = int(op.attr("axis")) % rank
@@ -184,7 +196,7 @@ def one_hot(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("ReverseSequence")
 def reverse_sequence(op: Op, axes: Axes) -> Outputs:
-    """Each batch entry is reversed up to its own length."""
+    """Each batch entry is reversed up to its own length: pins the sequence, ties the lengths to the batch."""
     x = list(axes[op.inputs[0]])
     axes.pin(x[int(op.attr("seq_dim"))], "reversed up to a length that is known only when it runs", op)
     batch = int(op.attr("batch_dim"))
@@ -194,13 +206,16 @@ def reverse_sequence(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("MatrixBandPart")
 def matrix_band_part(op: Op, axes: Axes) -> Outputs:
-    """Clears what is far from the diagonal: the place in the last two axes matters."""
+    """Clears what is far from the diagonal: pins the last two axes, whose places matter."""
     return [in_matrix(op, axes, op.inputs[0], 2)]
 
 
 @register_rule("MatrixDiagV3", "MatrixDiagPartV3")
 def matrix_diagonal(op: Op, axes: Axes) -> Outputs:
-    """From the last axis to a matrix, or back; with several diagonals, which the general form allows, nothing moves."""
+    """From the last axis to a matrix, or back: pins those axes, the leading ones go through.
+
+    With several diagonals, which the general form allows, pins all.
+    """
     if op.inputs[1].value is None or np.ravel(op.inputs[1].value).any() or np.size(op.inputs[1].value) > 1:
         return axes.pin_all(op, "works by the place in a matrix")
     return [in_matrix(op, axes, op.inputs[0], 1 if op.type == "MatrixDiagV3" else 2)]
@@ -208,6 +223,7 @@ def matrix_diagonal(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("MatrixSetDiagV3")
 def matrix_set_diagonal(op: Op, axes: Axes) -> Outputs:
+    """Pins the matrix and its new diagonal, ties the leading axes of both; pins all if there are several diagonals."""
     if op.inputs[2].value is None or np.ravel(op.inputs[2].value).any() or np.size(op.inputs[2].value) > 1:
         return axes.pin_all(op, "works by the place in a matrix")
     matrix = in_matrix(op, axes, op.inputs[0], 2)

@@ -14,7 +14,7 @@ from tfmot_asp.permutation.rules.registry import register_rule
 
 @register_rule("MaxPool", "MaxPoolV2", "AvgPool", "MaxPool3D", "AvgPool3D")
 def pool(op: Op, axes: Axes) -> Outputs:
-    """The window is given as the axes are, so that pooling over channels is seen too."""
+    """Pins the axes over which the window moves; channels go through, unless the window pools over them too."""
     x = list(axes[op.inputs[0]])
     window, strides = _ints(op, "ksize", 1), _ints(op, "strides", 2)
     if window is None or strides is None:
@@ -43,6 +43,7 @@ def _ints(op: Op, name: str, position: int) -> Sequence[int] | None:
     "AdjustContrastv2",
 )
 def resize(op: Op, axes: Axes) -> Outputs:
+    """Pins height and width; batch and channels go through."""
     x, shape = axes[op.inputs[0]], op.outputs[0].shape or ()
     for axis in x[-3:-1]:
         axes.pin(axis, "a spatial axis", op)
@@ -51,7 +52,7 @@ def resize(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("ImageProjectiveTransformV2", "ImageProjectiveTransformV3")
 def projective_transform(op: Op, axes: Axes) -> Outputs:
-    """One transformation for all images, or one for each: its eight numbers differ in their roles."""
+    """Pins height, width and the eight numbers of a transformation, whose roles differ; ties the batches of both."""
     images, transforms = axes[op.inputs[0]], axes[op.inputs[1]]
     axes.pin(transforms[1], "the coefficients of a transformation", op)
     (result,) = resize(op, axes)
@@ -60,6 +61,7 @@ def projective_transform(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("CropAndResize")
 def crop_and_resize(op: Op, axes: Axes) -> Outputs:
+    """Pins everything but the channels, which go through: boxes are positions, and pick their image by index."""
     channels = axes[op.inputs[0]][-1]
     for tensor in op.inputs:
         if tensor.value is None:
@@ -71,7 +73,10 @@ def crop_and_resize(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("ExtractImagePatches")
 def extract_patches(op: Op, axes: Axes) -> Outputs:
-    """The patch's pixels in turn, all channels of each: `(i·w + j)·C + c`."""
+    """The patch's pixels in turn, all channels of each: `(i·w + j)·C + c`.
+
+    Ties each channel to its copies, labelled by the pixel. Pins spatial axes.
+    """
     x, shape = axes[op.inputs[0]], op.outputs[0].shape or ()
     channels = x[3]
     depth: Axis = None
@@ -88,7 +93,7 @@ def extract_patches(op: Op, axes: Axes) -> Outputs:
 
 @register_rule("Dilation2D")
 def dilation(op: Op, axes: Axes) -> Outputs:
-    """Grayscale morphology: each channel by its own filter."""
+    """Grayscale morphology, each channel by its own filter: ties channels to the filter's. Pins spatial axes."""
     x, kernel = axes[op.inputs[0]], axes[op.inputs[1]]
     shape = op.outputs[0].shape or ()
     for axis in (*x[1:3], *kernel[:2]):
