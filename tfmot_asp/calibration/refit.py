@@ -10,7 +10,8 @@ from tfmot_asp.calibration.linear_algebra import product
 
 STEPS = 30
 
-_ENOUGH = 1e-11  # of the target's square, for the residual's: what is left to gain is far below any loss
+_ENOUGH = 1e-11  # of the target's square, for the residual's: float32 knows no better
+_GAIN = 1e-5  # of the loss, for what a step gains
 
 
 def refit(
@@ -19,7 +20,7 @@ def refit(
     """Minimizes (V - T)ᵀ A (V - T) over the weights that the mask keeps, per column.
 
     In scaled coordinates (``factors``), where A has a diagonal of ones: these are conjugate gradients with Jacobi's
-    preconditioner. A column that has converged stands still.
+    preconditioner. A column that has converged stands still; it ends where a step gains nothing worth mentioning.
 
     Args:
         matrix: A, (K, K), a symmetric positive definite tensor.
@@ -33,7 +34,9 @@ def refit(
     """
     kept = mask.astype(target.dtype)
     weight = (target if start is None else start) * kept
-    residual = product(matrix, target - weight)
+    missing = target - weight
+    residual = product(matrix, missing)
+    loss = float(np.vdot(missing, residual))
     residual *= kept
     direction = residual.copy()
     square = _squares(residual)
@@ -50,6 +53,10 @@ def refit(
         image *= length
         residual -= image
         weight += np.multiply(direction, length, out=image)
+        gained = float(length @ square)
+        loss -= gained
+        if gained < _GAIN * loss:
+            break
         before, square = square, _squares(residual)
         direction *= np.divide(square, before, out=np.zeros_like(square), where=before > 0)
         direction += residual
