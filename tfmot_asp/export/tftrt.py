@@ -21,7 +21,7 @@ from tfmot_asp.export.verify import load_signature, verify
 from tfmot_asp.files import is_saved_model, replacing
 from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.flatten import trace_function
-from tfmot_asp.graph.gemms import PRODUCTS
+from tfmot_asp.graph.ops import product_of
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def tftrt(
             f"no weight in {str(source)!r} is {pattern}, so sparse kernels have nothing to gain:\n{report}"
         )
     function = load_signature(source, allow_unsafe)
-    if cast := [op.name for op in trace_function(function).ops if op.type in PRODUCTS and _reads_a_cast(op)]:
+    if cast := [op.name for op in trace_function(function).ops if product_of(op) and _reads_a_cast(op)]:
         logger.warning(
             "%d products of %s read weights through a Cast (the first is %s), which TF-TRT may leave in TensorFlow: "
             'export the SavedModel without dtype=; precision="FP16" makes half-precision engines all the same',

@@ -6,7 +6,7 @@ transposes, reshapes and products with other constants lie between: what is chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfmot_asp.graph.evaluate import run_op
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
+from tfmot_asp.graph.ops import product_of
 from tfmot_asp.graph.products import depends_on
 
 
@@ -58,35 +59,32 @@ def find_gemms(graph: Graph) -> list[Gemm]:
     found: list[Gemm] = []
     seen: set[tuple[Any, ...]] = set()
     for op in graph.ops:
-        describe = PRODUCTS.get(op.type)
-        if describe is None:
+        product, operand = product_of(op), weight_operand(op, depends)
+        if product is None or operand is None:
             continue
-        for operand in (1, 0) if op.type in EITHER_OPERAND else (1,):
-            tensor = op.inputs[operand]
-            if tensor in depends:
-                continue
-            reduction_axes, output_axes = describe(op, operand)
-            source = _source(graph, tensor)
-            key = (source, reduction_axes, output_axes, tensor.shape)
-            if key not in seen:
-                seen.add(key)
-                weight, problem = reader.read(tensor)
-                groups = _groups(op, weight)
-                found.append(Gemm(op.name, op.type, source[0], weight, reduction_axes, output_axes, groups, problem))
-            break  # both operands constant: the product itself is one, count it once
+        tensor = op.inputs[operand]
+        reduction_axes, output_axes = product.weight_axes(op, operand)
+        source = _source(graph, tensor)
+        key = (source, reduction_axes, output_axes, tensor.shape)
+        if key not in seen:
+            seen.add(key)
+            weight, problem = reader.read(tensor)
+            groups = 1 if weight is None else product.groups(op, weight.shape)
+            found.append(Gemm(op.name, op.type, source[0], weight, reduction_axes, output_axes, groups, problem))
     return found
+
+
+def weight_operand(op: Op, varying: Collection[Tensor]) -> int | None:
+    """Which input of a product is its constant weight (one of them, if both are); None if it has none."""
+    product = product_of(op)
+    return next((i for i in product.weights if op.inputs[i] not in varying), None) if product is not None else None
 
 
 def weight_names(graph: Graph) -> dict[str, str]:
     """For each product with a constant weight, by the op's name: what its weight is called."""
     varying = depends_on(graph, graph.inputs)
-    return {
-        op.name: _source(graph, op.inputs[operand])[0]
-        for op in graph.ops
-        if op.type in PRODUCTS
-        for operand in ((0, 1) if op.type in EITHER_OPERAND else (1,))
-        if op.inputs[operand] not in varying
-    }
+    operands = ((op, weight_operand(op, varying)) for op in graph.ops)
+    return {op.name: _source(graph, op.inputs[operand])[0] for op, operand in operands if operand is not None}
 
 
 class ConstantReader:
@@ -160,71 +158,3 @@ def _source(graph: Graph, tensor: Tensor) -> tuple[str, int]:
         if current.op is not None:
             stack.extend(current.op.inputs)
     return best[1], best[2]
-
-
-def _conv(op: Op, operand: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    rank = _rank(op, operand)
-    return (rank - 2,), (rank - 1,)
-
-
-def _transposed_conv(op: Op, operand: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    rank = _rank(op, operand)
-    return (rank - 1,), (rank - 2,)
-
-
-def _depthwise(op: Op, operand: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return (), (2, 3)
-
-
-def _matmul(op: Op, operand: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    names = ("transpose_a", "transpose_b") if op.type.removeprefix("_Fused") == "MatMul" else ("adj_x", "adj_y")
-    rank = _rank(op, operand)
-    rows, columns = rank - 2, rank - 1
-    summed_first = (operand == 1) != bool(op.attr(names[operand]))
-    return ((rows,), (columns,)) if summed_first else ((columns,), (rows,))
-
-
-def _einsum(op: Op, operand: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    equation = op.attr("equation")
-    equation = equation.decode() if isinstance(equation, bytes) else equation
-    operands, output = equation.replace(" ", "").split("->")
-    terms = operands.split(",")
-    mine = terms[operand].replace("...", "")
-    others = "".join(term for i, term in enumerate(terms) if i != operand)
-    offset = _rank(op, operand) - len(mine) if terms[operand].startswith("...") else 0
-    reduction = tuple(offset + i for i, letter in enumerate(mine) if letter in others and letter not in output)
-    outputs = tuple(offset + i for i, letter in enumerate(mine) if letter not in others and letter in output)
-    return reduction, outputs
-
-
-PRODUCTS: dict[str, Callable[[Op, int], tuple[tuple[int, ...], tuple[int, ...]]]] = {
-    "Conv2D": _conv,
-    "_FusedConv2D": _conv,
-    "Conv3D": _conv,
-    "Conv2DBackpropInput": _transposed_conv,
-    "Conv3DBackpropInputV2": _transposed_conv,
-    "DepthwiseConv2dNative": _depthwise,
-    "MatMul": _matmul,
-    "_FusedMatMul": _matmul,
-    "BatchMatMul": _matmul,
-    "BatchMatMulV2": _matmul,
-    "BatchMatMulV3": _matmul,
-    "Einsum": _einsum,
-}
-EITHER_OPERAND = frozenset(name for name, describe in PRODUCTS.items() if describe in (_matmul, _einsum))
-
-
-def _rank(op: Op, operand: int) -> int:
-    shape = op.inputs[operand].shape
-    return len(shape) if shape is not None else len(op.source.inputs[operand].shape)
-
-
-def _groups(op: Op, weight: np.ndarray | None) -> int:
-    """Number of groups: a convolution whose kernel takes fewer channels than its input has."""
-    if op.type not in ("Conv2D", "_FusedConv2D", "Conv3D") or weight is None:
-        return 1
-    data_format = op.attr("data_format")
-    last = (data_format.decode() if isinstance(data_format, bytes) else data_format).endswith("C")
-    shape = op.source.inputs[0].shape
-    channels = shape[-1 if last else 1] if shape.rank else None
-    return int(channels) // weight.shape[-2] if channels and weight.shape[-2] else 1

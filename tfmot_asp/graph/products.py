@@ -18,9 +18,11 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from tfmot_asp import einsum
 from tfmot_asp.graph.control_flow import number_of_steps, trace_loop
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
 from tfmot_asp.graph.flatten import flatten_body
+from tfmot_asp.graph.ops import CONVOLUTION, DEPTHWISE, EINSUM, MATMUL, PRODUCTS, TRANSPOSED, is_transposed, product_of
 
 
 @dataclass(frozen=True)
@@ -127,18 +129,19 @@ def _count(graph: Graph, varying: Collection[Tensor]) -> Count:
 
 
 def _count_op(op: Op, depends: Collection[Tensor], result: Tensor | None) -> Count:
-    measure = _MEASURES.get(op.type)
-    if measure is None:
-        return Count((), (f"{op}: what it computes is not known here",) if _hides_products(op) else ())
-    if len(op.inputs) < 2:
+    if op.type in PRODUCTS and len(op.inputs) < 2:
         return Count((), ())  # an einsum of one operand: a sum, a diagonal or a transposition
-    constant = [index for index in _OPERANDS.get(op.type, (0, 1)) if op.inputs[index] not in depends]
+    product = product_of(op)
+    if product is None:
+        return Count((), (f"{op}: what it computes is not known here",) if _hides_products(op) else ())
+    constant = [index for index in product.operands if op.inputs[index] not in depends]
     weight = constant[0] if constant else None
-    tensors = [result, *(op.inputs[index] for index in _OPERANDS.get(op.type, (0, 1)))]
+    tensors = [result, *(op.inputs[index] for index in product.operands)]
     if result is None or any(tensor is None or tensor.shape is None for tensor in tensors):
         return Count((), (f"{op}: its size depends on the data",))
     variables = _variables_behind(op.inputs[weight]) if weight is not None else ()
-    return Count((Product(op.name, op.type, measure(op, weight, _shape(result)), variables, weight is not None),), ())
+    size = _MEASURES[product.kind](op, weight, _shape(result))
+    return Count((Product(op.name, op.type, size, variables, weight is not None),), ())
 
 
 def _dilated(graph: Graph) -> dict[Op, Tensor]:
@@ -226,11 +229,9 @@ def _count_branches(graph: Graph, op: Op, depends: Collection[Tensor]) -> Count:
 
 
 def _convolution(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
-    kernel, groups = _shape(op.inputs[1]), _channels(op, op.inputs[0]) // max(1, _shape(op.inputs[1])[-2])
-    outputs = kernel[-1]
-    positions = math.prod(result) // max(1, outputs)
-    groups = max(1, groups)
-    return GemmSize(positions, outputs // groups, math.prod(kernel[:-1]), groups)
+    kernel = _shape(op.inputs[1])
+    groups = PRODUCTS[op.type].groups(op, kernel)
+    return GemmSize(math.prod(result) // max(1, kernel[-1]), kernel[-1] // groups, math.prod(kernel[:-1]), groups)
 
 
 def _depthwise_convolution(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
@@ -247,13 +248,10 @@ def _transposed_convolution(op: Op, weight: int | None, result: Sequence[int]) -
 
 
 def _matrix_product(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
-    single = op.type.endswith("MatMul") and not op.type.startswith("Batch")
-    names = ("transpose_a", "transpose_b") if single else ("adj_x", "adj_y")
     left, right = list(_shape(op.inputs[0])), list(_shape(op.inputs[1]))
-    if op.attr(names[0], False):
-        left[-2:] = left[:-3:-1]
-    if op.attr(names[1], False):
-        right[-2:] = right[:-3:-1]
+    for operand, side in enumerate((left, right)):
+        if is_transposed(op, operand):
+            side[-2:] = side[:-3:-1]
     (*left_batch, rows, summed), (*right_batch, _, columns) = left, right
     batch = math.prod(result[:-2])
     if weight == 0:
@@ -264,32 +262,23 @@ def _matrix_product(op: Op, weight: int | None, result: Sequence[int]) -> GemmSi
 
 
 def _einsum(op: Op, weight: int | None, result: Sequence[int]) -> GemmSize:
-    equation = op.attr("equation")
-    equation = equation.decode() if isinstance(equation, bytes) else equation
-    terms, output = equation.replace(" ", "").split("->")
+    equation = einsum.parse(op.attr("equation"))
     sizes: dict[str, int] = {}
-    letters = []
-    ranks = [len(_shape(tensor)) - len(term.replace("...", "")) for tensor, term in _operands(op, terms)]
-    for (tensor, term), ellipsis in zip(_operands(op, terms), ranks, strict=True):
-        # Dimensions of an ellipsis are numbered from the right, as broadcasting does; those of size 1 are not there.
-        names = [f"...{axis}" for axis in range(ellipsis, 0, -1)]
-        spelled = [*term.partition("...")[0], *names, *term.partition("...")[2]] if "..." in term else list(term)
-        axes = dict(zip(spelled, _shape(tensor), strict=False))
-        axes = {letter: size for letter, size in axes.items() if size != 1 or not letter.startswith("...")}
+    operands = []
+    for operand, tensor in enumerate(op.inputs):
+        axes = dict(zip(equation.axes(operand, len(_shape(tensor))), _shape(tensor), strict=True))
+        # Of an ellipsis, dimensions of size 1 broadcast: they are not there.
+        axes = {name: size for name, size in axes.items() if size != 1 or not name.startswith(einsum.ELLIPSIS)}
         sizes |= axes
-        letters.append(set(axes))
-    kept = {letter for letter in sizes if letter in output or letter.startswith("...")}
-    data, kernel = (letters[1], letters[0]) if weight == 0 else (letters[0], letters[1])
+        operands.append(set(axes))
+    kept = set(equation.output_axes(len(result)))
+    data, kernel = (operands[1], operands[0]) if weight == 0 else (operands[0], operands[1])
 
     def size_of(chosen: set[str]) -> int:
-        return math.prod(sizes[letter] for letter in chosen)
+        return math.prod(sizes[name] for name in chosen)
 
     both = data & kernel
     return GemmSize(size_of(data - kernel), size_of(kernel - data), size_of(both - kept), size_of(both & kept))
-
-
-def _operands(op: Op, terms: str) -> list[tuple[Tensor, str]]:
-    return list(zip(op.inputs, terms.split(","), strict=True))
 
 
 def _shape(tensor: Tensor) -> Sequence[int]:
@@ -297,25 +286,10 @@ def _shape(tensor: Tensor) -> Sequence[int]:
     return tensor.shape
 
 
-def _channels(op: Op, tensor: Tensor) -> int:
-    data_format = op.attr("data_format")
-    last = (data_format.decode() if isinstance(data_format, bytes) else data_format).endswith(("C", "CHANNELS_LAST"))
-    return _shape(tensor)[-1 if last else 1]
-
-
 _MEASURES: dict[str, Callable[[Op, int | None, Sequence[int]], GemmSize]] = {
-    "Conv2D": _convolution,
-    "_FusedConv2D": _convolution,
-    "Conv3D": _convolution,
-    "Conv": _convolution,
-    "DepthwiseConv2dNative": _depthwise_convolution,
-    "Conv2DBackpropInput": _transposed_convolution,
-    "Conv3DBackpropInputV2": _transposed_convolution,
-    "MatMul": _matrix_product,
-    "_FusedMatMul": _matrix_product,
-    "BatchMatMul": _matrix_product,
-    "BatchMatMulV2": _matrix_product,
-    "BatchMatMulV3": _matrix_product,
-    "Einsum": _einsum,
+    CONVOLUTION: _convolution,
+    DEPTHWISE: _depthwise_convolution,
+    TRANSPOSED: _transposed_convolution,
+    MATMUL: _matrix_product,
+    EINSUM: _einsum,
 }
-_OPERANDS = {"Conv2DBackpropInput": (2, 1), "Conv3DBackpropInputV2": (2, 1)}

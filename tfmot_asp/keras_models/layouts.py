@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tfmot_asp import einsum
 from tfmot_asp.keras_models.which_keras import is_instance
 from tfmot_asp.keras_models.wrappers import unwrap
 
@@ -85,7 +86,7 @@ def layout_of(layer: Any, kind: str, attribute: str, rank: int) -> KernelLayout:
         rank: of the kernel.
     """
     if kind == "EinsumDense":
-        return KernelLayout(kind, *_einsum_axes(layer.equation))
+        return KernelLayout(kind, *_einsum_axes(layer.equation, rank))
     reduction, outputs = _LAYOUTS[kind][attribute]
     groups = int(getattr(layer, "groups", 1) or 1) if kind.startswith("Conv") else 1
     return KernelLayout(kind, _from_start(reduction, rank), _from_start(outputs, rank), groups)
@@ -95,9 +96,6 @@ def _from_start(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return tuple(rank + axis for axis in axes)
 
 
-def _einsum_axes(equation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Reads the roles off an equation such as ``abc,cde->abde``: contracted letters, and letters new in the output."""
-    operands, output = equation.replace(" ", "").split("->")
-    data, kernel = operands.split(",")
-    reduction = tuple(axis for axis, letter in enumerate(kernel) if letter in data and letter not in output)
-    return reduction, tuple(axis for axis, letter in enumerate(kernel) if letter not in data)
+def _einsum_axes(equation: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of an equation such as ``abc,cde->abde``: the axes that are contracted, and those new in the output."""
+    return einsum.parse(equation).roles(1, rank)

@@ -352,3 +352,19 @@ def test_applications(name):
     function = inference_function(model)
     assert "FusedBatchNormV3" not in types(function) or name == "NASNetMobile"
     assert outputs_differ(serving_function(model), function, 1e-3) is None
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "BatchMatMulV2"])
+def test_scales_fold_into_every_kind_of_product(op_type):
+    class Layer(layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight("kernel", (3, 3, 8, 6) if op_type == "Conv" else (8, 6))
+
+        def call(self, x):
+            if op_type == "Conv":
+                return tf.raw_ops.Conv(input=x, filter=self.kernel, strides=[1, 1, 1, 1], padding="SAME")
+            return tf.matmul(x, self.kernel)
+
+    shape = (5, 5, 8) if op_type == "Conv" else (5, 8)
+    function = check(functional(lambda x: layers.BatchNormalization()(Layer()(x)), shape))
+    assert types(function) == [op_type, "BiasAdd"]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.private_ops import fused_conv2d, fused_matmul, xla_einsum
 from tfmot_asp.graph.flat_graph import Tensor
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.permutation import rules
@@ -325,6 +326,38 @@ case(
     lambda x, k: raw.Conv(input=x, filter=k, strides=[1, 1, 1, 1], padding="SAME"),
     [IMAGE, (3, 3, C, D)],
     [2 + C, C + D],
+)
+case(
+    "Conv of several batch axes",
+    lambda x, k: raw.Conv(input=x, filter=k, strides=[1, 1, 1, 1], padding="SAME", batch_dims=2),
+    [(2, *IMAGE), (3, 3, C, D)],
+    [0, 0],
+)
+case("_FusedConv2D", lambda x, k, b: fused_conv2d(x, k, b), [IMAGE, (3, 3, C, D), (D,)], [2 + C, C + D, D])
+case(
+    "_FusedConv2D with batch norm",
+    lambda x, k, *v: fused_conv2d(x, k, *v, ops=(b"FusedBatchNorm",)),
+    [IMAGE, (3, 3, C, D), *[(D,)] * 4],
+    [2 + C, C + D, *[D] * 4],
+)
+case("_FusedMatMul", lambda a, b, c: fused_matmul(a, b, c), [(3, C), (C, D), (D,)], [3 + C, C + D, D])
+case(
+    "_FusedMatMul transposed",
+    lambda a, b, c: fused_matmul(a, b, c, transpose_b=True, ops=(b"BiasAdd", b"Tanh")),
+    [(3, C), (D, C), (D,)],
+    [3 + C, C + D, D],
+)
+case(
+    "SparseMatMul",
+    lambda a, b: tf.matmul(a, b, transpose_a=True, a_is_sparse=True),
+    [(C, 3), (C, D)],
+    [3 + C, C + D],
+)
+case(
+    "XlaEinsum",
+    tf.function(lambda a, b: xla_einsum("abc,cd->abd", a, b), jit_compile=True),
+    [SEQ, (C, D)],
+    [sum(SEQ), C + D],
 )
 case(
     "DepthwiseConv2dNative",

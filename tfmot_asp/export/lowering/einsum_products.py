@@ -8,30 +8,34 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from tfmot_asp import einsum
 from tfmot_asp.export.lowering.analysis import Analysis
 from tfmot_asp.export.lowering.graph_edit import GraphEdit
 from tfmot_asp.graph.flat_graph import Op
+from tfmot_asp.graph.ops import EINSUM, product_of
+
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Roles:
-    """The letters of ``data,kernel->output``, with an ellipsis written out.
+    """The axes of ``data,kernel->output``, by their letters; those of an ellipsis are numbered.
 
     Attributes:
-        data: letters of the data.
-        kernel: letters of the kernel.
-        output: letters of the output.
-        free: letters that go from the data to the output.
-        reduced: letters that are summed over, in the kernel's order, so that its rows keep theirs.
-        made: letters that go from the kernel to the output, in the output's order.
+        data: of the data.
+        kernel: of the kernel.
+        output: of the output.
+        free: those that go from the data to the output.
+        reduced: those that are summed over, in the kernel's order, so that its rows keep theirs.
+        made: those that go from the kernel to the output, in the output's order.
     """
 
-    data: str
-    kernel: str
-    output: str
-    free: str
-    reduced: str
-    made: str
+    data: Names
+    kernel: Names
+    output: Names
+    free: Names
+    reduced: Names
+    made: Names
 
 
 def lower_einsums(analysis: Analysis, edit: GraphEdit) -> None:
@@ -41,9 +45,10 @@ def lower_einsums(analysis: Analysis, edit: GraphEdit) -> None:
     is 2:4 stays 2:4. Einsums that are no plain matrix product (letters that both operands share with the output) stay.
     """
     for op in analysis.graph.ops:
-        if op.type != "Einsum" or op.name not in edit.nodes or len(op.inputs) != 2:
+        product = product_of(op)
+        if product is None or product.kind != EINSUM or op.name not in edit.nodes:
             continue
-        for operand in (1, 0):
+        for operand in product.weights:
             kernel = analysis.weight(op, operand)
             shape = analysis.shape(op.inputs[1 - operand])
             roles = _roles(op, operand, len(shape), kernel.ndim) if kernel is not None and shape is not None else None
@@ -54,29 +59,17 @@ def lower_einsums(analysis: Analysis, edit: GraphEdit) -> None:
 
 def _roles(op: Op, operand: int, data_rank: int, kernel_rank: int) -> _Roles | None:
     """What each letter does; None if the einsum is no matrix product."""
-    equation = op.attr("equation")
-    equation = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
-    terms, output = equation.split("->")
-    operands = terms.split(",")
-    data, kernel = operands[1 - operand], operands[operand]
-    if "..." in kernel:
+    equation = einsum.parse(op.attr("equation"))
+    if einsum.ELLIPSIS in equation.operands[operand]:
         return None
-    if "..." in data:
-        # Letters for the axes that the ellipsis stands for; both sides have the same ones, since the kernel has none.
-        count = data_rank - len(data.replace("...", ""))
-        spare = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in equation][:count]
-        if len(spare) < count:
-            return None
-        data, output = data.replace("...", "".join(spare)), output.replace("...", "".join(spare))
-    elif "..." in output:
-        output = output.replace("...", "")
-    free = "".join(letter for letter in data if letter in output and letter not in kernel)
-    reduced = "".join(letter for letter in kernel if letter in data and letter not in output)
-    made = "".join(letter for letter in output if letter in kernel and letter not in data)
+    data, kernel = equation.axes(1 - operand, data_rank), equation.axes(operand, kernel_rank)
+    width = sum(name.startswith(einsum.ELLIPSIS) for name in data)  # both sides have it, since the kernel has none
+    output = equation.output_axes(len(equation.output.replace(einsum.ELLIPSIS, "")) + width)
+    free = tuple(name for name in data if name in output and name not in kernel)
+    reduced = tuple(name for name in kernel if name in data and name not in output)
+    made = tuple(name for name in output if name in kernel and name not in data)
     plain = (
-        len(data) == data_rank
-        and len(kernel) == kernel_rank
-        and all(len(set(term)) == len(term) for term in (data, kernel, output))
+        all(len(set(term)) == len(term) for term in (data, kernel, output))
         and len(free) + len(reduced) == len(data)
         and len(reduced) + len(made) == len(kernel)
         and len(free) + len(made) == len(output)
@@ -98,7 +91,7 @@ def _replace(
     rows = int(np.prod([kernel_sizes[letter] for letter in roles.reduced]))
     columns = int(np.prod([kernel_sizes[letter] for letter in roles.made]))
 
-    def transpose(tensor: str, before: str, after: str, label: str) -> str:
+    def transpose(tensor: str, before: Names, after: Names, label: str) -> str:
         if before == after:
             return tensor
         perm = edit.constant(f"{op.name}/{label}/perm", np.array([before.index(c) for c in after], np.int32), tf.int32)

@@ -15,11 +15,10 @@ import tensorflow as tf
 from tfmot_asp.export.lowering.analysis import Analysis
 from tfmot_asp.export.lowering.graph_edit import GraphEdit
 from tfmot_asp.graph.flat_graph import Op, Tensor
-from tfmot_asp.graph.gemms import PRODUCTS
+from tfmot_asp.graph.ops import EINSUM, channel_axis, product_of
 
 _BATCH_NORMS = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 _PASS = frozenset({"Identity", "Squeeze", "ExpandDims", "Reshape", "BatchToSpaceND"})
-_KERNELS = ("MatMul", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "Conv3DBackpropInputV2")
 
 
 @dataclass
@@ -46,7 +45,9 @@ class _Tail:
 def fold_scales(analysis: Analysis, edit: GraphEdit) -> None:
     """Folds what follows each product, as long as nothing else reads what lies between, and all numbers stay finite."""
     for op in analysis.graph.ops:
-        if op.type in _KERNELS and op.name in edit.nodes and op.outputs[0].dtype.is_floating:
+        product = product_of(op)
+        plain = product is not None and product.kind != EINSUM and not product.fused
+        if plain and op.name in edit.nodes and op.outputs[0].dtype.is_floating:
             weight = analysis.weight(op)
             rank = len(analysis.shape(op.outputs[0]) or ())
             if weight is not None and rank:
@@ -54,9 +55,11 @@ def fold_scales(analysis: Analysis, edit: GraphEdit) -> None:
 
 
 def _fold(analysis: Analysis, edit: GraphEdit, op: Op, weight: np.ndarray, rank: int) -> None:
-    _, output_axes = PRODUCTS[op.type](op, 1)
+    product = product_of(op)
+    assert product is not None, op
+    _, output_axes = product.weight_axes(op, product.kernel)
     channels = math.prod(weight.shape[axis] for axis in output_axes)
-    axis = rank - 1 if op.type == "MatMul" or _channels_last(op) else 1
+    axis = channel_axis(op, rank)
     if (analysis.shape(op.outputs[0]) or ())[axis] != channels:
         return
     tail = _follow(analysis, edit, op, axis, channels)
@@ -125,7 +128,7 @@ def _affine(analysis: Analysis, op: Op, index: int, axis: int, channels: int) ->
     if op.type in _BATCH_NORMS:
         return _batch_norm(analysis, op, index, axis, rank)
     if op.type == "BiasAdd":
-        at = rank - 1 if _channels_last(op) else 1
+        at = channel_axis(op, rank)
         bias = analysis.value(op.inputs[1]) if index == 0 and at == axis else None
         return None if bias is None else (np.ones(channels), bias.astype(np.float64))
     if op.type not in ("Add", "AddV2", "Sub", "Mul", "RealDiv") or len(op.inputs) != 2:
@@ -145,7 +148,7 @@ def _affine(analysis: Analysis, op: Op, index: int, axis: int, channels: int) ->
 
 
 def _batch_norm(analysis: Analysis, op: Op, index: int, axis: int, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
-    at = rank - 1 if _channels_last(op) else 1
+    at = channel_axis(op, rank)
     if index != 0 or at != axis or op.attr("is_training"):
         return None
     values = [analysis.value(tensor) for tensor in op.inputs[1:]]
@@ -176,8 +179,3 @@ def _keeps_channels(analysis: Analysis, op: Op, axis: int) -> bool:
     if not before or not after or axis != len(before) - 1:
         return False
     return before[-1] == after[-1] != -1
-
-
-def _channels_last(op: Op) -> bool:
-    data_format = op.attr("data_format", b"NHWC")
-    return (data_format.decode() if isinstance(data_format, bytes) else data_format).endswith("C")

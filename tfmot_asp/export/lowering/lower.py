@@ -29,7 +29,7 @@ from tfmot_asp.export.lowering.folding import fold_scales
 from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
 from tfmot_asp.graph.flat_graph import Op, Tensor
-from tfmot_asp.graph.gemms import EITHER_OPERAND, PRODUCTS
+from tfmot_asp.graph.ops import EINSUM, product_of, types_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def lower(
         OverflowError: if a weight is too large for ``weights_dtype``.
     """
     steps: list[Callable[[Analysis, GraphEdit], None]] = [partial(_constants, names=names)]
-    if any(node.op == "Einsum" for node in frozen.graph_def.node):
+    if any(node.op in types_of(EINSUM) for node in frozen.graph_def.node):
         steps.append(lower_einsums)
     if fold_batch_norm:
         steps.append(fold_scales)
@@ -128,6 +128,5 @@ def _narrow(analysis: Analysis, edit: GraphEdit, dtype: tf.DType) -> None:
 
 
 def _weight_operands(op: Op) -> tuple[int, ...]:
-    if op.type not in PRODUCTS:
-        return ()
-    return (0, 1) if op.type in EITHER_OPERAND else (1,)
+    product = product_of(op)
+    return product.weights if product is not None else ()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfmot_asp import einsum
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, attributes, load_onnx, node_name
 from tfmot_asp.graph.gemms import Gemm
 
@@ -147,19 +148,7 @@ def _recurrent(given: dict[str, Any], shape: Axes) -> tuple[Axes, Axes]:
 
 
 def _einsum(index: int) -> Callable[[dict[str, Any], Axes], tuple[Axes, Axes]]:
-    def axes(given: dict[str, Any], shape: Axes) -> tuple[Axes, Axes]:
-        left, arrow, output = given["equation"].replace(" ", "").partition("->")
-        terms = left.split(",")
-        if not arrow:  # the output's letters are those that occur once
-            output = "".join(letter for letter in left if left.count(letter) == 1)
-        others = "".join(term for i, term in enumerate(terms) if i != index)
-        before, dots, after = terms[index].partition("...")
-        letters = [*before, *([""] * (len(shape) - len(before) - len(after)) if dots else []), *after]
-        reduction = [i for i, letter in enumerate(letters) if letter and letter in others and letter not in output]
-        outputs = [i for i, letter in enumerate(letters) if letter and letter not in others and letter in output]
-        return tuple(reduction), tuple(outputs)
-
-    return axes
+    return lambda given, shape: einsum.parse(given["equation"]).roles(index, len(shape))
 
 
 def _operands(node: onnx.NodeProto) -> tuple[_Operand, ...]:

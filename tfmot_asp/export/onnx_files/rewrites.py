@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp import einsum
+from tfmot_asp.graph.ops import EINSUM, channels_last, types_of
+
 # The first opset with an op LayerNormalization.
 LAYER_NORM_OPSET = 17
 
@@ -38,9 +41,9 @@ def rewrite_erfc(graph: Any, nodes: list[Any]) -> list[Any]:
 def rewrite_einsum(graph: Any, nodes: list[Any]) -> list[Any]:
     """An einsum that is one batched matrix product becomes ``Transpose``, ``MatMul`` and ``Transpose``."""
     for node in nodes:
-        if node.type != "Einsum" or len(node.input) != 2:
+        if node.type not in types_of(EINSUM) or len(node.input) != 2:
             continue
-        orders = matmul_orders(node.get_attr_value("equation").decode())
+        orders = matmul_orders(node.get_attr_value("equation"))
         if orders is None:
             continue
         dtype, shape = graph.get_dtype(node.output[0]), graph.get_shape(node.output[0])
@@ -68,7 +71,7 @@ def rewrite_einsum(graph: Any, nodes: list[Any]) -> list[Any]:
     return graph.get_nodes()
 
 
-def matmul_orders(equation: str) -> tuple[list[int], list[int], list[int]] | None:
+def matmul_orders(equation: str | bytes) -> tuple[list[int], list[int], list[int]] | None:
     """How to transpose both operands and the result of an einsum so that it is a batched matrix product.
 
     Args:
@@ -82,10 +85,11 @@ def matmul_orders(equation: str) -> tuple[list[int], list[int], list[int]] | Non
         >>> matmul_orders("btnh,bsnh->bnts")
         ([0, 2, 1, 3], [0, 2, 3, 1], [0, 1, 2, 3])
     """
-    terms, arrow, output = equation.replace(" ", "").partition("->")
-    left, _, right = terms.partition(",")
-    if not arrow or "." in equation or any(len(set(term)) != len(term) for term in (left, right, output)):
+    parsed = einsum.parse(equation)
+    terms = (*parsed.operands, parsed.output)
+    if len(terms) != 3 or any(einsum.ELLIPSIS in term or len(set(term)) != len(term) for term in terms):
         return None
+    left, right, output = terms
     batch = [letter for letter in output if letter in left and letter in right]
     summed = [letter for letter in left if letter in right and letter not in output]
     rows = [letter for letter in left if letter in output and letter not in right]
@@ -109,7 +113,7 @@ def rewrite_layer_norm(graph: Any, nodes: list[Any]) -> list[Any]:
         if not node.type.startswith("FusedBatchNorm") or not node.get_attr_value("is_training", True):
             continue
         shape = graph.get_shape(node.input[0])
-        channels_first = node.get_attr_value("data_format", b"NHWC") in (b"NCHW", "NCHW")
+        channels_first = not channels_last(node.get_attr_value("data_format", "NHWC"))
         unused = all(not graph.find_output_consumers(name) for name in node.output[1:])
         if not channels_first or shape is None or len(shape) != 4 or shape[0] != 1 or shape[3] != 1 or shape[2] < 1:
             continue

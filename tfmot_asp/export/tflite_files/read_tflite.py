@@ -22,6 +22,7 @@ from tfmot_asp.export.tflite_files.tflite_file import (
     requantized,
 )
 from tfmot_asp.graph.gemms import Gemm
+from tfmot_asp.graph.ops import PRODUCTS
 
 _Roles = tuple[tuple[int, ...], tuple[int, ...]]  # reduction axes, output axes
 
@@ -43,28 +44,9 @@ _FIXED: dict[str, dict[int, _Roles]] = {
     "BIDIRECTIONAL_SEQUENCE_LSTM": dict.fromkeys((*range(1, 9), 16, *range(18, 26), 33), _ROWS),
 }
 # Products that are recognised, but whose attributes are stored in a way that is not read here.
-_OPAQUE = frozenset(
-    {"STABLEHLO_DOT_GENERAL", "STABLEHLO_CONVOLUTION"}
-    | {
-        f"Flex{name}"
-        for name in [
-            "Conv2D",
-            "Conv3D",
-            "Conv2DBackpropInput",
-            "Conv3DBackpropInputV2",
-            "DepthwiseConv2dNative",
-            "MatMul",
-            "BatchMatMul",
-            "BatchMatMulV2",
-            "BatchMatMulV3",
-            "Einsum",
-            "XlaDot",
-            "XlaDotV2",
-            "XlaConv",
-            "XlaConvV2",
-        ]
-    }
-)
+_OPAQUE = frozenset({"STABLEHLO_DOT_GENERAL", "STABLEHLO_CONVOLUTION"}) | {
+    f"Flex{name}" for name in (*PRODUCTS, "XlaDot", "XlaDotV2", "XlaConv", "XlaConvV2")
+}
 _SAME_VALUES = frozenset({"DEQUANTIZE", "DENSIFY"})
 _RESHAPES = frozenset({"RESHAPE", "EXPAND_DIMS", "SQUEEZE"})
 _VARIES = ("RANDOM_", "MULTINOMIAL", "WHILE", "IF", "CALL", "STABLEHLO_COMPOSITE", "STABLEHLO_RNG")

@@ -14,10 +14,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from tfmot_asp.graph.ops import PRODUCTS
 from tfmot_asp.permutation.picture.data import ROLES, DrawnOp
 
 _PLUMBING = ("Reshape", "Transpose", "Squeeze", "ExpandDims", "Pack", "Unpack", "Fill", "BroadcastTo")
-_LINE_STARTERS = ("DepthwiseConv", "Conv", "Einsum", "MatMul", "BatchMatMul")
 _CELLS_PER_LINE = 5
 _LINES_PER_BLOCK = 12
 _SHORT_NAMES = {
@@ -149,7 +149,7 @@ def _stands_alone(op: DrawnOp) -> bool:
 
 
 def _is_kernel_op(op: DrawnOp) -> bool:
-    return op.type.startswith(_LINE_STARTERS)
+    return op.type in PRODUCTS
 
 
 def _connected(indices: Sequence[int], ops: Sequence[DrawnOp]) -> list[list[int]]:

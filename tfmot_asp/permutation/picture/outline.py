@@ -13,16 +13,11 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp.graph.flat_graph import Op, Tensor
+from tfmot_asp.graph.ops import DEPTHWISE, product_of
 from tfmot_asp.permutation.picture.data import DrawnOp, Outline
 from tfmot_asp.permutation.picture.scopes import Scopes
 from tfmot_asp.permutation.plan import ModelPlan
 
-_GEMMS = frozenset(
-    """
-    MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum XlaEinsum Conv Conv2D Conv3D Conv2DBackpropInput
-    Conv3DBackpropInputV2
-    """.split()  # noqa: SIM905
-)
 _HANDS_ON = (
     "Identity",
     "IdentityN",
@@ -126,7 +121,8 @@ class _Builder:
         per_axis = [g for g in map(self.carried.groups_on, self._variable_axes(variables)) if g]
         layer, name = self.scopes.place(op.name)
         kernels = [self.kernel_of[v] for v in sorted(variables) if v in self.kernel_of]
-        gemm = op.type in _GEMMS and bool(variables)
+        product = product_of(op)
+        gemm = product is not None and product.kind != DEPTHWISE and bool(variables)
         axes, note, sparse = "", "; ".join(causes), False
         role = "applies" if per_axis else "passes" if takes or gives else "still"
         if gemm and kernels:

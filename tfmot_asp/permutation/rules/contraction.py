@@ -6,22 +6,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfmot_asp import einsum
 from tfmot_asp.graph.flat_graph import Op
+from tfmot_asp.graph.ops import (
+    CONVOLUTION,
+    DEPTHWISE,
+    EINSUM,
+    MATMUL,
+    PRODUCTS,
+    TRANSPOSED,
+    channel_axis,
+    is_transposed,
+    spatial_axes,
+    types_of,
+)
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rules.registry import register_rule
 
 
-@register_rule("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
+@register_rule(*types_of(MATMUL))
 def matmul(op: Op, axes: Axes) -> Outputs:
     """`(..., i, k) × (..., k, j) → (..., i, j)`, either side possibly transposed.
 
     Ties the two summed axes k, and the batch axes that broadcast with each other; i and j go through. Pins nothing.
     """
     a, b = list(axes[op.inputs[0]]), list(axes[op.inputs[1]])
-    if op.attr("transpose_a", False) or op.attr("adj_x", False):
-        a[-2:] = a[:-3:-1]
-    if op.attr("transpose_b", False) or op.attr("adj_y", False):
-        b[-2:] = b[:-3:-1]
+    for operand, side in enumerate((a, b)):
+        if is_transposed(op, operand):
+            side[-2:] = side[:-3:-1]
     axes.tie(a[-1], b[-2])
     rank = len(op.outputs[0].shape or ())
     batch: list[Axis] = [None] * (rank - 2)
@@ -31,39 +43,27 @@ def matmul(op: Op, axes: Axes) -> Outputs:
     return [[*batch, a[-2], b[-1]]]
 
 
-@register_rule("Einsum")
-def einsum(op: Op, axes: Axes) -> Outputs:
+@register_rule(*types_of(EINSUM))
+def einsum_rule(op: Op, axes: Axes) -> Outputs:
     """Ties axes with the same letter, and those of `...` from the last on; letters that the output lacks are summed.
 
     Pins nothing, but all if a letter occurs twice in one term (a diagonal).
     """
-    equation = op.attr("equation").decode().replace(" ", "")
-    left, _, right = equation.partition("->")
-    terms = list(zip(op.inputs, left.split(","), strict=True))
-    ellipsis = max(len(axes[t]) - len(term.replace("...", "")) for t, term in terms)
-    by_letter: dict[str, Axis] = {}
-    for tensor, term in terms:
-        letters = _letters(term, len(axes[tensor]), ellipsis)
-        if len(set(letters)) < len(letters):
+    equation = einsum.parse(op.attr("equation"))
+    by_name: dict[str, Axis] = {}
+    for i, tensor in enumerate(op.inputs):
+        names = equation.axes(i, len(axes[tensor]))
+        if len(set(names)) < len(names):
             return axes.pin_all(op, "takes a diagonal")
-        for letter, axis in zip(letters, axes[tensor], strict=True):
-            by_letter[letter] = axes.tie(by_letter.get(letter), axis)
-    out = _letters(right, len(op.outputs[0].shape or ()), ellipsis)
+        for name, axis in zip(names, axes[tensor], strict=True):
+            by_name[name] = axes.tie(by_name.get(name), axis)
+    out = equation.output_axes(len(op.outputs[0].shape or ()))
     if len(set(out)) < len(out):
         return axes.pin_all(op, "writes a diagonal")
-    return [[by_letter[letter] for letter in out]]
+    return [[by_name[name] for name in out]]
 
 
-def _letters(term: str, rank: int, ellipsis: int) -> list[str]:
-    """One name per axis of an einsum term; the axes of `...` are numbered from the last, as they broadcast."""
-    if "..." not in term:
-        return list(term)
-    before, after = term.split("...")
-    width = rank - len(before) - len(after)
-    return [*before, *(str(i) for i in range(ellipsis - width, ellipsis)), *after]
-
-
-@register_rule("Conv2D", "Conv3D", "Conv")
+@register_rule(*types_of(CONVOLUTION))
 def convolution(op: Op, axes: Axes) -> Outputs:
     """Kernel `(*window, C / groups, K)`; the output has the batch of the input and the channels K of the kernel.
 
@@ -72,11 +72,13 @@ def convolution(op: Op, axes: Axes) -> Outputs:
     ties each input channel to the outputs made from it. Pins spatial axes, of the kernel too, unless the window is a
     single pixel and the stride 1.
     """
+    if op.attr("batch_dims", 1) != 1:
+        return axes.pin_all(op, "a convolution with several batch axes")
     x, kernel = list(axes[op.inputs[0]]), axes[op.inputs[1]]
-    shape, window = op.inputs[0].shape or (), (op.inputs[1].shape or ())[:-2]
-    channel, spatial = _layout(op, len(x))
+    window = (op.inputs[1].shape or ())[:-2]
+    channel, spatial = channel_axis(op, len(x)), spatial_axes(op, len(x))
     per_group = (op.inputs[1].shape or ())[-2]
-    groups = shape[channel] // per_group if per_group else 1
+    groups = PRODUCTS[op.type].groups(op, op.inputs[1].shape or ())
     outputs = kernel[-1]
     if groups == 1:
         axes.tie(x[channel], kernel[-2])
@@ -107,7 +109,7 @@ def _tie_groups(axes: Axes, channels: Axis, kernel: Axis, groups: int) -> None:
         axes.tie(channels, np.tile(kernel, groups), np.repeat(np.arange(groups), len(kernel)))
     elif channels is not None:
         # A kernel with equal weights sums each group: channels may move within theirs.
-        for part in np.split(channels, groups):
+        for part in channels.reshape(groups, -1):
             axes.tie(part, axes.fresh(len(part)))
 
 
@@ -115,12 +117,12 @@ def _confine(axes: Axes, outputs: Axis, groups: int, size: int) -> np.ndarray:
     """Output channels of a grouped convolution: free to move within a group, not across."""
     if outputs is None:
         outputs = axes.fresh(size)
-    for part in np.split(outputs, groups):
+    for part in outputs.reshape(groups, -1):
         axes.tie(part, axes.fresh(len(part)))
     return outputs
 
 
-@register_rule("DepthwiseConv2dNative")
+@register_rule(*types_of(DEPTHWISE))
 def depthwise_convolution(op: Op, axes: Axes) -> Outputs:
     """Kernel `(h, w, C, M)`: channel c makes the outputs c·M to c·M + M − 1.
 
@@ -128,7 +130,7 @@ def depthwise_convolution(op: Op, axes: Axes) -> Outputs:
     and spatial axes.
     """
     x, kernel = list(axes[op.inputs[0]]), axes[op.inputs[1]]
-    channel, spatial = _layout(op, len(x))
+    channel, spatial = channel_axis(op, len(x)), spatial_axes(op, len(x))
     *window, size, multiplier = op.inputs[1].shape or ()
     outputs: Axis = axes.tie(kernel[-2], x[channel])
     if multiplier > 1:
@@ -145,14 +147,14 @@ def depthwise_convolution(op: Op, axes: Axes) -> Outputs:
     return [result]
 
 
-@register_rule("Conv2DBackpropInput", "Conv3DBackpropInputV2")
+@register_rule(*types_of(TRANSPOSED))
 def transposed_convolution(op: Op, axes: Axes) -> Outputs:
     """Inputs (sizes, kernel, x); kernel `(*window, K, C)`: the output channels stand before the input channels.
 
     Ties the channels of x to the kernel's C; the output has its K. Pins spatial axes, and all if it is grouped.
     """
     kernel, x = axes[op.inputs[1]], list(axes[op.inputs[2]])
-    channel, spatial = _layout(op, len(x))
+    channel, spatial = channel_axis(op, len(x)), spatial_axes(op, len(x))
     kernel_shape, x_shape = op.inputs[1].shape or (), op.inputs[2].shape or ()
     if kernel_shape[-1] != x_shape[channel] or (op.outputs[0].shape or ())[channel] != kernel_shape[-2]:
         return axes.pin_all(op, "a grouped transposed convolution")
@@ -167,11 +169,46 @@ def transposed_convolution(op: Op, axes: Axes) -> Outputs:
     return [result]
 
 
-def _layout(op: Op, rank: int) -> tuple[int, list[int]]:
-    """The channel axis and the spatial axes of an op's image tensor."""
-    if op.attr("data_format", b"NHWC").decode().startswith("NC") or op.attr("data_format", b"") == b"CHANNELS_FIRST":
-        return 1, list(range(2, rank))
-    return rank - 1, list(range(1, rank - 1))
+_RULES_BY_KIND = {
+    CONVOLUTION: convolution,
+    DEPTHWISE: depthwise_convolution,
+    TRANSPOSED: transposed_convolution,
+    MATMUL: matmul,
+    EINSUM: einsum_rule,
+}
+_FUSED_OPS = frozenset(
+    (
+        "BiasAdd",
+        "FusedBatchNorm",
+        "Elu",
+        "GeluApproximate",
+        "GeluExact",
+        "LeakyRelu",
+        "Relu",
+        "Relu6",
+        "Sigmoid",
+        "Tanh",
+    )
+)
+
+
+@register_rule(*types_of(*_RULES_BY_KIND, fused=True))
+def fused_product(op: Op, axes: Axes) -> Outputs:
+    """A product with the bias or batch norm (vectors) and activation that TensorFlow's optimizer put into its op.
+
+    Ties what the product's own rule does, and the vectors to the channels. Pins all if something else is fused.
+    """
+    vectors = op.inputs[2:]
+    if not _FUSED_OPS.issuperset(name.decode() for name in op.attr("fused_ops")) or any(
+        len(tensor.shape or ()) != 1 for tensor in vectors
+    ):
+        return axes.pin_all(op, "fused with what is neither a bias, batch norm nor activation")
+    (result,) = _RULES_BY_KIND[PRODUCTS[op.type].kind](op, axes)
+    result = list(result)
+    channel = channel_axis(op, len(result))
+    for tensor in vectors:
+        result[channel] = axes.tie(result[channel], axes[tensor][0])
+    return [result]
 
 
 def slide(

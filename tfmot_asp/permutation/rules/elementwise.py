@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfmot_asp.graph.flat_graph import Op
+from tfmot_asp.graph.ops import channel_axis
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rules.registry import register_rule
 
@@ -90,7 +91,7 @@ def bitcast(op: Op, axes: Axes) -> Outputs:
 def bias_add(op: Op, axes: Axes) -> Outputs:
     """Ties the bias to the channels, wherever `data_format` has them. Pins nothing."""
     x, (bias,) = list(axes[op.inputs[0]]), axes[op.inputs[1]]
-    channel = 1 if op.attr("data_format", b"NHWC") == b"NCHW" else len(x) - 1
+    channel = channel_axis(op, len(x))
     x[channel] = axes.tie(x[channel], bias)
     return [x]
 
@@ -119,7 +120,7 @@ def fused_batch_norm(op: Op, axes: Axes) -> Outputs:
     Works alike in training mode (layer normalization is built on it), in which mean and variance are empty.
     """
     x = list(axes[op.inputs[0]])
-    channel = 1 if op.attr("data_format", b"NHWC") in (b"NCHW", b"NCDHW") else len(x) - 1
+    channel = channel_axis(op, len(x))
     for tensor in op.inputs[1:]:
         if tensor.shape and tensor.shape[0]:
             x[channel] = axes.tie(x[channel], axes[tensor][0])

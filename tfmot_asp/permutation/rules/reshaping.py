@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfmot_asp.graph.flat_graph import Op
+from tfmot_asp.graph.ops import channels_last
 from tfmot_asp.permutation.axes import Axes, Axis, MergedAxis, Outputs, Regrouping
 from tfmot_asp.permutation.rules.registry import register_rule
 
@@ -223,7 +224,7 @@ def space_to_depth(op: Op, axes: Axes) -> Outputs:
 
     Ties each channel to its copies in the deep tensor, labelled by the pixel. Pins spatial axes, and all in NCHW.
     """
-    if op.attr("data_format", b"NHWC") != b"NHWC":
+    if not channels_last(op.attr("data_format", "NHWC")):
         return axes.pin_all(op, "rearranges space into channels in a layout other than NHWC")
     x, shape = axes[op.inputs[0]], op.outputs[0].shape or ()
     copies = int(op.attr("block_size")) ** 2
