@@ -17,7 +17,7 @@ _HOME = {
     "PermutationError": "tfmot_asp.permutation.apply",
     "search": "tfmot_asp.permutation.search",
     "SearchResult": "tfmot_asp.permutation.search",
-    "PruneForSparseTensorCores": "tfmot_asp.training.policy",
+    "PruneForSparseTensorCores": "tfmot_asp.hardware.rule",
     "PruneLowMagnitude": "tfmot_asp.training.wrapper",
     "prune_low_magnitude": "tfmot_asp.training.prune",
     "strip_pruning": "tfmot_asp.training.prune",
@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
     from tfmot_asp import export as export
     from tfmot_asp import loading as loading
     from tfmot_asp import permutation as permutation
+    from tfmot_asp.hardware.rule import PruneForSparseTensorCores as PruneForSparseTensorCores
     from tfmot_asp.hardware.rule import SparseTensorCoreRule as SparseTensorCoreRule
     from tfmot_asp.permutation.apply import PermutationError as PermutationError
     from tfmot_asp.permutation.pipeline import permute as permute
@@ -65,7 +66,6 @@ if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
     from tfmot_asp.reports.sparsity_report import SparsityReport as SparsityReport
     from tfmot_asp.training.callbacks import PruningSummaries as PruningSummaries
     from tfmot_asp.training.callbacks import UpdatePruningStep as UpdatePruningStep
-    from tfmot_asp.training.policy import PruneForSparseTensorCores as PruneForSparseTensorCores
     from tfmot_asp.training.prune import prune_low_magnitude as prune_low_magnitude
     from tfmot_asp.training.prune import prune_scope as prune_scope
     from tfmot_asp.training.prune import strip_pruning as strip_pruning

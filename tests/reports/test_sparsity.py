@@ -83,8 +83,8 @@ def test_any_policy_and_keras_3():
             return False
 
     assert [row.reason for row in tfmot_asp.sparsity_report(mlp(), policy=Nothing()).layers] == [
-        "Dense 'first': the policy does not allow it",
-        "Dense 'second': the policy does not allow it",
+        "Dense 'first' is kept dense: the policy does not allow it",
+        "Dense 'second' is kept dense: the policy does not allow it",
     ]
     keras3 = pytest.importorskip("keras", minversion="3")
     model = keras3.Sequential([keras3.layers.Input((16,)), keras3.layers.Dense(8, name="d")])
@@ -139,5 +139,5 @@ def test_reasons_that_do_not_fit_are_written_out_below():
     model = tf_keras.Model(x, layers.DepthwiseConv2D(3, name="second_depthwise_long_name")(y))
     lines = str(tfmot_asp.sparsity_report(model, batch_size=None)).splitlines()
     below = " ".join(lines[lines.index("Not prunable:") :])
-    reason = "a depthwise kernel sums over no channels, so it is no matrix product that Tensor Cores could shorten"
+    reason = "has a depthwise kernel, which sums over no channels, so it is no matrix product that Tensor Cores could"
     assert f"first_depthwise_long_name.depthwise_kernel and 1 more: {reason}" in re.sub(r"\s+", " ", below)

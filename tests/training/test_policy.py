@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tf_keras import layers
 
+import tfmot_asp
 from tfmot_asp import masks
-from tfmot_asp.hardware.rule import SUPPORTED_KINDS, SparseTensorCoreRule
-from tfmot_asp.training.policy import PruneForSparseTensorCores
+from tfmot_asp.hardware.rule import SUPPORTED_KINDS, PruneForSparseTensorCores, SparseTensorCoreRule
 
 
 def made(layer, *shape):
@@ -39,8 +42,8 @@ def test_conv2d_rule_knows_no_padding(inputs, outputs, padding):
 
 REFUSED = {
     "has 2 groups": lambda: made(layers.Conv2D(16, 1, groups=2, name="x"), 1, 4, 4, 32),
-    "depthwise kernel sums over no channels": lambda: made(layers.DepthwiseConv2D(1, name="x"), 1, 4, 4, 16),
-    "transposed convolutions have no sparse": lambda: made(layers.Conv2DTranspose(16, 1, name="x"), 1, 4, 4, 16),
+    "depthwise kernel, which sums over no channels": lambda: made(layers.DepthwiseConv2D(1, name="x"), 1, 4, 4, 16),
+    "is a transposed convolution": lambda: made(layers.Conv2DTranspose(16, 1, name="x"), 1, 4, 4, 16),
     "SeparableConv2D is not among the kinds to prune": lambda: made(
         layers.SeparableConv2D(16, 1, name="x"), 1, 4, 4, 16
     ),
@@ -194,6 +197,57 @@ def test_tfmots_own_function_takes_the_policy(m_by_n):
         assert masks.violations(body, 2) == 0
         assert masks.violations(model.get_layer("fc").kernel.numpy(), 0) == 0
     assert (model.get_layer("stem").kernel.numpy() != 0).all()
+
+
+def test_the_rule_leaves_tfmot_and_keras_alone():
+    # Importing tfmot switches tf.keras to Keras 2 for the whole process.
+    code = """
+import os, sys
+os.environ.pop("TF_USE_LEGACY_KERAS", None)
+import keras, numpy as np, tfmot_asp
+model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(16), keras.layers.Dense(3, name="head")])
+policy = tfmot_asp.PruneForSparseTensorCores()
+assert policy.why(model.layers[0]) is None and "'head'" in policy.why(model.layers[1])
+policy.check_model(model)
+policy.ensure_model_supports_pruning(model)
+tfmot_asp.prune_trained_model(model, policy=policy, permute=False)
+print("tensorflow_model_optimization" in sys.modules, os.environ.get("TF_USE_LEGACY_KERAS"))
+"""
+    pytest.importorskip("keras", minversion="3")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.stdout.split() == ["False", "None"], result.stderr
+
+
+def test_both_names_are_one_class():
+    assert SparseTensorCoreRule is PruneForSparseTensorCores is tfmot_asp.SparseTensorCoreRule
+    assert PruneForSparseTensorCores(padding=True) == SparseTensorCoreRule(padding=True)
+
+
+def test_every_door_takes_a_policy_that_only_says_why():
+    class NotTheHead:
+        def why(self, layer):
+            return "it is the head" if layer.name == "head" else None
+
+    def model():
+        return tf_keras.Sequential(
+            [layers.Input((16,)), layers.Dense(20, name="a"), layers.ReLU(), layers.Dense(8, name="head")]
+        )
+
+    policy = NotTheHead()
+    for name in ("policy", "pruning_policy"):
+        wrapped = tfmot_asp.prune_low_magnitude(model(), permute=False, **{name: policy})
+        assert [layer.name.startswith("prune_low_magnitude") for layer in wrapped.layers] == [True, False, False]
+    assert list(tfmot_asp.prune_trained_model(model(), policy=policy, permute=False).masks) == ["a"]
+    assert [entry.status for entry in tfmot_asp.permute(model(), policy=policy, effort="fast").layers][1] == "dense"
+    assert [row.reason for row in tfmot_asp.sparsity_report(model(), policy=policy).layers] == [None, "it is the head"]
+    asp = tfmot_asp.AspOptimizerWrapperV2(tf_keras.optimizers.SGD(), model(), permute=False, policy=policy)
+    assert list(asp._asp.masks) == ["a"]
+    with pytest.raises(ValueError, match="padding=True is an option of the default policy"):
+        tfmot_asp.AspOptimizerWrapperV2(tf_keras.optimizers.SGD(), model(), padding=True, policy=policy)
+    with pytest.raises(TypeError, match="with sparsity_m_by_n=None the policy must be a tfmot PruningPolicy"):
+        tfmot_asp.prune_low_magnitude(model(), policy=policy, sparsity_m_by_n=None)
+    with pytest.raises(TypeError, match="policy must have a method why"):
+        tfmot_asp.prune_low_magnitude(model(), policy="all", permute=False)
 
 
 def test_a_layer_that_tfmot_cannot_wrap_is_named_with_the_way_out():

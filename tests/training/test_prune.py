@@ -21,10 +21,22 @@ def wrapped_names(model):
     return [layer.layer.name for layer in model.layers if isinstance(layer, PruneLowMagnitude)]
 
 
-def test_signature_is_tfmots_plus_permute():
+def test_keywords_that_mean_nothing_are_refused_with_those_that_do():
+    with pytest.raises(TypeError, match=r"did you mean 'pruning_policy'\?\)\. It takes pruning_schedule, "):
+        tfmot_asp.prune_low_magnitude(mlp(), pruning_polcy=None)
+    with pytest.raises(TypeError, match=r"keyword argument 'sparsity'.* policy, and for the wrapper .* name, "):
+        tfmot_asp.prune_low_magnitude(layers.Dense(8), sparsity=0.5)
+    policy = tfmot_asp.PruneForSparseTensorCores()
+    with pytest.raises(TypeError, match="policy and pruning_policy are the same argument"):
+        tfmot_asp.prune_low_magnitude(mlp(), policy=policy, pruning_policy=policy)
+    assert tfmot_asp.prune_low_magnitude(layers.Dense(8), dtype="float64").dtype == "float64"
+    tfmot_asp.prune_low_magnitude(mlp(), name="as tfmot, which ignores it for models", permute=False)
+
+
+def test_signature_is_tfmots_plus_permute_and_policy():
     theirs = list(inspect.signature(inspect.unwrap(tfmot.sparsity.keras.prune_low_magnitude)).parameters)
     ours = list(inspect.signature(tfmot_asp.prune_low_magnitude).parameters)
-    assert ours == [*theirs[:-1], "permute", theirs[-1]]
+    assert ours == [*theirs[:-1], "permute", "policy", theirs[-1]]
 
 
 def test_model_gets_wrappers_around_what_the_policy_allows_and_shares_its_layers():
@@ -207,7 +219,7 @@ ERRORS = {
         ValueError,
         "Could not find `Conv2D 3x3`",
     ),
-    "no policy": (mlp, {"pruning_policy": "all"}, TypeError, "must be a tfmot PruningPolicy, got 'all'"),
+    "no policy": (mlp, {"pruning_policy": "all"}, TypeError, "be a tfmot PruningPolicy; got 'all'"),
     "pattern": (mlp, {"sparsity_m_by_n": (4, 2)}, ValueError, r"0 < zeros < block.*got \(4, 2\)"),
     "two patterns": (mlp, {"block_size": (2, 2)}, ValueError, r"block_size=\(2, 2\) and sparsity_m_by_n=2:4 "),
     "no schedule": (mlp, {"pruning_schedule": 0.5}, ValueError, "must be a tfmot PruningSchedule or None, got 0.5"),

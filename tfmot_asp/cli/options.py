@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.hardware.rule import SUPPORTED_KINDS, SparseTensorCoreRule
+from tfmot_asp.hardware.rule import SUPPORTED_KINDS, PruneForSparseTensorCores
 from tfmot_asp.pattern import Pattern
 
 
@@ -98,7 +98,7 @@ def input_shapes(given: list[tuple[str | None, tuple[int | None, ...]]] | None) 
     return shapes[0] if len(shapes) == 1 else shapes
 
 
-def policy(arguments: argparse.Namespace, model: Any) -> SparseTensorCoreRule:
+def policy(arguments: argparse.Namespace, model: Any) -> PruneForSparseTensorCores:
     """The rule that the options ask for.
 
     Raises:
@@ -118,7 +118,7 @@ def policy(arguments: argparse.Namespace, model: Any) -> SparseTensorCoreRule:
         for name, layer in layers
         if any(fnmatch.fnmatchcase(n, wanted) for n in (name, str(layer.name)) for wanted in arguments.skip)
     ]
-    return SparseTensorCoreRule(
+    return PruneForSparseTensorCores(
         padding=arguments.padding, skip=skipped, kinds=arguments.kinds, min_channels=arguments.min_channels
     )
 

@@ -1,7 +1,7 @@
 """What NVIDIA's sparse Tensor Cores and the libraries above them can use, with the source of each rule.
 
 Plain numbers and rules about shapes: needs no TensorFlow. ``sparsity_report`` shows what they say of a layer. What is
-pruned is another matter, see ``eligibility.SparseTensorCoreRule``: it is less strict, and knows no precision.
+pruned is another matter, see ``rule.PruneForSparseTensorCores``: it is less strict, and knows no precision.
 """
 
 from __future__ import annotations

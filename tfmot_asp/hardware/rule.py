@@ -1,53 +1,63 @@
 """Which layers sparse Tensor Cores can use, and why the others cannot: the rule behind every policy of the package.
 
-Needs neither TensorFlow nor tfmot, so it serves Keras 3 models as well; ``PruneForSparseTensorCores`` in ``policy.py``
-is the same rule as a tfmot ``PruningPolicy``.
+Needs neither TensorFlow nor tfmot, so it serves Keras 3 models as well. It has the methods of tfmot's policies, and
+tfmot asks for no more.
 """
 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from tfmot_asp.hardware.policy import no_prunable_layer_message
 from tfmot_asp.keras_models.kernels import Kernel, kernels_of
 from tfmot_asp.keras_models.layers import all_layers
 from tfmot_asp.keras_models.layouts import ATTENTION_KINDS, kind_of
+from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras_layer
-from tfmot_asp.keras_models.wrappers import unwrap
+from tfmot_asp.keras_models.wrappable import check_structure, outer_layers
+from tfmot_asp.keras_models.wrappers import is_called, unwrap
+from tfmot_asp.reason import Reason
 
 # The least that fp16 sparse kernels ask of a weight: whole blocks of 16 along the reduction axis, where the zeros are,
 # and the 8 values of a 16-byte access along the other. NVIDIA's ASP for PyTorch and for TensorFlow have the same rule.
-# What cuSPARSELt asks for, in fp16 and int8, is stricter: `tensor_cores.ALIGNMENT`, shown by `sparsity_report`.
+# What cuSPARSELt asks for, in fp16 and int8, is stricter: `libraries.ALIGNMENT`, shown by `sparsity_report`.
 INPUT_MULTIPLE = 16
 OUTPUT_MULTIPLE = 8
 
 DEFAULT_KINDS = ("Dense", "Conv2D")
 SUPPORTED_KINDS = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv1D", "SeparableConv2D")
 
-_NO_CHANNEL_SUM = "a depthwise kernel sums over no channels, so it is no matrix product that Tensor Cores could shorten"
+_NO_CHANNEL_SUM = (
+    "has a depthwise kernel, which sums over no channels, so it is no matrix product that Tensor Cores could shorten"
+)
+_TRANSPOSED = "is a transposed convolution, which has no sparse Tensor Core kernel"
 _REFUSED = {
     "DepthwiseConv1D": _NO_CHANNEL_SUM,
     "DepthwiseConv2D": _NO_CHANNEL_SUM,
-    "Conv1DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
-    "Conv2DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
-    "Conv3DTranspose": "transposed convolutions have no sparse Tensor Core kernel",
+    "Conv1DTranspose": _TRANSPOSED,
+    "Conv2DTranspose": _TRANSPOSED,
+    "Conv3DTranspose": _TRANSPOSED,
 }
-
-_MAX_REASONS = 8
 
 Skip = Any | Callable[[Any], bool] | Iterable[Any]
 
 
 @dataclass(frozen=True)
-class SparseTensorCoreRule:
-    """Tells for each layer whether its kernels suit 2:4 sparse Tensor Cores, and if not, why.
+class PruneForSparseTensorCores:
+    """Prunes the layers whose kernels NVIDIA's sparse Tensor Cores can use, and no others; tells of each why not.
 
     A kernel seen as a matrix ``(I, rest)`` is accepted if its reduction axis I is a multiple of 16 and its output
     channels a multiple of 8, the alignment that fp16 sparse kernels require (cuSPARSELt's table of supported shapes).
+    Grouped, depthwise and transposed convolutions stay dense.
+
+    Every door of this package takes it as ``policy=``, and tfmot's own ``prune_low_magnitude`` as ``pruning_policy=``.
+    ``SparseTensorCoreRule`` is another name of it.
 
     Attributes:
         padding: accept Dense kernels of any input size; their incomplete last stripe counts as padded with zeros.
@@ -64,9 +74,10 @@ class SparseTensorCoreRule:
             choice if most of the network is 3 × 3 convolutions. See docs/performance.md.
 
     Example:
-        >>> rule = SparseTensorCoreRule(skip=lambda layer: layer.name == "classifier")
-        >>> rule.why(model.get_layer("classifier"))
+        >>> policy = PruneForSparseTensorCores(skip=lambda layer: layer.name == "classifier")
+        >>> policy.why(model.get_layer("classifier"))
         "Dense 'classifier' is kept dense: skip asks for it"
+        >>> pruned = tfmot_asp.prune_low_magnitude(model, policy=policy)
     """
 
     padding: bool = False
@@ -97,10 +108,6 @@ class SparseTensorCoreRule:
         object.__setattr__(self, "_skipped_ids", frozenset(_ids_within(layers)))
         object.__setattr__(self, "_skip_tests", tuple(tests))
 
-    def allows(self, layer: Any) -> bool:
-        """Whether the layer's kernels are to be pruned. See ``why``."""
-        return self.why(layer) is None
-
     def why(self, layer: Any) -> str | None:
         """Why a layer is kept dense.
 
@@ -110,74 +117,106 @@ class SparseTensorCoreRule:
         Returns:
             None if the layer is to be pruned, else the reason in words, with the layer's name and the numbers.
         """
+        reason = self.reason_for(layer)
+        return None if reason is None else str(reason)
+
+    def reason_for(self, layer: Any) -> Reason | None:
+        """The same as ``why``, in its parts."""
         inner = unwrap(layer)
-        kind = kind_of(inner)
-        title = f"{type(inner).__name__} {getattr(inner, 'name', '?')!r}"
+        why = self._why(layer, inner, kind_of(inner))
+        return None if why is None else Reason(f"{type(inner).__name__} {getattr(inner, 'name', '?')!r}", why)
+
+    def allow_pruning(self, layer: Any) -> bool:
+        """Whether the layer is to be pruned (tfmot's interface)."""
+        return self.reason_for(layer) is None
+
+    allows = allow_pruning
+
+    def ensure_model_supports_pruning(self, model: Any) -> None:
+        """Checks a model before tfmot's own ``prune_low_magnitude`` wraps it (tfmot's interface).
+
+        Raises:
+            ValueError: for a subclassed or unbuilt model, a model without any layer to prune, or one with a layer to
+                prune that tfmot's wrapper has no support for.
+        """
+        self.check_model(model)
+        # Which layers those are, tfmot knows, and it is loaded if it asks.
+        registry: Any = sys.modules.get("tensorflow_model_optimization.python.core.sparsity.keras.prune_registry")
+        for name, layer in outer_layers(model) if registry is not None else ():
+            wraps = is_called(layer, "PruneLowMagnitude") or hasattr(layer, "get_prunable_weights")
+            if self.allow_pruning(layer) and not (wraps or registry.PruneRegistry.supports(layer)):
+                raise ValueError(
+                    f"tfmot's own wrapper does not support layer {name!r} of type {type(layer).__name__}. Use "
+                    "tfmot_asp.prune_low_magnitude, which does, or keep the layer dense with "
+                    "PruneForSparseTensorCores(skip=[layer])."
+                )
+
+    def check_model(self, model: Any) -> None:
+        """Checks that a model is a functional or sequential one, built, with at least one layer to prune.
+
+        Raises:
+            ValueError: if not, with each layer's reason in the last case.
+        """
+        check_structure(model)
+        check_not_quantized(model)
+        reasons = [self.reason_for(layer) for _, layer in outer_layers(model) if kernels_of(layer)]
+        if all(reason is not None for reason in reasons):
+            raise ValueError(no_prunable_layer_message(model, reasons))
+
+    def _why(self, layer: Any, inner: Any, kind: str | None) -> str | None:
         if kind is None:
-            return f"{title} has no kernel that can be pruned"
+            return "has no kernel that can be pruned"
         if self._skips(layer) or self._skips(inner):
-            return f"{title} is kept dense: skip asks for it"
+            return "is kept dense: skip asks for it"
         if kind in _REFUSED:
-            return f"{title}: {_REFUSED[kind]}"
+            return _REFUSED[kind]
         if (needed := "EinsumDense" if kind in ATTENTION_KINDS else kind) not in self.kinds:
-            return f"{title}: {needed} is not among the kinds to prune ({', '.join(self.kinds)})"
+            return f"is kept dense: {needed} is not among the kinds to prune ({', '.join(self.kinds)})"
         if not inner.built:
-            return f"{title} is not built, so its input size is unknown; call the model on a batch or build it first"
+            return "is not built, so its input size is unknown; call the model on a batch or build it first"
         if getattr(inner, "lora_enabled", False):
-            return f"{title} has LoRA enabled: its effective kernel is a sum, so a mask on one term is no 2:4 pattern"
+            return "has LoRA enabled: its effective kernel is a sum, so a mask on one term is no 2:4 pattern"
         kernels = kernels_of(layer)
         if kind.startswith("Separable"):
             kernels = [kernel for kernel in kernels if kernel.layout.reduction_axes]
         if not kernels:
-            return f"{title} is built but holds no kernel variable"
-        reasons = (self._why_kernel(title, kind, kernel) for kernel in kernels)
-        return next((reason for reason in reasons if reason is not None), None)
+            return "is built but holds no kernel variable"
+        return next((why for kernel in kernels if (why := self._why_kernel(kind, kernel)) is not None), None)
 
     def _skips(self, layer: Any) -> bool:
         return id(layer) in self._skipped_ids or any(test(layer) for test in self._skip_tests)
 
-    def _why_kernel(self, title: str, kind: str, kernel: Kernel) -> str | None:
+    def _why_kernel(self, kind: str, kernel: Kernel) -> str | None:
         part = "" if kernel.attribute in ("kernel", "_kernel") else f" ({kernel.attribute})"
         layout = kernel.layout
         if layout.groups > 1:
             return (
-                f"{title} has {layout.groups} groups; grouped convolutions have no sparse Tensor Core kernel "
+                f"has {layout.groups} groups; grouped convolutions have no sparse Tensor Core kernel "
                 "in TensorRT or cuSPARSELt"
             )
         dtype = str(getattr(kernel.tf_variable.dtype, "name", kernel.tf_variable.dtype))
         if "float" not in dtype:
-            return f"{title} has a kernel of dtype {dtype}{part}; sparsify in floating point, then quantize"
+            return f"has a kernel of dtype {dtype}{part}; sparsify in floating point, then quantize"
         if not layout.reduction_axes or not layout.output_axes:
-            return f"{title} is no matrix product{part}: its equation {kernel.layer.equation!r} contracts no channels"
+            return f"is no matrix product{part}: its equation {kernel.layer.equation!r} contracts no channels"
         inputs, outputs = kernel.reduction_size, kernel.output_size
         channels = "input features" if kind == "Dense" else "input channels"
         any_inputs = self.padding and kind == "Dense"
         if inputs % INPUT_MULTIPLE and not any_inputs:
             remedy = "; padding=True would zero-pad it" if kind == "Dense" else ""
-            return (
-                f"{title} has {inputs} {channels}{part}; sparse Tensor Cores need a multiple of "
-                f"{INPUT_MULTIPLE}{remedy}"
-            )
+            return f"has {inputs} {channels}{part}; sparse Tensor Cores need a multiple of {INPUT_MULTIPLE}{remedy}"
         if outputs % OUTPUT_MULTIPLE:
             return (
-                f"{title} has {outputs} {channels.replace('input', 'output')}{part}; sparse Tensor Cores need a "
+                f"has {outputs} {channels.replace('input', 'output')}{part}; sparse Tensor Cores need a "
                 f"multiple of {OUTPUT_MULTIPLE}"
             )
         for size, side in ((inputs, channels), (outputs, channels.replace("input", "output"))):
             if self.min_channels is not None and size < self.min_channels:
-                return f"{title} has {size} {side}{part}, fewer than min_channels={self.min_channels}"
+                return f"has {size} {side}{part}, fewer than min_channels={self.min_channels}"
         return None
 
 
-def no_prunable_layer_message(model: Any, reasons: list[tuple[str, str | None]]) -> str:
-    """The error text for a model in which a policy finds nothing: each kernel's reason, shortened to a few."""
-    with_kernel = [reason for _, reason in reasons if reason and "no kernel that can be pruned" not in reason]
-    shown = [f"  - {reason}" for reason in with_kernel[:_MAX_REASONS]]
-    if len(with_kernel) > _MAX_REASONS:
-        shown.append(f"  - and {len(with_kernel) - _MAX_REASONS} more (sparsity_report(model) lists all)")
-    if not shown:
-        shown = [f"  - none of its {len(reasons)} layers has a kernel that can be pruned"]
-    return "\n".join([f"Model {model.name!r} has no layer to prune:", *shown])
+SparseTensorCoreRule = PruneForSparseTensorCores
 
 
 def _checked_min_channels(value: Any) -> int | None:
@@ -218,25 +257,3 @@ def _ids_within(layers: Iterable[Any]) -> Iterable[int]:
         yield id(unwrap(layer))
         for _, inner in all_layers(layer):
             yield id(inner)
-
-
-def why_dense(policy: Any, layer: Any) -> str | None:
-    """Why a policy keeps a layer dense; None if it prunes it.
-
-    Args:
-        policy: a ``SparseTensorCoreRule``, anything else with ``why(layer)``, or a tfmot ``PruningPolicy``.
-        layer: a Keras layer.
-
-    Raises:
-        TypeError: if ``policy`` is none of these.
-    """
-    if hasattr(policy, "why"):
-        return policy.why(layer)
-    if hasattr(policy, "allow_pruning"):
-        if policy.allow_pruning(layer):
-            return None
-        return f"{type(layer).__name__} {layer.name!r}: the policy does not allow it"
-    raise TypeError(
-        "policy must have a method why(layer) -> str | None, like SparseTensorCoreRule, or be a tfmot PruningPolicy; "
-        f"got {policy!r}"
-    )

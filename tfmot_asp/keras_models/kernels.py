@@ -105,7 +105,7 @@ def kernels_by_name(layers: Iterable[LayerWithKernels], *, masked: bool = False)
                 raise ValueError(
                     f"{other_name!r} and {name!r} share a kernel, but sum over different axes of it "
                     f"({other.layout.reduction_axes} and {axes}), so no mask suits both; keep one of them out with "
-                    "SparseTensorCoreRule(skip=[layer])"
+                    "PruneForSparseTensorCores(skip=[layer])"
                 )
     return found
 

@@ -14,7 +14,8 @@ from tfmot_asp.graph.flat_graph import Graph
 from tfmot_asp.graph.flatten import add_training, trace_function
 from tfmot_asp.graph.inputs import input_names, input_specs
 from tfmot_asp.graph.trace import concrete_function, variables_of
-from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
+from tfmot_asp.hardware.policy import why_dense
+from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import is_masked
 from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kernels
@@ -25,6 +26,7 @@ from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.analysis import analyse
 from tfmot_asp.permutation.axes import Axes
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
+from tfmot_asp.reason import Reason
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +162,7 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, Kernel]], list[De
         ": permuting now would move weights from under its mask. Permute the model first, then wrap it; "
         "prune_low_magnitude(permute=True) does both",
     )
-    rule = policy if policy is not None else SparseTensorCoreRule()
+    rule = policy if policy is not None else PruneForSparseTensorCores()
     chosen, dense = [], []
     for layer in layers_with_kernels(model):
         if any(is_masked(kernel.variable) for kernel in layer.kernels):
@@ -174,7 +176,7 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, Kernel]], list[De
             chosen += [(kernel_name(layer.name, kernel.attribute), kernel) for kernel in kernels]
         else:
             kind = layer.kernels[0].layout.kind
-            dense.append(DenseLayer(layer.name, kind, reason or f"{layer.name!r} sums over no channels"))
+            dense.append(DenseLayer(layer.name, kind, str(reason or Reason(repr(layer.name), "sums over no channels"))))
     return chosen, dense
 
 

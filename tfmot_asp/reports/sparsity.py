@@ -11,11 +11,13 @@ import numpy as np
 
 from tfmot_asp import masks
 from tfmot_asp.hardware import libraries
-from tfmot_asp.hardware.rule import SparseTensorCoreRule, why_dense
+from tfmot_asp.hardware.policy import why_dense
+from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.kernels import Kernel, layers_with_kernels
 from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
+from tfmot_asp.reason import Reason
 from tfmot_asp.reports.sparsity_report import LayerSparsity, SparsityReport
 from tfmot_asp.types import InputShapes, Policy
 
@@ -47,7 +49,7 @@ def sparsity_report(
         model: a built model or layer of tf_keras or Keras 3, wrapped or not.
         policy: what decides which layers are prunable: anything with ``why(layer) -> str | None``, such as
             ``PruneForSparseTensorCores``, or with tfmot's ``allow_pruning(layer) -> bool``. By default
-            ``SparseTensorCoreRule()``.
+            ``PruneForSparseTensorCores()``.
         sparsity_m_by_n: the pattern to look for, ``(zeros, block)`` or ``"N:M"``.
         batch_size: number of samples that the sizes are for, where the model leaves it open. None leaves sizes out, and
             with them the trace.
@@ -73,7 +75,7 @@ def sparsity_report(
     if not is_keras_layer(model):
         raise ValueError(f"sparsity_report takes a Keras model or layer, got a {type(model).__name__}: {model!s:.80}")
     check_built(model, "report on it")
-    policy = SparseTensorCoreRule() if policy is None else policy
+    policy = PruneForSparseTensorCores() if policy is None else policy
     found = []
     for layer in layers_with_kernels(model):
         reason = why_dense(policy, layer.layer)
@@ -138,7 +140,7 @@ def _misaligned(precision: str, kernel: Kernel, gemms: Sequence[GemmSize]) -> tu
     return tuple(name for name in "MNK" if name in bad)
 
 
-def _row(name: str, kernel: Kernel, reason: str | None, pattern: Pattern) -> LayerSparsity:
+def _row(name: str, kernel: Kernel, why: Reason | None, pattern: Pattern) -> LayerSparsity:
     weight = np.asarray(kernel.tf_variable)
     axes = kernel.layout.reduction_axes
     found, violations, retained = masks.standing(weight, axes, pattern), None, None
@@ -146,8 +148,10 @@ def _row(name: str, kernel: Kernel, reason: str | None, pattern: Pattern) -> Lay
         violations = found.violations
         total = float(np.sum(np.abs(weight), dtype=np.float64))
         retained = masks.retained_magnitude(weight, axes, pattern) / total if total else None
-    if reason is None and not found.asks:
-        reason = f"{pattern} keeps all its {kernel.reduction_size} inputs" if axes else "sums over no channels"
+    if why is None and not found.asks:
+        few = f"has {kernel.reduction_size} inputs, of which {pattern} keeps all"
+        subject = f"{type(kernel.layer).__name__} {kernel.layer.name!r} ({kernel.attribute})"
+        why = Reason(subject, few if axes else "sums over no channels")
     return LayerSparsity(
         name=name,
         kind=kernel.layout.kind,
@@ -157,7 +161,7 @@ def _row(name: str, kernel: Kernel, reason: str | None, pattern: Pattern) -> Lay
         zeros=1 - int(np.count_nonzero(weight)) / max(1, weight.size),
         stripes=found.stripes,
         violations=violations,
-        reason=reason,
+        why=why,
         retained=retained,
         two_four=(found if pattern == TWO_FOUR else masks.standing(weight, axes)).holds,
         tensorrt=libraries.tensorrt_verdict(kernel),

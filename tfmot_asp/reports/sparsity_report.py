@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tfmot_asp.hardware import libraries
 from tfmot_asp.pattern import Pattern
+from tfmot_asp.reason import Reason
 from tfmot_asp.reports.table import align, count_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _WIDTH = 150
 _NAME_WIDTH = 48
 _NOTES = 8
-_TITLE = re.compile(r"^\w+ '[^']*':? (?:is )?")  # what a reason starts with; the first columns of its row say the same
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class LayerSparsity:
         zeros: share of weights that are exactly zero, 0 to 1.
         stripes: number of stripes in which the pattern asks for zeros; 0 if it asks for none, of one or two inputs.
         violations: those with more nonzeros than the pattern keeps; None without a reduction axis.
-        reason: why the policy keeps the layer dense, or the pattern asks for no zeros in this kernel of a layer that
+        why: why the policy keeps the layer dense, or the pattern asks for no zeros in this kernel of a layer that
             it does not; None if it is prunable.
         retained: share of the kernel's magnitude that the pattern's mask keeps, 0 to 1: 1 if the pattern holds, and
             what one-shot pruning would keep if not. None without a reduction axis, and for an all-zero kernel.
@@ -58,7 +57,7 @@ class LayerSparsity:
     zeros: float
     stripes: int
     violations: int | None
-    reason: str | None
+    why: Reason | None
     retained: float | None
     two_four: bool
     tensorrt: libraries.TensorRTVerdict
@@ -71,7 +70,12 @@ class LayerSparsity:
     @property
     def prunable(self) -> bool:
         """Whether the policy would prune the kernel."""
-        return self.reason is None
+        return self.why is None
+
+    @property
+    def reason(self) -> str | None:
+        """``why`` as a sentence."""
+        return None if self.why is None else str(self.why)
 
     @property
     def holds(self) -> bool:
@@ -153,7 +157,10 @@ class SparsityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and numbers."""
-        rows = [{**_plain(row), "prunable": row.prunable, "holds": row.holds} for row in self.layers]
+        rows = [
+            {**_plain(replace(row, why=None)), "reason": row.reason, "prunable": row.prunable, "holds": row.holds}
+            for row in self.layers
+        ]
         best = {"now": self.best_now, "prunable": self.best_prunable, "likely": self.best_likely}
         return {
             "model": self.model,
@@ -209,8 +216,8 @@ def _cut_reasons(report: SparsityReport, lines: Sequence[str]) -> list[str]:
     """The reasons that did not fit into the table, each once, with the first layer that has it."""
     layers: dict[str, list[str]] = {}
     for row, line in zip(report.layers, lines[1:], strict=True):
-        if row.reason is not None and len(line) > _WIDTH:
-            layers.setdefault(_TITLE.sub("", row.reason), []).append(_name(row))
+        if row.why is not None and len(line) > _WIDTH:
+            layers.setdefault(row.why.why, []).append(_name(row))
     written = []
     for reason, names in layers.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -241,7 +248,7 @@ def _pattern_cells(row: LayerSparsity) -> tuple[str, ...]:
         f"{100 * row.zeros:5.1f}%",
         pattern,
         "-" if row.retained is None else f"{100 * row.retained:5.1f}%",
-        "yes" if row.reason is None else _TITLE.sub("", row.reason),
+        "yes" if row.why is None else row.why.why,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,18 +12,26 @@ import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
-from tfmot_asp.hardware.rule import no_prunable_layer_message
+from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
+from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_finite
 from tfmot_asp.keras_models.kernels import kernel_name, kernels_of
 from tfmot_asp.keras_models.layers import NamedLayer
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
+from tfmot_asp.keras_models.wrappable import check_structure, outer_layers
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.training import schedule
-from tfmot_asp.training.policy import PruneForSparseTensorCores, check_structure, outer_layers
 from tfmot_asp.training.wrapper import PruneLowMagnitude
+from tfmot_asp.types import Policy
 
 logger = logging.getLogger(__name__)
+
+# The keywords that every layer of tf_keras takes.
+_OF_KERAS_LAYERS = (
+    "name", "dtype", "trainable", "dynamic", "input_shape", "input_dim", "batch_input_shape", "batch_size", "weights",
+    "activity_regularizer", "autocast", "implementation",
+)  # fmt: skip
 
 
 def prune_low_magnitude(
@@ -29,9 +39,11 @@ def prune_low_magnitude(
     pruning_schedule: Any = None,
     block_size: tuple[int, int] = (1, 1),
     block_pooling_type: str = "AVG",
-    pruning_policy: Any = None,
+    pruning_policy: Policy | None = None,
     sparsity_m_by_n: PatternLike | None = TWO_FOUR,
     permute: bool | Mapping[str, Any] = True,
+    *,
+    policy: Policy | None = None,
     **kwargs: Any,
 ) -> Any:
     """Prepares a model, layer or list of layers to be pruned while it trains: 2:4 by default.
@@ -47,20 +59,23 @@ def prune_low_magnitude(
             schedule does so at its ``begin_step``; others raise the share of masked stripes along with their sparsity.
         block_size: tfmot's block pattern, for ``sparsity_m_by_n=None``.
         block_pooling_type: tfmot's ``"AVG"`` or ``"MAX"``, for ``block_size``.
-        pruning_policy: which layers of a model to wrap, a tfmot ``PruningPolicy``; by default
-            ``PruneForSparseTensorCores()``.
+        pruning_policy: which layers of a model to wrap: a tfmot ``PruningPolicy``, or anything with
+            ``why(layer) -> str | None``; by default ``PruneForSparseTensorCores()``.
         sparsity_m_by_n: the pattern along the reduction axis: ``(zeros, block)``, tfmot's pair, or the text ``"N:M"``,
             N kept of every M. None behaves as tfmot's own function: unstructured or block sparsity, no permutation, no
             default policy.
         permute: whether to permute a model first, in place. A mapping is passed to ``tfmot_asp.permute`` as keyword
             arguments, as in ``permute={"effort": "thorough", "seed": 1}``. For its report, call ``tfmot_asp.permute``
             yourself and give False here.
-        **kwargs: passed to the wrapper's constructor when ``to_prune`` is a single layer, ignored otherwise.
+        policy: the same as ``pruning_policy``, by the name that it has everywhere else in this package.
+        **kwargs: of Keras' layers, such as ``name``: passed to the wrapper when ``to_prune`` is a single layer, and
+            ignored otherwise, as in tfmot.
 
     Returns:
         The model, layer or list with pruning wrappers (subclasses of tfmot's ``PruneLowMagnitude``).
 
     Raises:
+        TypeError: for a keyword that is none of these, or two policies.
         ValueError: if there is nothing to prune, or what came in cannot be pruned; nothing is changed then.
 
     Example:
@@ -69,17 +84,23 @@ def prune_low_magnitude(
         >>> pruned.fit(images, labels, callbacks=[tfmot_asp.UpdatePruningStep()])
         >>> model = tfmot_asp.strip_pruning(pruned)
     """
+    _check_keywords(kwargs)
+    if policy is not None and pruning_policy is not None:
+        raise TypeError("policy and pruning_policy are the same argument; give one of them")
+    policy = pruning_policy if policy is None else policy
     _check_type(to_prune)
     check_not_quantized(to_prune)
     if sparsity_m_by_n is None:
         if isinstance(permute, Mapping):
             raise ValueError("permute=... applies to an m by n pattern; with sparsity_m_by_n=None nothing is permuted")
+        if policy is not None and not hasattr(policy, "ensure_model_supports_pruning"):
+            raise TypeError(f"with sparsity_m_by_n=None the policy must be a tfmot PruningPolicy, got {policy!r}")
         return tfmot.sparsity.keras.prune_low_magnitude(
             to_prune,
             pruning_schedule=pruning_schedule or schedule.default_schedule(None),
             block_size=block_size,
             block_pooling_type=block_pooling_type,
-            pruning_policy=pruning_policy,
+            pruning_policy=policy,
             **kwargs,
         )
     pattern = Pattern.of(sparsity_m_by_n)
@@ -97,7 +118,7 @@ def prune_low_magnitude(
     if not isinstance(to_prune, keras.Model):
         return _wrap_explicit(to_prune, {**options, **kwargs})
 
-    policy = pruning_policy if pruning_policy is not None else PruneForSparseTensorCores()
+    policy = PruneForSparseTensorCores() if policy is None else policy
     chosen = _layers_to_wrap(to_prune, policy)
     _check_finite(chosen)
     wrapped = _wrap_model(to_prune, {id(layer) for _, layer in chosen}, options)
@@ -155,6 +176,19 @@ def prune_scope() -> Any:
     )
 
 
+def _check_keywords(given: Mapping[str, Any]) -> None:
+    """Raises TypeError for what neither this package nor tfmot nor Keras has a use for, as Python does."""
+    own = [name for name in inspect.signature(prune_low_magnitude).parameters if name not in ("to_prune", "kwargs")]
+    for name in given:
+        if name not in _OF_KERAS_LAYERS:
+            close = difflib.get_close_matches(name, [*own, *_OF_KERAS_LAYERS], n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise TypeError(
+                f"prune_low_magnitude got an unexpected keyword argument {name!r}{hint}. It takes {', '.join(own)}, "
+                f"and for the wrapper of a single layer Keras' {', '.join(_OF_KERAS_LAYERS)}."
+            )
+
+
 def _check_type(to_prune: Any) -> None:
     """Raises the errors for what is no tf_keras layer, model or list of layers."""
     is_list = isinstance(to_prune, (list, tuple))
@@ -190,19 +224,19 @@ def _layers_to_wrap(model: Any, policy: Any) -> list[NamedLayer]:
     """The layers of a model that a policy allows, after all checks that a policy or its absence calls for."""
     if isinstance(policy, PruneForSparseTensorCores):
         policy.check_model(model)
-    elif hasattr(policy, "allow_pruning") and hasattr(policy, "ensure_model_supports_pruning"):
-        check_structure(model)
-        policy.ensure_model_supports_pruning(model)
     else:
-        raise TypeError(f"pruning_policy must be a tfmot PruningPolicy, got {policy!r}")
-    layers = outer_layers(model)
-    chosen = [named for named in layers if policy.allow_pruning(named.layer)]
+        check_structure(model)
+        if hasattr(policy, "ensure_model_supports_pruning"):
+            policy.ensure_model_supports_pruning(model)
+    # tfmot asks its policies about every layer; others are asked about those with kernels, as by the other doors.
+    asked = [
+        (named, why_dense(policy, named.layer))
+        for named in outer_layers(model)
+        if hasattr(policy, "allow_pruning") or kernels_of(named.layer)
+    ]
+    chosen = [named for named, reason in asked if reason is None]
     if not chosen:
-        reasons: list[tuple[str, str | None]] = [
-            (name, f"{type(layer).__name__} {name!r}: the policy does not allow it")
-            for name, layer in layers
-            if kernels_of(layer)
-        ]
+        reasons = [reason for named, reason in asked if kernels_of(named.layer)]
         raise ValueError(no_prunable_layer_message(model, reasons))
     return chosen
 

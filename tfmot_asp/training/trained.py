@@ -17,7 +17,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.hardware.rule import SparseTensorCoreRule, no_prunable_layer_message, why_dense
+from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
+from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import attach_mask, detach_mask, mask_of
 from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
@@ -53,7 +54,7 @@ def prune_trained_model(
     Args:
         model: a built model of tf_keras or Keras 3 (TensorFlow backend): functional, sequential, subclassed, nested.
         policy: which layers to prune: anything with ``why(layer) -> str | None``, or a tfmot ``PruningPolicy``. By
-            default ``SparseTensorCoreRule()``, the rule of ``PruneForSparseTensorCores``.
+            default ``PruneForSparseTensorCores()``.
         permute: whether to permute the model first. A mapping is passed to ``tfmot_asp.permute`` as keyword arguments,
             as in ``permute={"effort": "thorough", "input_shapes": (None, 224, 224, 3)}``.
         sparsity_m_by_n: the pattern along each kernel's reduction axis: ``(zeros, block)``, tfmot's pair, or the text
@@ -75,7 +76,7 @@ def prune_trained_model(
     pattern = Pattern.of(sparsity_m_by_n)
     if not isinstance(permute, (bool, Mapping)):
         raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
-    policy = SparseTensorCoreRule() if policy is None else policy
+    policy = PruneForSparseTensorCores() if policy is None else policy
     kernels = kernels_to_prune(model, policy)
     check_finite({name: kernel.variable for name, kernel in kernels.items()})
     permutation = None
@@ -267,8 +268,8 @@ def kernels_to_prune(model: Any, policy: Any) -> dict[str, Kernel]:
         ". Either train the model as it is, or take the wrappers off first: model = tfmot_asp.strip_pruning(model)",
     )
     layers = layers_with_kernels(model)
-    reasons = [(layer.name, why_dense(policy, layer.layer)) for layer in layers]
-    allowed = [layer for layer, (_, reason) in zip(layers, reasons, strict=True) if reason is None]
+    reasons = [why_dense(policy, layer.layer) for layer in layers]
+    allowed = [layer for layer, reason in zip(layers, reasons, strict=True) if reason is None]
     found = kernels_by_name(allowed, masked=True)
     if not found:
         raise ValueError(no_prunable_layer_message(model, reasons))

@@ -12,10 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmot_asp.hardware.rule import SparseTensorCoreRule
 from tfmot_asp.permutation.picture.data import DrawnOp
 from tfmot_asp.permutation.report import PermutationReport
 from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO as SHOW_PRUNING_INFO
+from tfmot_asp.types import Policy
 
 SHOW_PERMUTATION_INFO = 29
 SHOW_PERMUTATION_MORE_INFO = 28
@@ -44,7 +44,7 @@ def check_arguments(search_device: str, search_time_limit: float) -> str:
 
 def permute_and_log(
     model: Any,
-    rule: SparseTensorCoreRule,
+    policy: Policy,
     input_shapes: Any,
     device: str,
     plot_to_file: str | os.PathLike[str] | None,
@@ -52,8 +52,8 @@ def permute_and_log(
     """Permutes a model and logs what was done in TF-ASP's words.
 
     Args:
-        model: built tf_keras model with at least one layer that the rule prunes.
-        rule: which layers will be pruned.
+        model: built tf_keras model with at least one layer that the policy prunes.
+        policy: which layers will be pruned.
         input_shapes: a shape, a list of shapes, or ``TensorSpec``s.
         device: as ``tfmot_asp.permute`` takes it.
         plot_to_file: where to draw the picture; a name without a suffix becomes a .png file.
@@ -66,7 +66,7 @@ def permute_and_log(
         input_shapes = None  # a functional model knows them, and TF-ASP's scripts may give only some of them
     elif input_shapes is not None:
         input_shapes = _plain_shapes(input_shapes)
-    report = permute(model, policy=rule, input_shapes=input_shapes, device=device, plot_to_file=plot_to_file)
+    report = permute(model, policy=policy, input_shapes=input_shapes, device=device, plot_to_file=plot_to_file)
     for level, line in log_lines(report, str(model.name)):
         log(level, "%s", line)
     log_counts(report.permuted, report.prunable)

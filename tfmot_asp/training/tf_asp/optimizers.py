@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from tfmot_asp.hardware.rule import SparseTensorCoreRule
+from tfmot_asp.hardware.policy import why_dense
+from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.constraints import is_masked
 from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
@@ -20,6 +21,7 @@ from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
 from tfmot_asp.training.tf_asp import messages
 from tfmot_asp.training.tf_asp.first_step import FirstStepMasks
+from tfmot_asp.types import Policy
 
 _OWN = ("_optimizer", "_asp", "_wrapper_name")
 _Delegating: Any = tf.__internal__.tracking.DelegatingTrackableMixin
@@ -31,7 +33,7 @@ class AspOptimizerWrapperV2:
     A script that used TF-ASP runs with its import changed to ``import tfmot_asp as tf_asp``. The model is permuted at
     once (its function does not change). At the first ``apply_gradients`` the masks are computed from the weights, and
     frozen; from then on the pattern holds after every step. Dense and Conv2D kernels are pruned, by the rule of
-    ``SparseTensorCoreRule``.
+    ``PruneForSparseTensorCores``, or by the policy that is given.
 
     The result is an instance of the same base class as ``optimizer``, ``tf_keras.optimizers.legacy.Optimizer`` or
     ``tf_keras.optimizers.Optimizer``, and stands in for it: ``iterations`` and hyperparameters (``lr``, ``beta_1``)
@@ -51,6 +53,8 @@ class AspOptimizerWrapperV2:
             ``permute=False`` here to choose.
         plot_to_file: where to draw which ops were permuted.
         name: of the optimizer.
+        policy: which layers to prune, instead of ``padding``: anything with ``why(layer) -> str | None``, or a tfmot
+            ``PruningPolicy``.
 
     Raises:
         ValueError: for a model that is none of tf_keras, not built, or holds NaN, or an optimizer that cannot be
@@ -81,10 +85,13 @@ class AspOptimizerWrapperV2:
         search_time_limit: float = 60,
         plot_to_file: str | os.PathLike[str] | None = None,
         name: str | None = None,
+        policy: Policy | None = None,
     ) -> None:
         device = messages.check_arguments(search_device, search_time_limit)
-        rule = SparseTensorCoreRule(padding=padding)
-        kernels = _prunable_kernels(model, rule)
+        if policy is not None and padding:
+            raise ValueError("padding=True is an option of the default policy: PruneForSparseTensorCores(padding=True)")
+        policy = PruneForSparseTensorCores(padding=padding) if policy is None else policy
+        kernels = _prunable_kernels(model, policy)
         in_force = any(is_masked(kernel.variable) for kernel in kernels.values())
         if permute and in_force:
             messages.log(
@@ -92,7 +99,7 @@ class AspOptimizerWrapperV2:
             )
             messages.log_counts(0, len(kernels))
         elif permute and kernels:
-            messages.permute_and_log(model, rule, input_shapes, device, plot_to_file)
+            messages.permute_and_log(model, policy, input_shapes, device, plot_to_file)
         if not kernels:
             messages.log(
                 messages.SHOW_PRUNING_INFO, "model %s has no layer to prune: see sparsity_report(model)", model.name
@@ -336,11 +343,11 @@ def _variant(optimizer: Any) -> type:
     )
 
 
-def _prunable_kernels(model: Any, rule: SparseTensorCoreRule) -> dict[str, Kernel]:
-    """The kernels that the rule prunes, by name, each variable once."""
+def _prunable_kernels(model: Any, policy: Policy) -> dict[str, Kernel]:
+    """The kernels that the policy prunes, by name, each variable once."""
     if not isinstance(model, tf_keras.Model):
         hint = "; for Keras 3, use tfmot_asp.prune_trained_model(model)" if is_keras3(model) else ""
         raise ValueError(f"model must be a tf_keras model, got a {type(model).__name__}{hint}")
     check_built(model, "wrap its optimizer")
     check_not_quantized(model)
-    return kernels_by_name(layer for layer in layers_with_kernels(model) if rule.why(layer.layer) is None)
+    return kernels_by_name(layer for layer in layers_with_kernels(model) if why_dense(policy, layer.layer) is None)
