@@ -245,6 +245,15 @@ def _(g, x):
     return tf.gather(x, order[: max(2, len(order) - g.choose((0, 2)))], axis=-1)
 
 
+@kind("take along axis", lambda x: sequence(x) and int(x.shape[1]) > 4)
+def _(g, x):
+    n, c, k = int(x.shape[1]), channels(x), g.choose((2, 4))
+    index = tf.math.top_k(tf.reduce_max(x, -1), k).indices  # (batch, k)
+    index = tf.reshape(index[:, None] * tf.ones((1, c, 1), index.dtype), (-1, k))
+    picked = tf.gather(tf.reshape(tf.transpose(x, (0, 2, 1)), (-1, n)), index, batch_dims=1)
+    return tf.transpose(tf.reshape(picked, (-1, c, k)), (0, 2, 1))
+
+
 @kind("slice", lambda x: channels(x) > 4)
 def _(g, x):
     return g.choose((x[..., 2:], x[..., ::2], x[..., :-1]))

@@ -239,6 +239,25 @@ def test_gather_of_half_the_channels():
     assert 8 in result.sizes
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_take_along_axis(axis):
+    """Keras merges batch and channels before it gathers: the indices are the same for all channels, so these move."""
+    import keras
+
+    class Take(keras.layers.Layer):
+        def call(self, x, index):
+            return keras.ops.take_along_axis(x, index, axis=axis)
+
+    rng = np.random.default_rng(0)
+    x, index = keras.Input((12, C)), keras.Input((5, 1) if axis == 1 else (1, 5), dtype="int32")
+    y = Take()(keras.layers.Dense(C)(x), index)
+    y = keras.layers.Dense(8, name="last")(keras.layers.Dense(C, name="taken")(y))
+    inputs = [rng.normal(size=(3, 12, C)).astype(np.float32), rng.integers(0, 12, (3, *index.shape[1:]))]
+    result = check(keras.Model([x, index], y), inputs=inputs)
+    assert result.status("last") == "permuted"
+    assert result.status("taken") == ("permuted" if axis == 1 else "fixed")  # picked from by index
+
+
 def test_gather_that_repeats_channels():
     x = image()
     y = conv()(x)

@@ -12,16 +12,17 @@ Which part it is depends on what else is tied to the axes, so it is decided afte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tfmot_asp.permutation.axes import Axes, Regrouping
+from tfmot_asp.permutation.axes import Axes, MergedAxis, Regrouping
 
 
 class _Choice(NamedTuple):
-    """Which parts of a regrouping may move, and whether other pins left no choice."""
+    """Which parts of a regrouping may move, and whether other pins and uniform axes left no choice."""
 
     regrouping: Regrouping
     parts: frozenset[int]
@@ -51,16 +52,21 @@ def resolve(axes: Axes) -> None:
 
 
 def _choice(regrouping: Regrouping, is_pinned: np.ndarray) -> _Choice:
-    """The parts that may move: at most one of each axis, none of an axis that is pinned."""
+    """The parts that may move: at most one of each axis, none of an axis that is pinned, those that differ first."""
     free = {part for part, size in enumerate(regrouping.sizes) if size > 1}
+    uniform: set[int] = set()
     for axis in regrouping.axes:
-        if axis.ids is None or is_pinned[axis.ids].all():
+        if axis.ids is None:
+            uniform.update(axis.parts)
+        elif is_pinned[axis.ids].all():
             free.difference_update(axis.parts)
+    differing = free - uniform
     forced = True
     chosen: set[int] = set()
-    for part in sorted(free, reverse=True):
+    for part in [*sorted(differing, reverse=True), *sorted(free & uniform, reverse=True)]:
         rivals = {other for axis in regrouping.axes if part in axis.parts for other in axis.parts if other != part}
-        forced = forced and not rivals & free
+        if part in differing and rivals & differing:
+            forced = False
         if not rivals & chosen:
             chosen.add(part)
     return _Choice(regrouping, frozenset(chosen), forced)
@@ -94,14 +100,17 @@ def _pin_the_rest(axes: Axes, choice: _Choice, cause: np.ndarray) -> None:
 def _tie(axes: Axes, choice: _Choice) -> None:
     """Ties input to output axes through the parts that move.
 
-    There is one tie for every combination of all parts of the two axes, labelled by that of the parts that stay.
+    There is one tie for every combination of all parts of the two axes, labelled by that of the parts that stay. An
+    input axis that is uniform counts as new elements: in which order equal slices are merged, nobody sees.
     """
     sizes = choice.regrouping.sizes
     for a in choice.regrouping.inputs:
         for b in choice.regrouping.outputs:
             moving = choice.parts.intersection(a.parts, b.parts)
-            if a.ids is None or b.ids is None or not moving:
+            if b.ids is None or not moving:
                 continue
+            if a.ids is None:
+                a = MergedAxis(axes.fresh(math.prod(sizes[part] for part in a.parts)), a.parts)
             involved = sorted({*a.parts, *b.parts})
             grid = np.indices([sizes[part] for part in involved]).reshape(len(involved), -1)
             index = dict(zip(involved, grid, strict=True))

@@ -465,6 +465,18 @@ case("Reshape incommensurable", lambda x: tf.reshape(x, (4, 6)), [(6, 4)], [0])
 case("Reshape no refinement", lambda x: tf.reshape(x, (6, 10)), [(4, 15)], [0])
 case("Reshape there and back", lambda x: tf.reshape(tf.reshape(x, (6, C)) * 2.0, SEQ), [SEQ], [3 + C])
 case("Reshape there and back at once", lambda x: tf.reshape(tf.nn.relu(tf.reshape(x, (6, C))), SEQ), [SEQ], [sum(SEQ)])
+case(
+    "Reshape merge of an axis that differs and one that does not",
+    lambda x, y: y * tf.reshape(tf.broadcast_to(x, (2, 3, C)), (2, -1)),
+    [(2, 3, 1), (2, 3 * C)],
+    [2 + 3, 2 + 3 * C],
+)
+case(
+    "Reshape merge of a pinned axis and one that does not differ",
+    lambda x, y: y * tf.reshape(tf.broadcast_to(tf.cumsum(x, 1), (2, 3, C)), (2, -1)),
+    [(2, 3, 1), (2, 3 * C)],
+    [2, 2 + 3 * C],
+)
 case("Squeeze", lambda x: tf.squeeze(x, 1), [(2, 1, C)], [2 + C])
 case("ExpandDims", lambda x: tf.expand_dims(x, 1), [SEQ], [sum(SEQ)])
 case("Reshape of an empty tensor", lambda x: tf.reshape(x, (0, 6)), [(0, 3, 2)], [0])
