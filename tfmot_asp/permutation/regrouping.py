@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfmot_asp.permutation.axes import Axes, MergedAxis, Regrouping
+from tfmot_asp.permutation.axes import Axes, Regrouping
 
 
 class _Choice(NamedTuple):
@@ -109,13 +109,12 @@ def _tie(axes: Axes, choice: _Choice) -> None:
             moving = choice.parts.intersection(a.parts, b.parts)
             if b.ids is None or not moving:
                 continue
-            if a.ids is None:
-                a = MergedAxis(axes.fresh(math.prod(sizes[part] for part in a.parts)), a.parts)
+            own = axes.fresh(math.prod(sizes[part] for part in a.parts)) if a.ids is None else a.ids
             involved = sorted({*a.parts, *b.parts})
             grid = np.indices([sizes[part] for part in involved]).reshape(len(involved), -1)
             index = dict(zip(involved, grid, strict=True))
             label = _position(index, [part for part in involved if part not in moving], sizes)
-            axes.tie(a.ids[_position(index, a.parts, sizes)], b.ids[_position(index, b.parts, sizes)], label)
+            axes.tie(own[_position(index, a.parts, sizes)], b.ids[_position(index, b.parts, sizes)], label)
 
 
 def _position(index: dict[int, np.ndarray], parts: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
