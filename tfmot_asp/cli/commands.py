@@ -181,7 +181,14 @@ def _planned(model: Any, rule: Any, shapes: Any, pattern: Any) -> dict[str, Any]
         for i, kernel in enumerate(plan.kernels)
     ]
     layers += [
-        {"name": layer.name, "kind": layer.kind, "status": "fixed", "size": None, "movable": 0, "reason": layer.reason}
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "status": "fixed",
+            "size": None,
+            "movable": 0,
+            "reason": str(layer.reason),
+        }
         for layer in planned.unused
     ]
     groups = [

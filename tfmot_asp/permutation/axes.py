@@ -26,6 +26,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
+from tfmot_asp.reason import OpName, Reason
 
 Axis = np.ndarray | None
 """One axis of a tensor: the element id of each position (int64), or None if the axis is uniform."""
@@ -35,18 +36,6 @@ Outputs = Sequence[Sequence[Axis]]
 
 Rule = Callable[[Op, "Axes"], Outputs]
 """A rule: ties and pins the axes of `op.inputs` and returns the axes of every output."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reason:
-    """Why something stays in place, and which op makes it: its type and its scoped name, where it is an op."""
-
-    why: str
-    op_type: str = ""
-    op_name: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.why} ({self.op_type} {self.op_name!r})" if self.op_type else self.why
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,7 +171,7 @@ class Axes:
         """Forbids the elements of `axis` to move, and says why and which op is to blame."""
         if axis is None or not len(axis):
             return
-        entry = Reason(reason) if op is None else Reason(reason, op.type, op.name)
+        entry = Reason("", reason, None if op is None else OpName(op.type, op.name))
         if not self.reasons or self.reasons[-1] != entry:
             self.reasons.append(entry)
         self._pins.append((axis, len(self.reasons) - 1))

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfmot_asp.permutation.axes import Axes, Classes, Reason
+from tfmot_asp.permutation.axes import Axes, Classes
 from tfmot_asp.permutation.exchange import exchangeable
+from tfmot_asp.reason import Reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +231,7 @@ class _WhyNot:
         found = self.nearest_pin[innermost[~moves]]
         if (found >= 0).any():
             return self.axes.reasons[int(found[found >= 0][0])]
-        return Reason(f"its channels cannot be exchanged in two or more whole stripes of {self.n}")
+        return Reason("", f"its channels cannot be exchanged in two or more whole stripes of {self.n}")
 
     @functools.cached_property
     def nearest_pin(self) -> np.ndarray:

@@ -37,7 +37,7 @@ class DenseLayer:
 
     name: str
     kind: str
-    reason: str
+    reason: Reason
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -99,7 +99,7 @@ def plan_model(
     pattern = Pattern.of(sparsity_m_by_n)
     chosen, dense = _kernels(model, policy)
     if not chosen:
-        reasons = "; ".join(d.reason for d in dense[:5]) + ("; ..." if len(dense) > 5 else "")
+        reasons = "; ".join(str(d.reason) for d in dense[:5]) + ("; ..." if len(dense) > 5 else "")
         raise ValueError(
             f"{_title(model)} has no layer that the policy would prune, so there is nothing to permute for. "
             + (f"The layers with kernels: {reasons}" if dense else "It has no Dense or convolution layer.")
@@ -110,7 +110,7 @@ def plan_model(
     for name, kernel in chosen:
         variable = graph.variable_index(kernel.variable)
         if variable is None:
-            reason = f"the model's inference function does not use {name!r}"
+            reason = Reason("the model's inference function", f"does not use {name!r}")
             unused.append(DenseLayer(name, kernel.layout.kind, reason))
         elif variable not in seen:
             seen.add(variable)
@@ -176,7 +176,7 @@ def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, Kernel]], list[De
             chosen += [(kernel_name(layer.name, kernel.attribute), kernel) for kernel in kernels]
         else:
             kind = layer.kernels[0].layout.kind
-            dense.append(DenseLayer(layer.name, kind, str(reason or Reason(repr(layer.name), "sums over no channels"))))
+            dense.append(DenseLayer(layer.name, kind, reason or Reason(repr(layer.name), "sums over no channels")))
     return chosen, dense
 
 

@@ -290,8 +290,8 @@ def _layers(
                 after[i][0] / after[i][1] if after[i][1] else 1.0,
             )
         )
-    entries += [LayerEntry(u.name, u.kind, "fixed", u.reason) for u in plan.unused]
-    entries += [LayerEntry(d.name, d.kind, "dense", d.reason) for d in plan.dense]
+    entries += [LayerEntry(u.name, u.kind, "fixed", str(u.reason)) for u in plan.unused]
+    entries += [LayerEntry(d.name, d.kind, "dense", str(d.reason)) for d in plan.dense]
     return entries
 
 

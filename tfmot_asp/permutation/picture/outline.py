@@ -146,7 +146,9 @@ class _Builder:
         reason = plan.reasons[index]
         if reason is not None and not note:
             moves, size = plan.movable[index], kernel.reduction_size
-            reason = dataclasses.replace(reason, op_name=self.scopes.below_root(reason.op_name))
+            if reason.op is not None:
+                op = reason.op._replace(name=self.scopes.below_root(reason.op.name))
+                reason = dataclasses.replace(reason, op=op)
             note = f"{size - moves} of {size} ({reason})" if moves else str(reason)
         return takes, ",".join(letters), note
 
@@ -210,8 +212,8 @@ def _pins_by_op(plan: ModelPlan, carried: _Carried) -> dict[str, list[str]]:
     """For each op that keeps channels of a prunable kernel in place, by name: why."""
     notes: dict[str, dict[str, None]] = {}
     for ids, reason in plan.axes.pins():
-        if reason.op_name and carried.blocks([ids]):
-            notes.setdefault(reason.op_name, {})[reason.why] = None
+        if reason.op is not None and carried.blocks([ids]):
+            notes.setdefault(reason.op.name, {})[reason.why] = None
     return {name: list(texts) for name, texts in notes.items()}
 
 
