@@ -17,7 +17,6 @@ from typing import Any, TextIO
 PROGRAM = "tfmot-asp"
 
 _NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx", "onnx", "numba", "h5py")
-_IN_THE_REPORT = "tfmot_asp.export.onnx"  # logs the lines that end its report
 
 
 class Console:
@@ -148,7 +147,7 @@ class _Handler(logging.Handler):
     """Writes to standard error as it is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == _IN_THE_REPORT and record.levelno <= logging.WARNING:
+        if getattr(record, "in_report", False):  # what is logged ends the report too, which is printed
             return
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         sys.stderr.write(f"{PROGRAM}: {level}{record.getMessage()}\n")

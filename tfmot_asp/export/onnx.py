@@ -238,11 +238,12 @@ def _write_int8(
 
 
 def _finish(report: VerificationReport, path: Path, notes: list[str]) -> VerificationReport:
+    said = {"in_report": True}  # for the command line, which prints the report
     try:
         command = trtexec_command(path)
-        logger.log(SHOW_PRUNING_INFO, "Wrote %s. Build the TensorRT engine with:\n%s", path, command)
+        logger.log(SHOW_PRUNING_INFO, "Wrote %s. Build the TensorRT engine with:\n%s", path, command, extra=said)
         notes.append(f"TensorRT: {command}")
     except ValueError as error:  # open axes, whose sizes only the user knows
-        logger.log(SHOW_PRUNING_INFO, "Wrote %s. For the trtexec command: %s", path, error)
+        logger.log(SHOW_PRUNING_INFO, "Wrote %s. For the trtexec command: %s", path, error, extra=said)
         notes.append(f"TensorRT: tfmot_asp.export.trtexec_command({str(path)!r}, shapes=...); {error}")
     return replace(report, path=str(path), notes=(*report.notes, *notes))

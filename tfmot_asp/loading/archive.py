@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.loading.files import check_archive, check_hdf5, first_line
+from tfmot_asp.loading.files import ModelFileError, check_archive, check_hdf5, first_line
 from tfmot_asp.loading.readers import keras_of, trusting
 
 _WEIGHTS = "model.weights.h5"
@@ -21,22 +21,22 @@ def load_archive(path: Path, allow_unsafe: bool) -> Any:
         try:
             with zipfile.ZipFile(path) as archive:
                 if "config.json" not in archive.namelist():
-                    raise ValueError(f"{str(path)!r} is a zip archive without config.json, so it is no .keras file")
+                    raise ModelFileError(f"{str(path)!r} is a zip archive without config.json, so it is no .keras file")
                 if not allow_unsafe:
                     check_archive(archive, path)
                 archive.extractall(folder)
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
+            raise ModelFileError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
         config = json.loads((folder / "config.json").read_bytes())
         metadata = json.loads(file.read_bytes()) if (file := folder / "metadata.json").exists() else {}
         keras = keras_of(metadata.get("keras_version") if isinstance(metadata, dict) else None)
         if not isinstance(config, dict):
-            raise ValueError(f"{str(path)!r} is damaged: its config.json holds no model")
+            raise ModelFileError(f"{str(path)!r} is damaged: its config.json holds no model")
         if not allow_unsafe:
             for file in sorted(folder.rglob("*.h5")):
                 _check_member(file, path)
         if path.suffix != ".keras":
-            raise ValueError(f"{str(path)!r} is a .keras archive by another name; rename it to {path.stem}.keras")
+            raise ModelFileError(f"{str(path)!r} is a .keras archive by another name; rename it to {path.stem}.keras")
         config["compile_config"] = None  # which is not read
         with trusting(config, keras, allow_unsafe, path):
             if keras.__name__ == "tf_keras" and (folder / _WEIGHTS).exists():
@@ -50,7 +50,9 @@ def _check_member(file: Path, path: Path) -> None:
     try:
         opened = h5py.File(file, "r")
     except OSError as error:
-        raise ValueError(f"{str(path)!r} is damaged: its {file.name} cannot be read: {first_line(error)}") from error
+        raise ModelFileError(
+            f"{str(path)!r} is damaged: its {file.name} cannot be read: {first_line(error)}"
+        ) from error
     with opened:
         check_hdf5(opened, path)
 

@@ -16,7 +16,11 @@ _MAX_UNPACKED = 1 << 30  # bytes; above it, what a file claims to hold must bear
 _MAX_RATIO = 100
 
 
-class UnsafeModelError(ValueError):
+class ModelFileError(ValueError):
+    """A file holds no model that can be loaded. The message names the file."""
+
+
+class UnsafeModelError(ModelFileError):
     """A file holds what could run code, or reach other files, when it is loaded or run."""
 
 
@@ -55,24 +59,24 @@ def detect(path: StrPath) -> Format:
         if path.is_dir():
             if any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")):
                 return Format.SAVED_MODEL
-            raise ValueError(f"{str(path)!r} is a folder without saved_model.pb, so it is no SavedModel")
+            raise ModelFileError(f"{str(path)!r} is a folder without saved_model.pb, so it is no SavedModel")
         with path.open("rb") as file:
             start = file.read(64)
     except PermissionError:
-        raise ValueError(f"{str(path)!r} cannot be read: permission denied") from None
+        raise ModelFileError(f"{str(path)!r} cannot be read: permission denied") from None
     if not start:
-        raise ValueError(f"{str(path)!r} is empty")
+        raise ModelFileError(f"{str(path)!r} is empty")
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{str(path)!r} is a Git LFS pointer, not the model; fetch it with: git lfs pull")
+        raise ModelFileError(f"{str(path)!r} is a Git LFS pointer, not the model; fetch it with: git lfs pull")
     if start.startswith(b"PK\x03\x04"):
         return Format.KERAS
     if start.startswith(_HDF5_MAGIC):
         return Format.HDF5
     if path.name == "saved_model.pb":
-        raise ValueError(f"{str(path)!r} is a part of a SavedModel; give its folder, {str(path.parent)!r}")
+        raise ModelFileError(f"{str(path)!r} is a part of a SavedModel; give its folder, {str(path.parent)!r}")
     if path.suffix in (".onnx", ".tflite"):
-        raise ValueError(f"{str(path)!r} holds a graph without Keras layers; `verify` reads it, nothing else can")
-    raise ValueError(
+        raise ModelFileError(f"{str(path)!r} holds a graph without Keras layers; `verify` reads it, nothing else can")
+    raise ModelFileError(
         f"{str(path)!r} is neither a .keras archive nor an HDF5 file, as its first bytes show ({start[:8]!r}); "
         "it may be damaged or of another kind"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.loading.archive import load_archive
-from tfmot_asp.loading.files import Format, check_hdf5, detect, first_line
+from tfmot_asp.loading.files import Format, ModelFileError, check_hdf5, detect, first_line
 from tfmot_asp.loading.keras_config import UnknownLayerError
 from tfmot_asp.loading.readers import keras_of, trusting
 from tfmot_asp.loading.saved_model_check import check_saved_model, parse_saved_model
@@ -48,18 +48,16 @@ def load_model(path: StrPath, *, allow_unsafe: bool = False) -> Any:
     load = {Format.KERAS: load_archive, Format.HDF5: _load_hdf5, Format.SAVED_MODEL: _load_saved_model}[detect(path)]
     try:
         model = load(path, allow_unsafe)
-    except (FileNotFoundError, ImportError):
+    except (FileNotFoundError, ImportError, ModelFileError):
         raise
     except UnknownLayerError as error:
-        raise ValueError(f"{str(path)!r} cannot be loaded: {first_line(error, 800)}") from None
+        raise ModelFileError(f"{str(path)!r} cannot be loaded: {first_line(error, 800)}") from None
     except MemoryError as error:
-        raise ValueError(f"{str(path)!r} does not fit into memory: {first_line(error)}") from error
+        raise ModelFileError(f"{str(path)!r} does not fit into memory: {first_line(error)}") from error
     except Exception as error:  # damaged files fail in as many ways as there are bytes
-        if isinstance(error, ValueError) and repr(str(path)) in str(error):
-            raise
-        raise ValueError(f"{str(path)!r} cannot be loaded as a Keras model: {first_line(error)}") from error
+        raise ModelFileError(f"{str(path)!r} cannot be loaded as a Keras model: {first_line(error)}") from error
     if not hasattr(model, "layers"):
-        raise ValueError(f"{str(path)!r} holds a {type(model).__name__}, no Keras model")
+        raise ModelFileError(f"{str(path)!r} holds a {type(model).__name__}, no Keras model")
     return model
 
 
@@ -69,11 +67,11 @@ def _load_hdf5(path: Path, allow_unsafe: bool) -> Any:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
+        raise ModelFileError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
     with file:
         text = file.attrs.get("model_config")
         if text is None:
-            raise ValueError(
+            raise ModelFileError(
                 f"{str(path)!r} holds weights only, no model: build the model, load them, and save it whole"
             )
         config = json.loads(text)
@@ -84,7 +82,7 @@ def _load_hdf5(path: Path, allow_unsafe: bool) -> Any:
             if keras.__name__ == "tf_keras":
                 return keras.models.load_model(file, compile=False)
             if path.suffix not in (".h5", ".hdf5"):
-                raise ValueError(f"{str(path)!r} is an HDF5 file by another name; rename it to {path.stem}.h5")
+                raise ModelFileError(f"{str(path)!r} is an HDF5 file by another name; rename it to {path.stem}.h5")
             return keras.models.load_model(str(path), compile=False, safe_mode=not allow_unsafe)
 
 
@@ -92,7 +90,7 @@ def _load_saved_model(path: Path, allow_unsafe: bool) -> Any:
     check_saved_model(path, allow_unsafe=allow_unsafe)
     metadata = [json.loads(text) for text in _keras_metadata(path)]
     if not metadata:
-        raise ValueError(
+        raise ModelFileError(
             f"{str(path)!r} is a SavedModel without Keras layers, as tf.saved_model.save and model.export write it: it "
             "can be verified, but not pruned, permuted or exported. Save the model with tf_keras' model.save instead"
         )
@@ -114,7 +112,7 @@ def _keras_metadata(path: Path) -> list[str]:
         try:
             stored.ParseFromString(file.read_bytes())
         except DecodeError as error:
-            raise ValueError(f"{str(path)!r} is damaged: its keras_metadata.pb cannot be read") from error
+            raise ModelFileError(f"{str(path)!r} is damaged: its keras_metadata.pb cannot be read") from error
         return [node.metadata for node in stored.nodes]
     nodes = parse_saved_model(path).meta_graphs[0].object_graph_def.nodes  # before TensorFlow 2.5
     return [n.user_object.metadata for n in nodes if n.user_object.identifier.startswith("_tf_keras_")]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfmot_asp.loading.files import HOW_TO_TRUST, UnsafeModelError, first_line, printable
+from tfmot_asp.loading.files import HOW_TO_TRUST, ModelFileError, UnsafeModelError, first_line, printable
 from tfmot_asp.loading.ops import CHECKPOINT_OPS, RESTORE_OPS, why_refused
 from tfmot_asp.types import StrPath
 
@@ -57,15 +57,17 @@ def parse_saved_model(path: StrPath) -> Any:
         raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
     if not any((folder / name).is_file() for name in _FILES):
         what = f"a folder without {_FILES[0]}" if folder.is_dir() else "a file"
-        raise ValueError(f"{str(path)!r} is {what}, so it is no SavedModel")
+        raise ModelFileError(f"{str(path)!r} is {what}, so it is no SavedModel")
     from tensorflow.python.saved_model import loader_impl
 
     try:
         saved_model = loader_impl.parse_saved_model(str(folder))
     except Exception as error:  # OSError, ParseError, DecodeError and RecursionError, among others
-        raise ValueError(f"{str(path)!r} is damaged, it cannot be read as a SavedModel: {first_line(error)}") from error
+        raise ModelFileError(
+            f"{str(path)!r} is damaged, it cannot be read as a SavedModel: {first_line(error)}"
+        ) from error
     if not saved_model.meta_graphs:
-        raise ValueError(f"{str(path)!r} is damaged or empty: its SavedModel holds no graph")
+        raise ModelFileError(f"{str(path)!r} is damaged or empty: its SavedModel holds no graph")
     return saved_model
 
 
