@@ -133,8 +133,11 @@ def test_tensordot_conv1d_depthwise_grouped_and_transposed_layers(tmp_path):
     assert rows["conv1d"].reduction_axes == (2,)
     assert rows["depthwise"].status == "depthwise"
     assert rows["grouped"].note == "2 groups"
-    assert (rows["up"].status, rows["up"].note) == ("sparse", "transposed convolution")
-    assert rows["twice"].note == "8 inputs, no multiple of 16"
+    assert (rows["up"].status, rows["up"].note) == (
+        "sparse",
+        "a transposed convolution is not among what TensorRT documents",
+    )
+    assert rows["twice"].note == ""
 
 
 def test_a_layer_called_twice_is_listed_once():
@@ -183,6 +186,18 @@ def test_the_end_of_a_dense_kernel_is_no_part_of_a_pattern(tmp_path, inputs):
     assert report.ok
     rows = tfmot_asp.sparsity_report(model).layers
     assert [(row.holds, row.stripes) for row in rows] == [(layer.holds, layer.stripes) for layer in report.layers]
+
+
+def test_a_file_and_a_model_say_the_same_of_what_tensorrt_can_use(tmp_path):
+    model = tf_keras.Sequential([layers.Input((260,)), layers.Dense(18, name="fc"), layers.Dense(8, name="head")])
+    policy = tfmot_asp.PruneForSparseTensorCores(padding=True, skip=model.get_layer("fc"))
+    tfmot_asp.prune_trained_model(model, policy=policy, permute=False).remove()
+    model.save(tmp_path / "m.keras")
+    rows = tfmot_asp.sparsity_report(model, policy=policy).layers
+    assert [row.tensorrt.usable for row in rows] == [True, False]  # multiples of 4, whatever the policy asks for
+    notes = [layer.note for layer in tfmot_asp.export.verify(tmp_path / "m.keras").layers]
+    assert notes == ["", "18 inputs, no multiple of 4"]
+    assert rows[1].tensorrt.reason == notes[1]
 
 
 class OnlyFirst:

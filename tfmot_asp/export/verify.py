@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import Gemm, find_gemms
 from tfmot_asp.graph.trace import trace
-from tfmot_asp.hardware.rule import INPUT_MULTIPLE, OUTPUT_MULTIPLE
+from tfmot_asp.hardware.libraries import tensorrt_obstacle
 from tfmot_asp.loading import check_saved_model, load_model
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
@@ -106,21 +106,8 @@ def _check(gemm: Gemm, pattern: Pattern) -> VerifiedLayer:
         else:
             found = standing(weight, axes, pattern)
             stripes, violations = found.stripes, found.violations
-            note = _obstacle(gemm, shape)
+            inputs = math.prod(shape[axis] for axis in axes)
+            transposed = "Backprop" in gemm.type or "TRANSPOSE" in gemm.type.upper()
+            note = tensorrt_obstacle(inputs, groups=gemm.groups, transposed=transposed)
             status = "sparse" if found.holds else "broken" if found.broken else "dense" if found.asks else "small"
     return VerifiedLayer(gemm.weight_name, gemm.op, gemm.type, shape, axes, zeros, stripes, violations, status, note)
-
-
-def _obstacle(gemm: Gemm, shape: tuple[int, ...]) -> str:
-    """Why sparse Tensor Cores cannot use a product, whatever its zeros; empty if they can."""
-    inputs = math.prod(shape[axis] for axis in gemm.reduction_axes)
-    outputs = math.prod(shape[axis] for axis in gemm.output_axes)
-    if gemm.groups > 1:
-        return f"{gemm.groups} groups"
-    if "Backprop" in gemm.type or "TRANSPOSE" in gemm.type.upper():
-        return "transposed convolution"
-    if inputs % INPUT_MULTIPLE:
-        return f"{inputs} inputs, no multiple of {INPUT_MULTIPLE}"
-    if outputs % OUTPUT_MULTIPLE:
-        return f"{outputs} outputs, no multiple of {OUTPUT_MULTIPLE}"
-    return ""

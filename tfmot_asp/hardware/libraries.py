@@ -104,22 +104,38 @@ def tensorrt_verdict(kernel: Kernel) -> TensorRTVerdict:
     inputs, outputs = kernel.reduction_size, kernel.output_size
     if kind.startswith("Depthwise") or kernel.attribute == "depthwise_kernel":
         return no("depthwise, a group per channel", GROUPED_CONVOLUTIONS)
+    obstacle = tensorrt_obstacle(inputs, groups=layout.groups, transposed=kind.endswith("Transpose"))
     if layout.groups > 1:
-        return no(f"{layout.groups} groups", GROUPED_CONVOLUTIONS)
-    if kind.endswith("Transpose"):
-        return no("a transposed convolution is not among what it documents")
+        return no(obstacle, GROUPED_CONVOLUTIONS)
     if kind == "Conv3D":
         return no("a 3-D convolution is not among what it documents")
     positions = math.prod(kernel.shape) // max(1, inputs * outputs)
     if kind == "EinsumDense" and (not layout.reduction_axes or not layout.output_axes or positions > 1):
         return no("its equation is no product with one matrix")
-    if inputs % _TENSORRT_INPUT_MULTIPLE:
-        return no(f"{inputs} inputs, no multiple of {_TENSORRT_INPUT_MULTIPLE}")
+    if obstacle:
+        return no(obstacle)
     if positions * inputs < ENOUGH_CHANNELS:
         return TensorRTVerdict(True, False, f"small: sums over {positions * inputs}", CHANNELS)
     if outputs < ENOUGH_CHANNELS:
         return TensorRTVerdict(True, False, f"small: {outputs} outputs", CHANNELS)
     return TensorRTVerdict(True, True, None, TENSORRT_GUIDE)
+
+
+def tensorrt_obstacle(inputs: int, *, groups: int = 1, transposed: bool = False) -> str:
+    """What keeps TensorRT from a sparse kernel, of a layer or of a product in a file; empty if nothing does.
+
+    Args:
+        inputs: input channels of one group.
+        groups: of the convolution.
+        transposed: whether it is a transposed one.
+    """
+    if groups > 1:
+        return f"{groups} groups"
+    if transposed:
+        return "a transposed convolution is not among what TensorRT documents"
+    if inputs % _TENSORRT_INPUT_MULTIPLE:
+        return f"{inputs} inputs, no multiple of {_TENSORRT_INPUT_MULTIPLE}"
+    return ""
 
 
 def best_case(share: float) -> float:

@@ -25,7 +25,8 @@ class VerifiedLayer:
         status: ``"sparse"`` if the pattern holds; ``"broken"`` if it holds in half of the stripes or more but not in
             all; ``"dense"`` if in fewer; ``"small"`` if stripes are too short for the pattern to ask for zeros;
             ``"depthwise"`` without a reduction axis; ``"unreadable"`` if the weight could not be computed.
-        note: what keeps sparse Tensor Cores from using the layer, or why it is unreadable; empty otherwise.
+        note: what keeps TensorRT from a sparse kernel for it, by the rule of ``sparsity_report``, or why it is
+            unreadable; empty otherwise.
         eligible: whether TensorRT said it could run the layer sparse; None before ``parse_tensorrt_log``.
         picked: whether TensorRT chose to, by timing; None before ``parse_tensorrt_log``.
     """
