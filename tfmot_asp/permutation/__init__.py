@@ -1,7 +1,9 @@
 """Channel permutation: reorder a model's channels, without changing what it computes, so that 2:4 keeps large weights.
 
-`trace` reads the model as one graph, `axes` and `rules` find which positions move together, `groups` which may be
-exchanged, `search` the best order, `apply` writes it. `plan` and `pipeline` put them in line.
+`axes` and `rules` find which positions of a traced graph move together, `rearrange` and `regrouping` what chains of
+reshapes and single ones let move, `exchange` which classes may be exchanged, `groups` where they live in the weights.
+`search` finds the best order, `proof` runs the model on copies of its weights, `apply` writes them, `report` says what
+was done, `picture` draws it. `plan` and `pipeline` put them in line.
 """
 
 from __future__ import annotations
