@@ -412,7 +412,7 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
 
 @pytest.mark.parametrize("target", ["onnx", "tflite", "saved_model"])
 def test_every_option_of_the_exporters_is_on_the_command_line(target):
-    by_the_command = {"model", "path", "overwrite", "input_shapes"}
+    by_the_command = {"model", "path", "overwrite", "input_shapes", "sparsity_m_by_n"}
     function = getattr(tfmot_asp.export, target)
     passed = {exporting._IN_THE_LIBRARY.get((target, name), name) for name in exporting._OPTIONS[target]}
     assert passed | by_the_command == set(inspect.signature(function).parameters)
