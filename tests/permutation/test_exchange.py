@@ -22,11 +22,14 @@ def tied(draw):
     for _ in range(draw(st.integers(1, 3))):
         copies = draw(st.integers(1, 2))
         other = axes.fresh(channels * copies)
-        label = draw(st.sampled_from([0, np.repeat(np.arange(copies), channels)]))
+        by_pair = np.array(draw(st.lists(st.integers(0, 1), min_size=len(other), max_size=len(other))))
+        label = draw(st.sampled_from([0, np.repeat(np.arange(copies), channels), by_pair]))
         axes.tie(np.tile(wide, copies), draw(st.sampled_from([other, other[::-1]])), label)
-        some = draw(st.lists(st.sampled_from(list(range(axes.count))), min_size=2, max_size=2, unique=True))
-        if draw(st.booleans()):
-            axes.tie(np.array(some[:1]), np.array(some[1:]), draw(st.integers(0, 1)))
+        if draw(st.booleans()):  # two pairs of any axes, by one tie
+            some = draw(st.permutations(range(axes.count)))[:4]
+            axes.tie(np.array(some[:2]), np.array(some[2:]), draw(st.sampled_from([0, np.arange(2)])))
+    for _ in range(draw(st.integers(0, 2))):
+        axes.fresh(2)  # alike in all but the axis that they are in
     return axes
 
 
