@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from tfmot_asp import einsum
+from tfmot_asp.graph.constants import behind
 from tfmot_asp.graph.control_flow import number_of_steps, trace_loop
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
 from tfmot_asp.graph.flatten import flatten_body
@@ -169,17 +170,8 @@ _AROUND_CONVOLUTIONS = frozenset({"Identity", "ExpandDims", "Squeeze", "Reshape"
 
 
 def _variables_behind(tensor: Tensor) -> tuple[int, ...]:
-    found: set[int] = set()
-    stack, seen = [tensor], {tensor}
-    while stack:
-        current = stack.pop()
-        if current.variable is not None:
-            found.add(current.variable)
-        for source in current.op.inputs if current.op is not None else ():
-            if source not in seen:
-                seen.add(source)
-                stack.append(source)
-    return tuple(sorted(found))
+    sources = behind(tensor, lambda one: one.op.inputs if one.op is not None else ())
+    return tuple(sorted({source.variable for source in sources if source.variable is not None}))
 
 
 # Control flow

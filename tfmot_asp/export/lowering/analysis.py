@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.lowering.frozen import Frozen
+from tfmot_asp.graph.constants import GraphConstants
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
 from tfmot_asp.graph.flatten import trace_function
-from tfmot_asp.graph.gemms import ConstantReader
 from tfmot_asp.graph.products import depends_on
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Analysis:
         self.graph: Graph = first
         self._twins = {id(a): b for a, b in _pairs(first, second)}
         self.varying = depends_on(first, first.inputs)
-        self.reader = ConstantReader(first, frozen.stored)
+        self.constants = GraphConstants(first, frozen.stored)
         self.quantized = _behind_fake_quantization(first)
         self.uses: dict[int, list[tuple[Op, int]]] = {}
         for op in first.ops:
@@ -62,7 +62,7 @@ class Analysis:
         if tensor in self.varying or id(tensor) in self.quantized:
             return None
         value = self.value(tensor)
-        return self.reader.read(tensor)[0] if value is None and tensor.value is None else value
+        return self.constants.read(tensor)[0] if value is None and tensor.value is None else value
 
 
 def _at_two_sizes(frozen: Frozen) -> tuple[Graph, Graph]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfmot_asp.graph.constants import Constants
+
 if TYPE_CHECKING:
     import onnx
 
@@ -140,6 +142,9 @@ class Scope:
 
     Attributes:
         graph: the ``GraphProto``.
+        initializers: its stored tensors, by name.
+        producers: the node that makes a tensor, by the tensor's name.
+        constants: what is computed from stored tensors alone, in all graphs of the model.
         parent: the graph around it; None for the model's own.
     """
 
@@ -151,13 +156,13 @@ class Scope:
         """
         self.model, self.graph, self.parent = model, graph, parent
         self.producers: dict[str, onnx.NodeProto] = {}
-        self._initializers: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
-        self._initializers.update({tensor.values.name: tensor for tensor in graph.sparse_initializer})
-        self._known: dict[str, np.ndarray] = {}
+        self.initializers: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers.update({tensor.values.name: tensor for tensor in graph.sparse_initializer})
+        self.constants: _Constants = _Constants(model) if parent is None else parent.constants
         # Initializers may be listed as inputs too: defaults that a caller could override, but weights all the same.
-        self._varying = {value.name for value in graph.input} - self._initializers.keys()
+        self._varying = {value.name for value in graph.input} - self.initializers.keys()
         for node in graph.node:
-            missing = [name for name in node.input if name and self._home(name) is None]
+            missing = [name for name in node.input if name and self.home(name) is None]
             if missing:
                 raise ValueError(f"node {node_name(node)!r} reads {missing[0]!r}, which does not exist")
             varies = node.op_type in _RANDOM or any(True for _ in _bodies(node)) or any(map(self.varies, node.input))
@@ -165,7 +170,7 @@ class Scope:
                 self.producers[name] = node
                 if varies:
                     self._varying.add(name)
-        lost = [output.name for output in graph.output if self._home(output.name) is None]
+        lost = [output.name for output in graph.output if self.home(output.name) is None]
         if lost:
             raise ValueError(f"nothing computes its output {lost[0]!r}")
 
@@ -178,28 +183,13 @@ class Scope:
 
     def varies(self, name: str) -> bool:
         """Whether a tensor depends on an input of the model (or of a loop's body)."""
-        home = self._home(name) if name else None
+        home = self.home(name) if name else None
         return home is not None and name in home._varying
 
     def source(self, name: str) -> str:
         """Name of the largest stored constant that a constant tensor is computed from."""
-        largest = (-1, name)
-        seen: set[tuple[int, str]] = set()
-        stack: list[tuple[Scope, str]] = [(self, name)]
-        while stack:
-            scope, current = stack.pop()
-            home = scope._home(current)
-            if home is None or (id(home), current) in seen:
-                continue
-            seen.add((id(home), current))
-            if current in home._initializers:
-                tensor = home._initializers[current]
-                largest = max(largest, (int(np.prod(tensor.dims, dtype=np.int64)), current))
-            elif (node := home.producers.get(current)) is not None:
-                if node.op_type == "Constant":
-                    largest = max(largest, (int(home.value(current).size), current))
-                stack.extend((home, read) for read in node.input if read)
-        return largest[1]
+        home = self.home(name)
+        return name if home is None else self.constants.source((home, name))[1]
 
     def value(self, name: str) -> np.ndarray:
         """Computes a constant tensor, each once.
@@ -207,61 +197,70 @@ class Scope:
         Raises:
             ValueError: if it varies, or an op on the way to it cannot be run.
         """
-        if self.varies(name):
+        home = self.home(name)
+        assert home is not None, name  # checked when the scope was made
+        if name in home._varying:
             raise ValueError(f"{name!r} depends on an input")
-        stack: list[tuple[Scope, str]] = [(self, name)]
-        while stack:  # no recursion: chains of nodes can be long
-            scope, current = stack[-1]
-            home = scope._home(current)
-            assert home is not None, current  # checked when the scope was made
-            if current not in home._known:
-                if current in home._initializers:
-                    home._known[current] = _stored(home._initializers[current])
-                else:
-                    node = home.producers[current]
-                    missing = [(home, x) for x in node.input if x and not home._is_known(x)]
-                    if missing:
-                        stack.extend(missing)
-                        continue
-                    home._run(node)
-            stack.pop()
-        home = self._home(name)
-        assert home is not None
-        return home._known[name]
+        return self.constants.value((home, name))
 
-    def _home(self, name: str) -> Scope | None:
+    def home(self, name: str) -> Scope | None:
         """The innermost graph that has a tensor."""
         scope: Scope | None = self
         while scope is not None:
-            if name in scope._varying or name in scope._initializers or name in scope.producers:
+            if name in scope._varying or name in scope.initializers or name in scope.producers:
                 return scope
             scope = scope.parent
         return None
 
-    def _is_known(self, name: str) -> bool:
-        home = self._home(name)
-        return home is not None and name in home._known
 
-    def _run(self, node: onnx.NodeProto) -> None:
+_Place = tuple[Scope, str]  # a tensor in the graph that has it
+
+
+class _Constants(Constants[_Place]):
+    """The constants of a model, in all its graphs."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        self.opsets = {opset.domain: opset.version for opset in model.opset_import}
+
+    def inputs(self, tensor: _Place) -> list[_Place]:
+        home, name = tensor
+        node = home.producers.get(name)
+        read = [] if node is None else [(home.home(source), source) for source in node.input if source]
+        return [(scope, source) for scope, source in read if scope is not None]
+
+    def stored(self, tensor: _Place) -> np.ndarray | None:
+        home, name = tensor
+        return _stored(home.initializers[name]) if name in home.initializers else None
+
+    def rank(self, tensor: _Place) -> tuple[int, str] | None:
+        home, name = tensor
+        if name in home.initializers:
+            return int(np.prod(home.initializers[name].dims, dtype=np.int64)), name
+        node = home.producers.get(name)
+        return (int(self.value(tensor).size), name) if node is not None and node.op_type == "Constant" else None
+
+    def run(self, tensor: _Place) -> dict[_Place, np.ndarray]:
         onnx = import_onnx()
         from onnx.reference import ReferenceEvaluator
 
+        home, name = tensor
+        node = home.producers[name]
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "sparse_value":
-            self._known[node.output[0]] = _stored(node.attribute[0].sparse_tensor)
-            return
+            return {tensor: _stored(node.attribute[0].sparse_tensor)}
         if node.domain == _MICROSOFT and node.op_type in _SAME_AS_STANDARD:
             standard = onnx.NodeProto()
             standard.CopyFrom(node)
             standard.domain = ""
             node = standard
-        feeds = {name: self._home(name)._known[name] for name in node.input if name}  # type: ignore[union-attr]
+        feeds = {source: self.known[place] for place in self.inputs(tensor) for source in [place[1]]}
         graph = onnx.helper.make_graph(
             [node],
             "constant",
             [onnx.helper.make_empty_tensor_value_info(name) for name in feeds],
             [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name],
         )
-        opsets = {opset.domain: opset.version for opset in self.model.opset_import}
+        opsets = dict(self.opsets)
         if node.op_type == "DequantizeLinear":
             opsets[""] = max(opsets.get("", 0), _DEQUANTIZE_OPSET)
         try:
@@ -271,7 +270,8 @@ class Scope:
         except Exception as error:  # ops that the evaluator lacks, wrong shapes, too little memory, ...
             described = f"{node.domain}.{node.op_type}".lstrip(".")
             raise ValueError(f"node {node_name(node)!r} ({described}) cannot be computed: {error}") from error
-        self._known.update(zip((name for name in node.output if name), map(np.asarray, results), strict=True))
+        outputs = ((home, output) for output in node.output if output)
+        return dict(zip(outputs, map(np.asarray, results), strict=True))
 
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

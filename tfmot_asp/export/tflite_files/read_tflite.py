@@ -21,6 +21,7 @@ from tfmot_asp.export.tflite_files.tflite_file import (
     damage_reported,
     requantized,
 )
+from tfmot_asp.graph.constants import Constants
 from tfmot_asp.graph.gemms import Gemm
 from tfmot_asp.graph.ops import PRODUCTS
 
@@ -120,7 +121,7 @@ class _Search:
     def _look_at(self, reader: _Reader, op: TfliteOp) -> None:
         for operand, roles in _operands(op, reader):
             tensor = op.inputs[operand]
-            source = reader.source(tensor)
+            source = reader.tensor(reader.source(tensor))
             shape = reader.graph.tensors[tensor].shape
             key = (source.buffer, source.name, roles, shape)
             if key in self.seen:
@@ -147,14 +148,14 @@ class _Search:
             self.found.append(Gemm(name, op.type, weight_name, weight, reduction, output, groups, problem))
 
 
-class _Reader:
+class _Reader(Constants[int]):
     """The constants of one subgraph, and what is computed from constants alone."""
 
     def __init__(self, file: TfliteFile, index: int, passed: Mapping[int, _Place]) -> None:
+        super().__init__()
         self.file, self.index, self.passed = file, index, passed
         self.graph: Subgraph = file.subgraphs[index]
         self.producer = {tensor: op for op in self.graph.ops for tensor in op.outputs if tensor >= 0}
-        self.known: dict[int, np.ndarray] = {}
         self.constant = {i for i, tensor in enumerate(self.graph.tensors) if tensor.constant and i not in self.producer}
         self.constant -= set(self.graph.inputs)
         self.constant |= set(passed)
@@ -172,52 +173,29 @@ class _Reader:
             if outer in self.passed or (outer in self.constant and outer not in self.producer)
         }
 
-    def stored(self, tensor: int) -> TfliteTensor:
-        place = self.passed.get(tensor, _Place(self.index, tensor))
+    def tensor(self, number: int) -> TfliteTensor:
+        """A tensor, or the one that the caller of the subgraph passes for it."""
+        place = self.passed.get(number, _Place(self.index, number))
         return self.file.subgraphs[place.graph].tensors[place.tensor]
 
-    def source(self, tensor: int) -> TfliteTensor:
-        """The largest stored constant behind a tensor: the kernel, among shapes and permutations."""
-        best, stack, seen = self.stored(tensor), [tensor], set()
-        size = -1
-        while stack:
-            current = stack.pop()
-            if current in seen or current < 0:
-                continue
-            seen.add(current)
-            if current in self.producer:
-                stack.extend(self.producer[current].inputs)
-            elif (stored := self.stored(current)).constant and int(np.prod(stored.shape)) > size:
-                best, size = stored, int(np.prod(stored.shape))
-        return best
+    def inputs(self, tensor: int) -> list[int]:
+        return [i for i in self.producer[tensor].inputs if i >= 0] if tensor in self.producer else []
 
-    def value(self, target: int) -> np.ndarray:
-        """The values of a constant tensor.
-
-        Raises:
-            Unreadable: if an op between the stored constant and the tensor is not understood.
-        """
-        stack = [target]
-        while stack:  # no recursion: a file may chain as many ops as it likes
-            tensor = stack[-1]
-            if tensor in self.known:
-                stack.pop()
-            elif tensor not in self.producer:
-                self.known[tensor] = self.file.value(self.stored(tensor))
-            else:
-                op = self.producer[tensor]
-                missing = [i for i in op.inputs if i >= 0 and i not in self.known]
-                if len(stack) > len(self.graph.tensors):
-                    raise ValueError("its ops depend on each other in a circle")
-                if missing and op.type not in ("VAR_HANDLE", "READ_VARIABLE"):
-                    stack.append(missing[0])
-                else:
-                    self.known[tensor] = self._run(op, self.graph.tensors[tensor])
-        return self.known[target]
-
-    def _run(self, op: TfliteOp, output: TfliteTensor) -> np.ndarray:
-        if op.type in ("VAR_HANDLE", "READ_VARIABLE"):
+    def stored(self, tensor: int) -> np.ndarray | None:
+        if tensor not in self.producer:
+            return self.file.value(self.tensor(tensor))
+        if self.producer[tensor].type in ("VAR_HANDLE", "READ_VARIABLE"):
             raise Unreadable("it is held in a variable, which gets its value when the model runs")
+        return None
+
+    def rank(self, tensor: int) -> tuple[int] | None:
+        held = self.tensor(tensor)
+        return (int(np.prod(held.shape)),) if tensor not in self.producer and held.constant else None
+
+    def run(self, tensor: int) -> dict[int, np.ndarray]:
+        return {tensor: self._computed(self.producer[tensor], self.graph.tensors[tensor])}
+
+    def _computed(self, op: TfliteOp, output: TfliteTensor) -> np.ndarray:
         values = [self.known[i] for i in op.inputs if i >= 0]
         if op.type in _SAME_VALUES:
             return values[0]
