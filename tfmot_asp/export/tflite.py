@@ -19,6 +19,7 @@ from tfmot_asp.export.tflite_files.checks import Samples, compare, in_float, los
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
 from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
+from tfmot_asp.graph.compare import TOLERANCES
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.keras_models.plain import plain_model
@@ -31,14 +32,7 @@ _NO_SPEEDUP = (
     "TFLite's CPU kernels compute 2:4 weights as dense ones: no speed-up. XNNPACK's sparse inference wants at least "
     "2/3 zeros, and 1x1 convolutions (tensorflow/lite/delegates/xnnpack/README.md)."
 )
-_FLOAT_TOLERANCE = 1e-4  # relative to the largest output: another order of the same sums
 _HALF_LIMIT = 65504.0
-_HALF_TOLERANCE = 20 * 2.0**-11  # weights are rounded to 11 bits, layer after layer
-# Rounding noise adds up to a part of the signal; outputs that have nothing to do with each other differ by 1.4 times
-# their spread.
-_INT8_TOLERANCE = 0.5
-_TRAINED_TOLERANCE = 0.2  # a model that was trained quantization-aware rounds as the file does, but for ties
-_TOLERANCES = {None: _FLOAT_TOLERANCE, "float16": _HALF_TOLERANCE, "int8": _INT8_TOLERANCE}
 _IO_DTYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 
 
@@ -123,7 +117,8 @@ def tflite(
         if lost:
             raise RuntimeError(f"the kernel {lost} is {pattern} in the model, but not in the TFLite file")
         report = verify(written, sparsity_m_by_n=pattern)
-        tolerance = _TRAINED_TOLERANCE if trained else _TOLERANCES["float16" if half and not quantize else quantize]
+        reached = "fp16" if quantize == "float16" or (half and not quantize) else quantize or "fp32"
+        tolerance = TOLERANCES["tflite"]["trained int8" if trained else reached]
         notes = [compare(function, written, quantize, samples, tolerance), *in_float(written, quantize)]
         notes += [*state(written), sizes(written), _NO_SPEEDUP]
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))

@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmot_asp.graph.compare import difference, tolerance
 from tfmot_asp.graph.flat_graph import local_variable, variable_key
+from tfmot_asp.graph.probes import draw
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.permutation.plan import ModelPlan
 
 logger = logging.getLogger(__name__)
-
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest change of an output, relative to its largest value, that reordering a sum in this dtype can explain."""
 
 _DIFFERING = 0.01  # share of an integer output's entries: a class may flip where two scores are equal but for rounding
 _AMPLIFIED = 100.0
@@ -40,8 +39,7 @@ class Verifier:
     def __init__(self, plan: ModelPlan):
         self.plan = plan
         self.inputs = _probe(plan)
-        names = {t.dtype.name for op in plan.graph.ops for t in op.outputs if t.dtype.is_floating}
-        self.tolerance = max((TOLERANCE.get(n, TOLERANCE["bfloat16"]) for n in names), default=TOLERANCE["float32"])
+        self.tolerance = tolerance("permuted", {t.dtype.name for op in plan.graph.ops for t in op.outputs})
         self._random = any(
             op.source.op_def.is_stateful and "Random" in op.type and not op.training for op in plan.graph.ops
         )
@@ -118,29 +116,14 @@ def conclusive(change: float, limit: float) -> bool:
 
 
 def _probe(plan: ModelPlan) -> list[Any]:
-    """A fixed random input: uniform in [0, 1) for floats, 0 or 1 for integers (a valid index anywhere)."""
+    """A fixed random input, in the order of the function's own."""
     rng = np.random.default_rng(0)
-    values = []
-    for placeholder in plan.function.inputs[: len(plan.function.inputs) - len(plan.function.captured_inputs)]:
-        shape, dtype = placeholder.shape, placeholder.dtype
-        if dtype.is_floating or dtype.is_complex:
-            values.append(tf.cast(tf.constant(rng.random(shape, np.float32)), dtype))
-        elif dtype == tf.string:
-            values.append(tf.fill(shape, ""))
-        else:
-            values.append(tf.cast(tf.constant(rng.integers(0, 2, shape)), dtype))
-    return values
+    placeholders = plan.function.inputs[: len(plan.function.inputs) - len(plan.function.captured_inputs)]
+    return [tf.constant(draw(p.shape, p.dtype, rng, uniform=True), p.dtype) for p in placeholders]
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest change relative to the largest finite value; infinite if NaNs came or went."""
+    """The largest change relative to the largest value; infinite if NaNs came or went, or many integers changed."""
     if a.dtype.kind != "f":
         return 0.0 if (a != b).mean() <= (_DIFFERING if a.size >= 100 else 0.0) else float("inf")
-    finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    scale = np.abs(a[finite]).max()
-    difference = np.abs(a[finite] - b[finite]).max()
-    return float(difference / scale) if scale > 0 else (0.0 if difference == 0 else float("inf"))
+    return difference(a, b)

@@ -12,7 +12,8 @@ from tests.permutation.harness import randomise
 from tests.permutation.random_models import random_model
 from tests.small_models import convnet
 from tfmot_asp import masks
-from tfmot_asp.export.lowering.inference import HALF_TOLERANCE, inference_function, outputs_differ, serving_function
+from tfmot_asp.export.lowering.inference import inference_function, outputs_differ, serving_function
+from tfmot_asp.graph.compare import TOLERANCES
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
 
@@ -254,7 +255,7 @@ def test_mixed_precision():
         lambda x: layers.BatchNormalization(dtype="mixed_float16")(layers.Conv2D(16, 3, dtype="mixed_float16")(x)),
         (9, 8, 5),
     )
-    function = check(model, tolerance=HALF_TOLERANCE)
+    function = check(model, tolerance=TOLERANCES["rewritten"]["float16"])
     (gemm,) = find_gemms(trace_function(function))
     assert gemm.weight.dtype == np.float16
 

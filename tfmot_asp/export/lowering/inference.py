@@ -19,14 +19,14 @@ from tensorflow.python.framework import convert_to_constants
 
 from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.export.lowering.lower import lower
+from tfmot_asp.graph.compare import difference, is_compared, tolerance
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import weight_names
 from tfmot_asp.graph.inputs import input_specs
+from tfmot_asp.graph.probes import outputs_of, probes
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_TOLERANCE = 1e-4  # of the largest value; another graph of the same function rounds differently
-HALF_TOLERANCE = 1e-2  # in float16 and bfloat16
 _LARGEST_GRAPH = 2**31 - 2**24  # bytes; protocol buffers end at 2 GiB, and the ops need some
 
 
@@ -135,8 +135,8 @@ def inference_function(
         except ValueError as error:
             problem: str | None = str(error)
         else:
-            tolerance = None if narrow is None else HALF_TOLERANCE
-            problem = outputs_differ(function, lowered.function(keys, embed=False), tolerance)
+            allowed = None if narrow is None else tolerance("rewritten", [narrow.name])
+            problem = outputs_differ(function, lowered.function(keys, embed=False), allowed)
             if problem is None:
                 return lowered.function(keys)
         what = "without folding batch norm" if fold else "with its graph as it is"
@@ -176,34 +176,27 @@ def check_weights_dtype(dtype: Any) -> tf.DType | None:
         raise ValueError(f"dtype must be 'float16', 'bfloat16', 'float32' or None, got {dtype!r}") from error
 
 
-def outputs_differ(function: Any, other: Any, tolerance: float | None = None) -> str | None:
+def outputs_differ(function: Any, other: Any, allowed: float | None = None) -> str | None:
     """Runs two functions on the same random input.
 
     Args:
         function: what is right.
         other: what is compared with it, called with the same inputs by name.
-        tolerance: largest allowed difference relative to the largest value of an output. By default
-            what rounding may do in the output's type.
+        allowed: largest difference relative to the largest value of an output; by default what rounding may do in the
+            output's type.
 
     Returns:
         None if they agree (or no input can be made up for them), else which output differs and by how much.
     """
     with _remapping_off():
-        probe = probe_inputs(function)
-        if probe is None:
-            return None
-        expected, got = function(**probe), other(**probe)
-    for name, value in expected.items():
-        before, after = (
-            np.asarray(tf.cast(v, tf.float64)) if v.dtype.is_floating else np.asarray(v) for v in (value, got[name])
-        )
-        if not (value.dtype.is_floating or value.dtype.is_complex):
-            continue  # an argmax may flip on a tie
-        allowed = tolerance or (OUTPUT_TOLERANCE if value.dtype.size >= 4 else HALF_TOLERANCE)
-        scale = float(np.max(np.abs(before[np.isfinite(before)]), initial=0.0))
-        if not np.allclose(before, after, rtol=0, atol=allowed * scale, equal_nan=True):
-            change = float(np.nanmax(np.abs(before - after))) / (scale or 1)
-            return f"output {name!r} changes by {change:.1e} of its size"
+        for probe, expected in probes(function, open_sizes=()):
+            got = outputs_of(other, probe)
+            for name, value in expected.items():
+                if not is_compared(value):
+                    continue  # an argmax may flip on a tie
+                change = difference(value, got.get(name))
+                if change > (allowed or tolerance("rewritten", [value.dtype.name])):
+                    return f"output {name!r} changes by {change:.1e} of its size"
     return None
 
 
@@ -307,32 +300,3 @@ def _named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
     if len(names) != len(flat) or len(set(names)) != len(names):
         names = [f"output_{index}" for index in range(len(flat))]
     return dict(zip(names, flat, strict=True))
-
-
-def probe_inputs(function: Any) -> dict[str, Any] | None:
-    """A random input, batch 1 where that is open, with zeros for integers; all zeros if the function refuses that.
-
-    Token ids may well be an input of floats (Keras' default), and negative ones are none.
-
-    Returns:
-        Inputs by name. None if another axis is open, an input is neither float nor int, or the function, such as one
-        that checks its input, refuses zeros too.
-    """
-    specs = function.structured_input_signature[0]
-    shapes = [[1 if size is None and axis == 0 else size for axis, size in enumerate(spec.shape)] for spec in specs]
-    if any(None in shape for shape in shapes) or not all(s.dtype.is_floating or s.dtype.is_integer for s in specs):
-        return None
-    for scale in (1.0, 0.0):
-        generator = np.random.default_rng(0)
-        probe = {}
-        for spec, shape in zip(specs, shapes, strict=True):
-            values = scale * generator.standard_normal(shape) if spec.dtype.is_floating else np.zeros(shape)
-            probe[spec.name] = tf.cast(tf.constant(values), spec.dtype)
-        try:
-            function(**probe)
-        except tf.errors.OpError as error:
-            logger.debug("An input of scale %g is refused: %s", scale, error)
-        else:
-            return probe
-    logger.warning("Outputs are not compared: the model refuses random inputs, and zeros")
-    return None

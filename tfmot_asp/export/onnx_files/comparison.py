@@ -5,23 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import tensorflow as tf
-
-from tfmot_asp.export.lowering.inference import HALF_TOLERANCE, OUTPUT_TOLERANCE
-from tfmot_asp.export.onnx_files.run import (
-    Batch,
-    in_file_layout,
-    in_parts,
-    largest_difference,
-    outputs_of,
-    probes,
-    relative_error,
-    run,
-)
+from tfmot_asp.export.onnx_files.run import in_file_layout, in_parts, run
+from tfmot_asp.graph.compare import largest_difference, relative_error, tolerance
 from tfmot_asp.graph.flatten import trace_function
-
-# Models trained in mixed_bfloat16: the type has 8 bits.
-_BFLOAT16_TOLERANCE = 8 * HALF_TOLERANCE
+from tfmot_asp.graph.probes import Batch, outputs_of, probes
 
 # Samples whose activations, of all layers, are held in memory at once.
 _WATCHED = 2
@@ -42,8 +29,8 @@ class OutputCheck:
             inputs_as_nchw: names of inputs that the ONNX models take channels first.
         """
         self.function, self.inputs_as_nchw = function, inputs_as_nchw
-        self.pairs = probes(function)
-        self._tolerance = _tolerance(function)
+        self.pairs = probes(function, batches=(1, 3))
+        self._dtypes = {tensor.dtype.name for op in trace_function(function).ops for tensor in op.outputs}
 
     def add(self, batches: Iterable[Batch]) -> None:
         """Adds inputs to compare on."""
@@ -59,7 +46,7 @@ class OutputCheck:
         Raises:
             RuntimeError: if the difference is more than rounding.
         """
-        allowed = max(self._tolerance, HALF_TOLERANCE) if half else self._tolerance
+        allowed = tolerance("converted", self._dtypes | ({"float16"} if half else set()))
         found = (largest_difference(expected, self._run(runner, batch)) for batch, expected in self.pairs)
         worst, name = max(found, default=(0.0, ""))
         if worst > allowed:
@@ -87,11 +74,3 @@ class OutputCheck:
 
     def _run(self, runner: Any, batch: Batch) -> Batch:
         return run(runner, batch, self.inputs_as_nchw)
-
-
-def _tolerance(function: Any) -> float:
-    """How far a float32 file may be from the Keras model, which computes as its own types have it."""
-    dtypes = {tensor.dtype for op in trace_function(function).ops for tensor in op.outputs}
-    if tf.bfloat16 in dtypes:
-        return _BFLOAT16_TOLERANCE
-    return HALF_TOLERANCE if tf.float16 in dtypes else OUTPUT_TOLERANCE

@@ -14,11 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.kept_pattern import has_pattern
-from tfmot_asp.export.lowering.inference import probe_inputs
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile, quantization
+from tfmot_asp.graph.compare import difference
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import Gemm, find_gemms
+from tfmot_asp.graph.probes import probes
 from tfmot_asp.pattern import Pattern
 
 logger = logging.getLogger(__name__)
@@ -74,10 +75,9 @@ def compare(function: Any, written: Path, quantize: str | None, samples: Samples
         RuntimeError: if they differ by more than the precision explains, or the file does not run.
     """
     if not samples:
-        probe = probe_inputs(function)
-        if probe is None:
+        samples = [probe for probe, _ in probes(function, open_sizes=())]
+        if not samples:
             return "Its outputs were not compared with the model's: no input could be made up for its open shapes."
-        samples = [{name: np.asarray(value) for name, value in probe.items()}]
     samples = samples[:: max(1, len(samples) // _COMPARED_SAMPLES)][:_COMPARED_SAMPLES]
     expected = [function(**{name: tf.constant(value) for name, value in sample.items()}) for sample in samples]
     try:
@@ -120,10 +120,8 @@ def _difference(
         relative, what = (error / max(spread, step) if error else 0.0), "its spread"
         hint = "; does the representative dataset show what the model sees? If so, train it quantization-aware"
     else:
-        spread = float(np.abs(before).max())
-        error = float(np.abs(before - after).max())
-        too_much = error > tolerance * spread
-        relative, what, hint = (error / spread if spread else 0.0), "its largest value", ""
+        relative, what, hint = difference(before, after), "its largest value", ""
+        too_much = relative > tolerance
         if quantize == "float16":
             hint = "; are its weights, times the scale of the batch norm behind them, beyond float16's 65,504?"
     if too_much:
