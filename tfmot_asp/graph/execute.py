@@ -1,7 +1,7 @@
 """Runs a flat graph op by op, eagerly, with variable values of one's own: nothing that the model holds is written.
 
-A traced graph needs no Keras: whatever the model is made of, it is a list of ops. Running the list op by op lets a caller
-stop anywhere, keep what it needs and free the rest, and give variables other values than the model's.
+A traced graph needs no Keras: whatever the model is made of, it is a list of ops. Running the list op by op lets a
+caller stop anywhere, keep what it needs and free the rest, and give variables other values than the model's.
 
 What no input takes part in (weights, and what is computed from weights alone) is computed once, not for each batch.
 Writes to variables are left out, since a batch's outputs are what counts: a stateful RNN starts each batch from the
@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2, tensor_shape_pb2
-from tensorflow.python.eager import context, execute
 
+from tfmot_asp.graph.evaluate import attributes_of, run_op
+from tfmot_asp.graph.flat_graph import Graph, Op, Tensor, local_variable
 from tfmot_asp.graph.products import depends_on
-from tfmot_asp.graph.trace import Graph, Op, Tensor, local_variable
 
 _READ_ONLY = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
 
@@ -66,8 +65,8 @@ class Interpreter:
         """The outputs of one op on given inputs."""
         attributes = self._attributes.get(op)
         if attributes is None:
-            attributes = self._attributes[op] = _attributes_of(op)
-        return execute.execute(op.type, len(op.outputs), list(inputs), attributes, context.context())
+            attributes = self._attributes[op] = attributes_of(op.source)
+        return run_op(op.source, inputs, attributes)
 
     def inputs_of(self, op: Op, varying: Mapping[Tensor, Any]) -> list[Any]:
         """The inputs of an op: those that vary from ``varying``, the others computed here."""
@@ -147,38 +146,3 @@ def _check_no_read_after_write(graph: Graph) -> None:
             raise ValueError(f"{op} reads {name!r} after the model has written it, in inference: not supported")
         if not op.outputs:
             written |= touched
-
-
-def _attributes_of(op: Op) -> tuple[Any, ...]:
-    """The attributes of an op as the eager runtime takes them, its functions made known to that."""
-    attributes: list[Any] = []
-    for attribute in op.source.op_def.attr:
-        value = op.source.get_attr(attribute.name)
-        if attribute.type in ("func", "list(func)"):
-            for name in [value.name] if attribute.type == "func" else [one.name for one in value]:
-                _register(op.source.graph, name)
-        attributes += [attribute.name, as_attribute(value)]
-    return tuple(attributes)
-
-
-def as_attribute(value: Any) -> Any:
-    """An op attribute as the eager runtime takes it: types as their enum, functions by name, shapes as lists."""
-    if isinstance(value, tf.DType):
-        return value.as_datatype_enum
-    if isinstance(value, list):
-        return [as_attribute(item) for item in value]
-    if isinstance(value, attr_value_pb2.NameAttrList):
-        return value.name
-    if isinstance(value, tensor_shape_pb2.TensorShapeProto):
-        return None if value.unknown_rank else [None if d.size < 0 else d.size for d in value.dim]
-    return value
-
-
-def _register(graph: Any, name: str) -> None:
-    """Makes a function of a graph known to the eager runtime, with all that it calls."""
-    if context.context().has_function(name):
-        return
-    for definition in graph.as_graph_def().library.function:
-        if not context.context().has_function(definition.signature.name):
-            context.context().add_function_def(definition)
-

@@ -18,7 +18,7 @@ def input_specs(model: Any, input_shapes: Any = None, batch_size: int = BATCH_SI
     """The `(args, kwargs)` of `tf.TensorSpec`s, fully static, that `model` is called with. See :func:`trace`."""
     if input_shapes is not None:
         return _given_inputs(model, input_shapes, batch_size), {}
-    known = _known_inputs(model)
+    known = known_inputs(model)
     if known is None:
         raise ValueError(
             f"{describe(model)} does not know the shapes of its inputs: "
@@ -45,7 +45,7 @@ def input_names(model: Any, specs: tuple[tuple, dict]) -> list[str]:
     """What the user calls each tensor of `specs`: by its Keras Input, its key in a dict, or its argument of `call`."""
     args, kwargs = specs
     if getattr(model, "inputs", None):  # functional or sequential
-        names = [_input_name(t) or "" for t in tf.nest.flatten(_known_inputs(model))]
+        names = [_input_name(t) or "" for t in tf.nest.flatten(known_inputs(model))]
         if len(names) == len(tf.nest.flatten(specs)):
             return names
     try:
@@ -61,7 +61,8 @@ def input_names(model: Any, specs: tuple[tuple, dict]) -> list[str]:
     ]
 
 
-def _known_inputs(model: Any) -> tuple[tuple, dict] | None:
+def known_inputs(model: Any) -> tuple[tuple, dict] | None:
+    """The `(args, kwargs)` that a model knows that it is called with, as specs with open axes; None if it does not."""
     structure = None
     if hasattr(model, "_nested_inputs") and getattr(model, "_is_graph_network", False):  # tf_keras functional
         structure = model._nested_inputs
@@ -97,9 +98,9 @@ def _unbatched(shapes: Any, dtype: str) -> Any:
 
 def _given_inputs(model: Any, shapes: Any, batch_size: int) -> tuple:
     """The positional arguments for `input_shapes`: one structure, or one for each argument if `call` takes several."""
-    known = _known_inputs(model)
+    known = known_inputs(model)
     one = known[0][0] if known and known[0] else None
-    if _is_list_of_shapes(shapes) and not isinstance(one, (list, tuple)) and _required_arguments(model) > 1:
+    if _is_list_of_shapes(shapes) and not isinstance(one, (list, tuple)) and required_arguments(model) > 1:
         dtypes = known[0] if known and len(known[0]) == len(shapes) else [None] * len(shapes)
         return tuple(_from_shapes(s, k, batch_size) for s, k in zip(shapes, dtypes, strict=True))
     return (_from_shapes(shapes, one, batch_size),)
@@ -109,7 +110,7 @@ def _is_list_of_shapes(shapes: Any) -> bool:
     return isinstance(shapes, (list, tuple)) and len(shapes) > 1 and not _is_shape(shapes)
 
 
-def _required_arguments(model: Any) -> int:
+def required_arguments(model: Any) -> int:
     """How many arguments the model must be called with."""
     if getattr(model, "_is_graph_network", False):
         return 1

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from tfmot_asp.keras_models.layers import all_layers
 from tfmot_asp.keras_models.layouts import ATTENTION_KINDS, KernelLayout, kernel_attributes, kind_of, layout_of
@@ -52,6 +55,18 @@ class Kernel:
     def output_size(self) -> int:
         """Length of the flattened output axes: output channels."""
         return math.prod(self.shape[axis] for axis in self.layout.output_axes)
+
+
+Scores: TypeAlias = Callable[[Kernel], npt.ArrayLike]
+"""Gives a score for each weight of a kernel: an array of its shape."""
+
+
+def scores_of(name: str, kernel: Kernel, scores: Scores) -> np.ndarray:
+    """The scores of a kernel's weights. Raises ValueError, with its name, if they are of another shape."""
+    score = np.asarray(scores(kernel))
+    if score.shape != kernel.shape:
+        raise ValueError(f"the scores of {name!r} have shape {score.shape}, its kernel has shape {kernel.shape}")
+    return score
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def apply(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any = None, *, v
             written += 1  # counted first: an interrupted assignment is put back too
             variable.assign(value)
     except BaseException:
-        _put_back([v for v, _ in variables[:written]], old)
+        put_back([v for v, _ in variables[:written]], old)
         raise
     return change
 
@@ -95,7 +95,7 @@ def _all_variables(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any) ->
             yield slot, [(axes[axis], order) for axis, order in moves if axis in axes]
 
 
-def _put_back(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+def put_back(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
     """Writes old values back, to the end, however often Ctrl-C is pressed meanwhile."""
     for variable, value in zip(variables, values, strict=False):
         while True:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.keras_models.kernels import Scores
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
 from tfmot_asp.permutation.apply import reordered, variable_moves
 from tfmot_asp.permutation.groups import Group, PlannedKernel
@@ -39,6 +40,7 @@ def permute(
     verify: bool = True,
     progress: bool | None = None,
     plot_to_file: str | os.PathLike[str] | None = None,
+    scores: Scores | None = None,
     executor: Executor | None = None,
 ) -> PermutationReport:
     """Reorders the channels of a model, in place, so that an m by n mask keeps more weight magnitude.
@@ -59,6 +61,9 @@ def permute(
         progress: show a progress bar; by default if stderr is a terminal.
         plot_to_file: where to draw what is permuted and what is not: a .png, .svg or .pdf file, for which Graphviz must
             be installed, or .dot. Drawn before the search, from the plan; the report's `plot` draws the same later.
+        scores: gives a score for each weight of a `Kernel` (`.layer`, `.tf_variable`, `.layout`), an array of the
+            kernel's shape, finite and not negative: the order then lets the mask keep as much as it can of the scores.
+            By default the magnitude of the weight. The report's shares are of the scores as well.
         executor: where to search the groups, each a task of its own: any `concurrent.futures.Executor`, so processes,
             or the pools of Dask, Ray and MPI. The result is the same. It is not shut down. By default they are searched
             here.
@@ -83,7 +88,7 @@ def permute(
     _check_options(sparsity_m_by_n, device, effort, seed, progress, executor)
     if plot_to_file is not None:
         check_plot_path(plot_to_file)
-    plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=sparsity_m_by_n)
+    plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=sparsity_m_by_n, scores=scores)
     if plot_to_file is not None:
         plot(outline(plan, model), plot_to_file)
     orders, results = [], []
@@ -161,9 +166,9 @@ def search_matrix(plan: ModelPlan, group: Group) -> np.ndarray:
 
 def _scores(plan: ModelPlan, kernel: PlannedKernel) -> np.ndarray:
     """The score of each weight, reduction axis first: shape (reduction size, everything else), float32."""
-    weight = np.abs(plan.weight(kernel.variable).astype(np.float32))
-    weight = np.moveaxis(weight, kernel.reduction_axes, range(len(kernel.reduction_axes)))
-    return weight.reshape(kernel.reduction_size, -1)
+    score = np.abs(plan.score(kernel).astype(np.float32))
+    score = np.moveaxis(score, kernel.reduction_axes, range(len(kernel.reduction_axes)))
+    return score.reshape(kernel.reduction_size, -1)
 
 
 def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
@@ -176,9 +181,9 @@ def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
     before = after = 0.0
     for index in group.kernels:
         kernel = plan.plan.kernels[index]
-        weight = plan.weight(kernel.variable)
-        before += plan.retained(kernel, weight)[0]
-        after += plan.retained(kernel, reordered(weight, moves.get(kernel.variable, [])))[0]
+        score = plan.score(kernel)
+        before += plan.retained(kernel, score)[0]
+        after += plan.retained(kernel, reordered(score, moves.get(kernel.variable, [])))[0]
     return after >= before
 
 

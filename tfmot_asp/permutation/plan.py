@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tfmot_asp.hardware.policy import why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import is_masked
-from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kernels
+from tfmot_asp.keras_models.kernels import Kernel, Scores, kernel_name, layers_with_kernels, scores_of
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
@@ -53,6 +54,7 @@ class ModelPlan:
         unused: kernels to be pruned that the traced function does not read.
         dense: the other layers that have a kernel.
         pattern: the sparsity pattern.
+        scores: of planned kernels, by the position of their variable, where not the weights' magnitudes are what counts.
     """
 
     function: Any
@@ -63,6 +65,7 @@ class ModelPlan:
     unused: tuple[DenseLayer, ...]
     dense: tuple[DenseLayer, ...]
     pattern: Pattern
+    scores: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"ModelPlan({len(self.plan.kernels)} kernels, {len(self.plan.groups)} groups, {self.graph})"
@@ -71,10 +74,15 @@ class ModelPlan:
         """The current value of a variable."""
         return read(self.graph.variables[variable])
 
-    def retained(self, kernel: PlannedKernel, weight: np.ndarray) -> tuple[float, float]:
-        """Magnitude of a kernel, given as `weight`, that the mask keeps, and in all."""
-        kept = masks.retained_magnitude(weight, kernel.reduction_axes, self.pattern)
-        return kept, float(np.abs(weight.astype(np.float32)).sum(dtype=np.float64))
+    def score(self, kernel: PlannedKernel) -> np.ndarray:
+        """The score of each weight of a kernel: what was given, else the weight, whose magnitude it is."""
+        given = self.scores.get(kernel.variable)
+        return self.weight(kernel.variable) if given is None else given
+
+    def retained(self, kernel: PlannedKernel, score: np.ndarray) -> tuple[float, float]:
+        """How much of the scores of a kernel, given in some order, the mask keeps, and how much there is in all."""
+        kept = masks.retained_magnitude(score, kernel.reduction_axes, self.pattern)
+        return kept, float(np.abs(score.astype(np.float32)).sum(dtype=np.float64))
 
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for a permutation found on one model to fit another: its variables and its groups."""
@@ -93,7 +101,12 @@ class ModelPlan:
 
 
 def plan_model(
-    model: Any, *, policy: Any = None, input_shapes: Any = None, sparsity_m_by_n: PatternLike = TWO_FOUR
+    model: Any,
+    *,
+    policy: Any = None,
+    input_shapes: Any = None,
+    sparsity_m_by_n: PatternLike = TWO_FOUR,
+    scores: Scores | None = None,
 ) -> ModelPlan:
     """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises."""
     pattern = Pattern.of(sparsity_m_by_n)
@@ -107,6 +120,7 @@ def plan_model(
     function, graph = _traced(model, input_shapes)
     kernels, kinds, unused = [], [], []
     seen: set[int] = set()
+    given: dict[int, np.ndarray] = {}
     for name, kernel in chosen:
         variable = graph.variable_index(kernel.variable)
         if variable is None:
@@ -116,10 +130,12 @@ def plan_model(
             seen.add(variable)
             kernels.append(PlannedKernel(name, variable, kernel.shape, kernel.layout.reduction_axes))
             kinds.append(kernel.layout.kind)
+            if scores is not None:
+                given[variable] = np.fmax(scores_of(name, kernel, scores), 0)
     check_finite({k.name: graph.variables[k.variable] for k in kernels}, graph.variables)
     axes = analyse(graph)
     plan = plan_groups(axes, kernels, pattern.block)
-    return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), pattern)
+    return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), pattern, given)
 
 
 def _traced(model: Any, input_shapes: Any) -> tuple[Any, Graph]:

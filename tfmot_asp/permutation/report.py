@@ -249,9 +249,9 @@ def finish(
     moves = variable_moves(plan, orders)
     before, after = [], []
     for kernel in plan.plan.kernels:
-        weight = plan.weight(kernel.variable)
-        before.append(plan.retained(kernel, weight))
-        after.append(plan.retained(kernel, reordered(weight, moves.get(kernel.variable, []))))
+        score = plan.score(kernel)
+        before.append(plan.retained(kernel, score))
+        after.append(plan.retained(kernel, reordered(score, moves.get(kernel.variable, []))))
     report = PermutationReport(
         layers=tuple(_layers(plan, moves, before, after)),
         groups=tuple(_group_entries(plan, orders, results)),

@@ -8,7 +8,8 @@ stays what it is, functional or subclassed, tf_keras or Keras 3, and so does the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,15 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_asp import masks
+from tfmot_asp.calibration.prune import DataOptions, magnitude, prune_in_place
+from tfmot_asp.calibration.report import CalibrationReport
+from tfmot_asp.calibration.restore import all_or_nothing
 from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
+from tfmot_asp.keras_models.batch_norm import batch_norms
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import attach_mask, detach_mask, mask_of
-from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
+from tfmot_asp.keras_models.kernels import Kernel, Scores, kernels_by_name, layers_with_kernels, scores_of
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
@@ -29,10 +34,9 @@ from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.sparsity import sparsity_report
 from tfmot_asp.reports.sparsity_report import SparsityReport
+from tfmot_asp.types import CalibrationData
 
 logger = logging.getLogger(__name__)
-
-Scores = Callable[[Kernel], npt.ArrayLike]
 
 
 def prune_trained_model(
@@ -41,12 +45,24 @@ def prune_trained_model(
     policy: Any = None,
     permute: bool | Mapping[str, Any] = True,
     sparsity_m_by_n: PatternLike = TWO_FOUR,
+    calibration_data: CalibrationData | None = None,
+    method: str | None = None,
+    effort: str = "balanced",
+    scores: Scores | None = None,
+    batch_norm: str = "relative",
+    calibration_samples: int | None = None,
+    progress: bool | None = None,
 ) -> PrunedModel:
     """Prunes a trained model in place, 2:4 by default, and keeps it sparse in whatever training follows.
 
-    The model is permuted (its function does not change, but more weight magnitude survives), then the smallest weights
-    are set to zero, and masks are attached as the kernel variables' constraints. The pattern holds after every step of
+    The model is permuted (its function does not change, but more of what counts survives), then half of the weights are
+    set to zero, and masks are attached as the kernel variables' constraints. The pattern holds after every step of
     every Keras optimizer. It stays the same model object, compiled as it was.
+
+    Give ``calibration_data``, a few hundred samples without labels, wherever the model is to be used before it is
+    fine-tuned, and to start fine-tuning from a better place: kernel by kernel, masks are then chosen and the kept
+    weights refitted so that what the kernel computes on the data changes least, and the statistics of batch
+    normalizations follow. Without data the smallest weights go; a model is seldom good then before it is fine-tuned.
 
     Call it before the first call of a ``tf.function`` of your own that trains the model, since what is traced already
     knows nothing of the masks. Keras' own (``fit``, ``train_on_batch``) is traced anew.
@@ -59,34 +75,62 @@ def prune_trained_model(
             as in ``permute={"effort": "thorough", "input_shapes": (None, 224, 224, 3)}``.
         sparsity_m_by_n: the pattern along each kernel's reduction axis: ``(zeros, block)``, tfmot's pair, or the text
             ``"N:M"``, N kept of every M.
+        calibration_data: samples as the model is called on them, without labels or with (they are ignored). An array, a
+            dict of arrays by input name, or a list of arrays where the model has several inputs; or batches of these,
+            each x or (x, y[, sample_weight]): a list, a generator function, a ``tf.data.Dataset``, a Keras ``Sequence``
+            or ``PyDataset``. Batches may differ in length. Positions that Keras masks, or whose sample weight is 0, are
+            padding and do not count.
+        method: ``"reconstruction"`` (with data the default) chooses masks and refits the kept weights;
+            ``"activation"`` keeps weights as they are, those with the largest |w| times the norm of their input;
+            ``"magnitude"`` (without data the default) those with the largest |w|.
+        effort: how masks are chosen for a reconstruction: ``"fast"``, ``"balanced"`` or ``"thorough"``, which also
+            distills the pruned model for a short while towards what the dense one computed on the data. The effort of
+            the permutation's search is its own, in ``permute``.
+        scores: gives the score of each weight of a ``Kernel`` (``.layer``, ``.tf_variable``, ``.layout``), an array of
+            the kernel's shape, to choose masks and permute by. It is called on the dense model as it came in.
+        batch_norm: ``"relative"`` moves the statistics of batch normalizations by what pruning changed on the data;
+            ``"absolute"`` takes them from the data, for data that is plentiful and like that of training.
+        calibration_samples: how many samples to use; None uses all. Of arrays they are spread evenly.
+        progress: show progress bars; by default if stderr is a terminal.
 
     Returns:
-        A ``PrunedModel``: its ``report``, ``remove()`` and ``update_masks()``. It may be dropped.
+        A ``PrunedModel``: its ``report``, ``calibration``, ``remove()`` and ``update_masks()``. It may be dropped.
 
     Raises:
         TypeError: if ``model`` is no Keras model or layer, or for another kind of ``permute`` or ``policy``.
         ValueError: if the model is not built, has no layer to prune, holds NaN or infinite weights, or is being pruned
-            already. In every case, and if the search is interrupted, the model is as it was.
+            already; if the data has NaN or infinite values, or does not fit the model.
+        In every case, and if it is interrupted at any time, the model is as it was.
 
     Example:
-        >>> pruned = tfmot_asp.prune_trained_model(model)
-        >>> model.fit(images, labels)
-        >>> print(pruned.report)
+        >>> pruned = tfmot_asp.prune_trained_model(model, calibration_data=images[:256])
+        >>> print(pruned.calibration)
+        >>> model.fit(images, labels)  # if it is to be better still
     """
     pattern = Pattern.of(sparsity_m_by_n)
     if not isinstance(permute, (bool, Mapping)):
         raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
+    options = DataOptions(calibration_data, method, effort, scores, batch_norm, calibration_samples, progress)
     policy = PruneForSparseTensorCores() if policy is None else policy
     kernels = kernels_to_prune(model, policy)
     check_finite({name: kernel.variable for name, kernel in kernels.items()})
-    permutation = None
-    if permute:
-        from tfmot_asp.permutation import permute as reorder  # here: it takes time to import
+    if calibration_data is None:
+        warn_of_batch_norms(model)
+    with all_or_nothing(model, kernels.values()):
+        done = prune_in_place(model, kernels, options, policy=policy, pattern=pattern, permute=permute)
+        return PrunedModel(model, kernels, pattern, policy, done.permutation, done.masks, done.calibration)
 
-        options = permute if isinstance(permute, Mapping) else {}
-        permutation = reorder(model, **{"policy": policy, "sparsity_m_by_n": pattern, **options})
-        logger.info("%s", permutation)
-    return PrunedModel(model, kernels, pattern, policy, permutation)
+
+def warn_of_batch_norms(model: Any) -> None:
+    """Says, where a model that has batch normalizations is pruned without data, what that does and what helps."""
+    if norms := batch_norms(model):
+        logger.warning(
+            "model %r has %d batch normalizations, and their statistics do not fit the pruned layers in front of them: "
+            "it loses most of its accuracy until it is fine-tuned. Give calibration_data=..., a few hundred samples "
+            "without labels, to prune it in one shot",
+            model.name,
+            len(norms),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +141,7 @@ class _Parts:
     policy: Any
     permutation: Any
     kernels: dict[str, Kernel]
+    calibration: CalibrationReport | None = None
 
 
 class PrunedModel(tf.Module):
@@ -125,12 +170,14 @@ class PrunedModel(tf.Module):
         sparsity_m_by_n: PatternLike,
         policy: Any = None,
         permutation: Any = None,
+        mask_values: Mapping[str, np.ndarray] | None = None,
+        calibration: CalibrationReport | None = None,
     ) -> None:
         super().__init__(name="masks")
-        self._parts = _Parts(model, policy, permutation, dict(kernels))
+        self._parts = _Parts(model, policy, permutation, dict(kernels), calibration)
         self.sparsity_m_by_n = Pattern.of(sparsity_m_by_n)
         # All that takes memory and time comes before the first change.
-        values = {name: self._new_mask(name, None) for name in kernels}
+        values = mask_values or {name: self._new_mask(name, None) for name in kernels}
         self.masks = {name: create_mask(kernel.variable, values[name]) for name, kernel in kernels.items()}
         for name, kernel in kernels.items():
             attach_mask(kernel.variable, self.masks[name], model)
@@ -146,6 +193,11 @@ class PrunedModel(tf.Module):
     def permutation(self) -> Any:
         """The ``PermutationReport``; None if the model was not permuted."""
         return self._parts.permutation
+
+    @property
+    def calibration(self) -> CalibrationReport | None:
+        """What pruning with data did, per kernel and to the outputs; ``print`` it. None if there was no data."""
+        return self._parts.calibration
 
     @property
     def report(self) -> SparsityReport:
@@ -169,11 +221,15 @@ class PrunedModel(tf.Module):
                 an array of the kernel's shape. By default the magnitude of the current weights: since masked weights
                 are zero, that changes a mask only after other weights have been set.
 
+        Warns:
+            UserWarning: if a mask would keep weights that pruning has set to zero: those values are gone.
+
         Raises:
             ValueError: for scores of another shape, or weights that are NaN or infinite. No mask has changed then.
         """
         check_finite({name: kernel.variable for name, kernel in self._parts.kernels.items()})
         values = {name: self._new_mask(name, scores) for name in self._parts.kernels}
+        self._warn_of_zeros(values)
         for name, value in values.items():
             self.masks[name].assign(value)
         self.apply_masks()
@@ -188,22 +244,31 @@ class PrunedModel(tf.Module):
             detach_mask(kernel.variable, self.masks[name])
         if self._parts.kernels:
             forget_traces(self.model)
-        self._parts = _Parts(self.model, self._parts.policy, self.permutation, {})
+        self._parts = _Parts(self.model, self._parts.policy, self.permutation, {}, self.calibration)
 
     def __repr__(self) -> str:
         return f"<PrunedModel {self.model.name!r}: {len(self.masks)} kernels are {self.sparsity_m_by_n}>"
 
+    def _warn_of_zeros(self, values: Mapping[str, np.ndarray]) -> None:
+        revived = kept = 0
+        for name, value in values.items():
+            revived += int((value & ~read(self.masks[name]) & (read(self._parts.kernels[name].tf_variable) == 0)).sum())
+            kept += int(value.sum())
+        if revived:
+            warnings.warn(
+                f"{revived / kept:.0%} of the weights that these masks keep were set to zero by pruning, and stay zero "
+                "until training moves them: the model is sparser than its pattern, and worse. Give the scores when pruning, "
+                "prune_trained_model(model, scores=...), or set the dense weights again before update_masks(scores)",
+                UserWarning,
+                stacklevel=3,
+            )
+
     def _new_mask(self, name: str, scores: Scores | None) -> np.ndarray:
         kernel = self._parts.kernels[name]
-        weight = read(kernel.tf_variable)
         if scores is not None:
-            score = np.asarray(scores(kernel))
-            if score.shape != weight.shape:
-                raise ValueError(
-                    f"the scores of {name!r} have shape {score.shape}, its kernel has shape {weight.shape}"
-                )
+            score = scores_of(name, kernel, scores)
         else:
-            score = np.abs(weight.astype(np.float64 if weight.dtype == np.float64 else np.float32))
+            score = magnitude(read(kernel.tf_variable))
             if hasattr(self, "masks"):
                 # Among zeros, those that are kept now stay: training may bring a kept weight to exactly zero.
                 score = np.where(read(self.masks[name]) | (score > 0), score, -1)

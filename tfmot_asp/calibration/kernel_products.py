@@ -1,0 +1,344 @@
+"""The products that a kernel takes part in: which op, which tensor it reads, and which of the kernel's weights meet.
+
+A kernel is followed from its variable through casts, reshapes and transposes to the ops that multiply with it. Where it
+goes another way (into a loop, together with other kernels, into a function of weights) no single product tells what its
+inputs are, and the reason is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfmot_asp.calibration.rows import ContractedRows, ConvolutionRows, Rows
+from tfmot_asp.graph.execute import Interpreter
+from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
+from tfmot_asp.keras_models.kernels import Kernel
+
+
+class KernelMatrix:
+    """A kernel as the matrix (K, O) of its product: kernel positions and reduction axis as rows, output channels.
+
+    Stripes of the m by n pattern lie within each run of ``reduction_size`` rows.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        reduction, output = kernel.layout.reduction_axes, kernel.layout.output_axes
+        positions = tuple(axis for axis in range(len(kernel.shape)) if axis not in (*reduction, *output))
+        self.shape = kernel.shape
+        self.inner, self.output = (*positions, *reduction), output
+        self.reduction_size = kernel.reduction_size
+        self.size = math.prod(self.shape[axis] for axis in self.inner)
+
+    def of(self, value: np.ndarray) -> np.ndarray:
+        """The matrix of an array of the kernel's shape."""
+        return value.transpose((*self.inner, *self.output)).reshape(self.size, -1)
+
+    def back(self, matrix: np.ndarray) -> np.ndarray:
+        """The inverse of ``of``."""
+        order = (*self.inner, *self.output)
+        return matrix.reshape([self.shape[axis] for axis in order]).transpose(np.argsort(order))
+
+    def per_row(self, values: np.ndarray) -> np.ndarray:
+        """One value for each row, (K,), as an array that broadcasts against the kernel."""
+        sizes = [self.shape[axis] for axis in self.inner] + [1] * len(self.output)
+        return values.reshape(sizes).transpose(np.argsort((*self.inner, *self.output)))
+
+    def places(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column of weights given by their place in the flattened kernel."""
+        index = np.unravel_index(flat, self.shape)
+        row = np.ravel_multi_index([index[a] for a in self.inner], [self.shape[a] for a in self.inner])
+        column = np.ravel_multi_index([index[a] for a in self.output], [self.shape[a] for a in self.output])
+        return row, column
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A part of a kernel's matrix that is a product of its own.
+
+    Attributes:
+        rows: rows of the kernel's matrix, ascending, whole runs of the reduction axis.
+        columns: columns of the kernel's matrix.
+        source: which block of the rows that the product reads it multiplies with.
+        order: for each of ``rows`` the column of what the product reads; None if they are in the same order.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    source: int
+    order: np.ndarray | None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for blocks that see the same inputs."""
+        return self.source, len(self.rows), None if self.order is None else self.order.tobytes()
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One product of a kernel.
+
+    Attributes:
+        op: that multiplies.
+        data: what it multiplies the kernel with.
+        rows: how the rows are taken out of ``data``.
+        blocks: the parts of the kernel, together the whole of it.
+    """
+
+    op: Op
+    data: Tensor
+    rows: Rows
+    blocks: tuple[Block, ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for products that see the same inputs, whatever kernel they multiply with."""
+        return self.data, self.rows, tuple(dict.fromkeys(block.key for block in self.blocks))
+
+
+class NotFollowedError(Exception):
+    """Why the inputs of a kernel cannot be told; the text completes "it keeps its magnitude mask: "."""
+
+
+class ProductFinder:
+    """Finds the products of kernels in a graph.
+
+    Args:
+        graph: of the model, with open or static shapes.
+        interpreter: of the graph: computes the shapes that reshapes of a kernel take.
+    """
+
+    def __init__(self, graph: Graph, interpreter: Interpreter) -> None:
+        self.graph = graph
+        self.interpreter = interpreter
+        self._readers: dict[Tensor, list[tuple[Op, int]]] = defaultdict(list)
+        self._resources: dict[int, list[Op]] = defaultdict(list)
+        for op in graph.ops:
+            for index, tensor in enumerate(op.inputs):
+                self._readers[tensor].append((op, index))
+                if tensor.variable is not None:
+                    self._resources[tensor.variable].append(op)
+
+    def sites(self, kernel: Kernel) -> list[Site]:
+        """The products of a kernel, in order of execution.
+
+        Raises:
+            NotFollowedError: if there is none that its weights reach in a plain way.
+        """
+        variable = self.graph.variable_index(kernel.variable)
+        if variable is None:
+            raise NotFollowedError("the model does not use it in inference")
+        matrix = KernelMatrix(kernel)
+        # A view of this array tells where each weight went; its memory is never touched.
+        stored = np.empty(kernel.shape, np.uint8)
+        found: list[Site] = []
+        reasons: list[str] = []
+        for reader in self._resources[variable]:
+            if reader.type != "ReadVariableOp":
+                if reader.type not in ("Identity", "AssignVariableOp"):
+                    reasons.append(f"it is used inside of {reader}, which is run as a whole")
+                continue
+            stack = [(reader.outputs[0], stored)]
+            while stack:
+                tensor, view = stack.pop()
+                for op, operand in self._readers[tensor]:
+                    moved = self._moved(op, operand, view)
+                    if moved is not None:
+                        if np.may_share_memory(moved, stored):
+                            stack.append((op.outputs[0], moved))
+                        else:
+                            reasons.append(f"{op} rearranges its weights")
+                        continue
+                    try:
+                        site = self._site(op, operand, view, kernel, matrix)
+                    except NotFollowedError as reason:
+                        reasons.append(str(reason))
+                        continue
+                    found.append(site)
+        if not found:
+            raise NotFollowedError(reasons[0] if reasons else "no product reads it")
+        return sorted(found, key=lambda site: site.op.index)
+
+    def _moved(self, op: Op, operand: int, view: np.ndarray) -> np.ndarray | None:
+        """The view of the weights behind an op that only moves them; None for any other op."""
+        if operand != 0 or op.type not in _MOVING or (len(op.inputs) > 1 and op.inputs[1] in self.interpreter.varying):
+            return None
+        if op.type in ("Cast", "Identity", "StopGradient"):
+            return view
+        if op.type == "Squeeze":
+            axes = [axis % view.ndim for axis in op.attr("squeeze_dims")]
+            return view.squeeze(tuple(axes) or None)
+        argument = self.interpreter.constant(op.inputs[1]).numpy()
+        if op.type == "Reshape":
+            return view.reshape(argument)
+        if op.type == "ExpandDims":
+            return np.expand_dims(view, int(argument.reshape(())))
+        return view.transpose(argument)
+
+    def _site(self, op: Op, operand: int, view: np.ndarray, kernel: Kernel, matrix: KernelMatrix) -> Site:
+        describe = _PRODUCTS.get(op.type)
+        if describe is None:
+            raise NotFollowedError(f"its weights go into {op}, not straight into a product")
+        other = _other_operand(op, operand)
+        if other is None or op.inputs[other] not in self.interpreter.varying:
+            raise NotFollowedError(f"{op} multiplies it with what is no input")
+        rows, roles = describe(op, operand, view, kernel.layout.groups)
+        blocks = tuple(_blocks(view, roles, matrix))
+        data = op.inputs[other]
+        while data.op is not None and data.op.type == "Identity":
+            data = data.op.inputs[0]
+        return Site(op, data, rows, blocks)
+
+
+_MOVING = frozenset({"Cast", "Identity", "StopGradient", "Squeeze", "Reshape", "ExpandDims", "Transpose"})
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """The axes of a kernel as its op reads it: what numbers the blocks, what is summed, what is made.
+
+    Attributes:
+        groups: of a grouped convolution, whose output channels are cut into as many runs.
+        own_rows: whether each block has rows of its own; else all multiply with the same.
+    """
+
+    blocks: tuple[int, ...]
+    summed: tuple[int, ...]
+    made: tuple[int, ...]
+    groups: int = 1
+    own_rows: bool = True
+
+
+def _blocks(view: np.ndarray, roles: _Roles, matrix: KernelMatrix) -> Iterable[Block]:
+    def offsets(axes: tuple[int, ...]) -> np.ndarray:
+        result = np.zeros(1, np.int64)
+        for axis in axes:
+            result = (result[:, None] + np.arange(view.shape[axis]) * view.strides[axis]).reshape(-1)
+        return result
+
+    summed, made = offsets(roles.summed), offsets(roles.made)
+    cuts = [(start, made) for start in offsets(roles.blocks)]
+    if roles.groups > 1:
+        cuts = [(0, run) for run in made.reshape(roles.groups, -1)]
+    for number, (start, run) in enumerate(cuts):
+        rows, same_column = matrix.places(start + summed + run[0])
+        same_row, columns = matrix.places(start + summed[0] + run)
+        if (same_column != same_column[0]).any() or (same_row != same_row[0]).any():
+            raise NotFollowedError("its product does not sum over its reduction axis alone")
+        order = np.argsort(rows, kind="stable")
+        rows, size = rows[order], matrix.reduction_size
+        whole = len(rows) % size == 0 and not (rows[::size] % size).any()
+        if not whole or (rows.reshape(-1, size) != rows[::size, None] + np.arange(size)).any():
+            raise NotFollowedError("its product sums over parts of its reduction axis")
+        identity = np.array_equal(order, np.arange(len(order)))
+        yield Block(rows, columns, number if roles.own_rows else 0, None if identity else order)
+
+
+def _other_operand(op: Op, operand: int) -> int | None:
+    if op.type in _TRANSPOSED:
+        return 2 if operand == 1 else None
+    if op.type in _CONVOLUTIONS:
+        return 0 if operand == 1 else None
+    return 1 - operand if len(op.inputs) == 2 else None
+
+
+# How each op takes part
+
+
+def _convolution(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, _Roles]:
+    spatial = view.ndim - 2
+    channels_last = _text(op.attr("data_format", b"NHWC")) not in ("NCHW", "NCDHW", "CHANNELS_FIRST")
+    inner = slice(1, -1) if channels_last else slice(2, None)
+    strides, dilations = tuple(op.attr("strides")), tuple(op.attr("dilations", [])) or (1,) * (spatial + 2)
+    padding: Any = _text(op.attr("padding"))
+    if padding == "EXPLICIT":
+        pairs = op.attr("explicit_paddings")
+        padding = tuple(zip(pairs[::2], pairs[1::2], strict=True))[inner]
+    if len(strides) == spatial:
+        inner = slice(None)
+    rows = ConvolutionRows(view.shape[:spatial], strides[inner], dilations[inner], padding, channels_last, groups)
+    return rows, _Roles((), tuple(range(spatial + 1)), (spatial + 1,), groups)
+
+
+def _transposed_convolution(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, _Roles]:
+    """Each input position gives one value per kernel position and output channel; where they overlap, they add up."""
+    if groups > 1:
+        raise NotFollowedError(f"{op} has groups")
+    spatial = view.ndim - 2
+    last = _text(op.attr("data_format", b"NHWC")) not in ("NCHW", "NCDHW")
+    channels = spatial + 1 if last else 1
+    kept = tuple(axis for axis in range(spatial + 2) if axis != channels)
+    return ContractedRows((), kept, (channels,)), _Roles(
+        tuple(range(spatial)), (spatial + 1,), (spatial,), own_rows=False
+    )
+
+
+def _matrix_product(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, _Roles]:
+    names = ("transpose_a", "transpose_b") if not op.type.startswith("Batch") else ("adj_x", "adj_y")
+    rank = _rank(op, 1 - operand)
+
+    def inner(side: int, axes: tuple[int, int]) -> tuple[int, int]:
+        """(kept, summed) of an operand's last two axes."""
+        swapped = bool(op.attr(names[side], False)) != (side == 1)
+        return (axes[1], axes[0]) if swapped else axes
+
+    kept, summed = inner(1 - operand, (rank - 2, rank - 1))
+    made, kernel_summed = inner(operand, (view.ndim - 2, view.ndim - 1))
+    # Axes in front number products that are computed alike; those of size 1 are there to broadcast.
+    wide = [axis for axis in range(view.ndim - 2) if view.shape[axis] > 1]
+    blocks = tuple(axis + rank - view.ndim for axis in wide)
+    if any(axis < 0 for axis in blocks):
+        raise NotFollowedError(f"{op} repeats what it multiplies with for several kernels")
+    free = (*(axis for axis in range(rank - 2) if axis not in blocks), kept)
+    return ContractedRows(blocks, free, (summed,)), _Roles(tuple(wide), (kernel_summed,), (made,))
+
+
+def _einsum(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, _Roles]:
+    terms, output = _text(op.attr("equation")).replace(" ", "").split("->")
+    operands = terms.split(",")
+    data, kernel = operands[1 - operand], operands[operand]
+    if "..." in data:
+        count = _rank(op, 1 - operand) - len(data.replace("...", ""))
+        names = "".join(chr(1 + i) for i in range(count))
+        data, output = data.replace("...", names), output.replace("...", names)
+    if len(set(data)) < len(data) or len(set(kernel)) < len(kernel) or len(kernel) != view.ndim:
+        raise NotFollowedError(f"{op} takes a diagonal of it")
+    blocks = [letter for letter in kernel if letter in data and letter in output]
+    summed = [letter for letter in kernel if letter in data and letter not in output]
+    made = [letter for letter in kernel if letter not in data]
+    free = [letter for letter in data if letter in output and letter not in kernel]
+    if not summed or len(free) + len(blocks) + len(summed) < len(data) or any(x not in output for x in made):
+        raise NotFollowedError(f"{op} sums over more than its reduction axis")
+    rows = ContractedRows(_axes(blocks, data), _axes(free, data), _axes(summed, data))
+    return rows, _Roles(_axes(blocks, kernel), _axes(summed, kernel), _axes(made, kernel))
+
+
+def _axes(letters: Sequence[str], term: str) -> tuple[int, ...]:
+    return tuple(term.index(letter) for letter in letters)
+
+
+def _rank(op: Op, operand: int) -> int:
+    shape = op.inputs[operand].shape
+    rank = len(shape) if shape is not None else op.source.inputs[operand].shape.rank
+    if rank is None:
+        raise NotFollowedError(f"{op} reads a tensor whose number of axes is open")
+    return rank
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+_CONVOLUTIONS = frozenset({"Conv2D", "Conv3D", "Conv"})
+_TRANSPOSED = frozenset({"Conv2DBackpropInput", "Conv3DBackpropInputV2"})
+_PRODUCTS = {
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+    **dict.fromkeys(_TRANSPOSED, _transposed_convolution),
+    **dict.fromkeys(("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"), _matrix_product),
+    "Einsum": _einsum,
+}

@@ -1,0 +1,143 @@
+"""A model traced for the batches of its calibration data: one graph with open shapes, or one for each shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_asp.calibration.data import Batch
+from tfmot_asp.graph.flat_graph import Graph, Tensor
+from tfmot_asp.graph.flatten import trace_function
+from tfmot_asp.graph.inputs import required_arguments
+from tfmot_asp.graph.trace import concrete_function, variables_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class TracedModel:
+    """A graph of a model, with the batches that it runs on.
+
+    Attributes:
+        graph: its outputs are the model's alone, without losses.
+        batches: those whose shapes it fits.
+        masks: for tensors that Keras masks, the mask: (samples, positions), bool.
+        function: the concrete function, kept since the graph's ops belong to it.
+    """
+
+    graph: Graph
+    batches: tuple[Batch, ...]
+    masks: dict[Tensor, Tensor]
+    function: Any
+
+
+def trace_for(model: Any, batches: Sequence[Batch]) -> list[TracedModel]:
+    """Traces a model as it is called on batches.
+
+    The batch axis stays open, and so does each axis in which batches differ. A model that needs to know its shapes is
+    traced for each of them.
+
+    Raises:
+        ValueError: if the model cannot be called on them.
+    """
+    groups: dict[Any, list[Batch]] = {}
+    for batch in batches:
+        key = tuple((t.dtype, t.shape.rank) for t in batch.leaves), str(_structure(batch))
+        groups.setdefault(key, []).append(batch)
+    traced = []
+    for group in groups.values():
+        shapes = [[t.shape.as_list() for t in batch.leaves] for batch in group]
+        relaxed = [[None, *_common([each[i][1:] for each in shapes])] for i in range(len(shapes[0]))]
+        try:
+            traced.append(_trace(model, group, relaxed))
+        except ValueError as error:
+            logger.info("traced for each shape of the data, since it does not work with open ones: %s", error)
+            by_shape: dict[str, list[Batch]] = {}
+            for batch, each in zip(group, shapes, strict=True):
+                by_shape.setdefault(str(each), []).append(batch)
+            traced += [_trace(model, same, [t.shape.as_list() for t in same[0].leaves]) for same in by_shape.values()]
+    return traced
+
+
+def _structure(batch: Batch) -> Any:
+    return tf.nest.map_structure(lambda _: 0, batch.inputs)
+
+
+def _common(shapes: Sequence[Sequence[int]]) -> list[int | None]:
+    return [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
+
+
+def _trace(model: Any, batches: Sequence[Batch], shapes: Sequence[Sequence[int | None]]) -> TracedModel:
+    first = batches[0]
+    specs = [tf.TensorSpec(shape, t.dtype) for shape, t in zip(shapes, first.leaves, strict=True)]
+    inputs = tf.nest.pack_sequence_as(first.inputs, specs)
+    several = isinstance(inputs, list) and required_arguments(model) > 1
+    arguments = tuple(inputs) if several else (inputs,)
+    function = concrete_function(model, (arguments, {}), collect=_masked_tensors)
+    outputs, _, masks = function.structured_outputs
+    graph = trace_function(function, variables=variables_of(model))
+    count = sum(tf.is_tensor(t) for t in tf.nest.flatten(outputs))
+    collected = graph.outputs[len(graph.outputs) - len(tf.nest.flatten(masks)) :]
+    pairs = {_source(t): _source(m) for t, m in zip(collected[::2], collected[1::2], strict=True)}
+    return TracedModel(
+        Graph(graph.ops, graph.inputs, graph.outputs[:count], graph.variables), tuple(batches), pairs, function
+    )
+
+
+def _masked_tensors() -> list[Any]:
+    """The tensors of the graph being traced that Keras has given a mask, each followed by its mask."""
+    graph = tf.compat.v1.get_default_graph()
+    found = []
+    for op in graph.get_operations():
+        for tensor in op.outputs:
+            mask = getattr(tensor, "_keras_mask", None)
+            if mask is not None and getattr(mask, "graph", None) is graph:
+                found += [tensor, mask]
+    return found
+
+
+def _source(tensor: Tensor) -> Tensor:
+    while tensor.op is not None and tensor.op.type == "Identity":
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
+def nearest_mask(tensor: Tensor, masks: dict[Tensor, Tensor]) -> Tensor | None:
+    """The mask of the nearest tensor that Keras masks, among a tensor and what it is computed from."""
+    level, seen = [tensor], {tensor}
+    while masks and level:
+        for found in level:
+            if found in masks:
+                return masks[found]
+        above = [source for t in level if t.op is not None for source in t.op.inputs]
+        level = [t for t in dict.fromkeys(above) if t not in seen]
+        seen.update(level)
+    return None
+
+
+def row_weights(weights: np.ndarray, leading: Sequence[int]) -> np.ndarray | None:
+    """How much each row of a tensor counts.
+
+    Args:
+        weights: of samples, or of samples and their positions.
+        leading: sizes of the axes that number the rows.
+
+    Returns:
+        One weight for each row; None where the axes have nothing to do with samples.
+    """
+    rows = int(np.prod(leading))
+    while weights.ndim > 1 and len(leading) > 1 and tuple(leading[: weights.ndim]) != weights.shape:
+        if leading[0] == weights.shape[0] and weights.ndim == 2:  # strided: the nearest position counts
+            weights = weights[:, np.arange(leading[1]) * weights.shape[1] // leading[1]]
+            break
+        return None
+    if len(leading) == 1 and weights.ndim > 1 and leading[0] == len(weights) != weights.size:
+        weights = weights.reshape(len(weights), -1).max(axis=1)  # pooled over its positions
+    if not weights.size or rows % weights.size or (len(leading) > 1 and leading[0] != len(weights)):
+        return None
+    return np.repeat(weights.reshape(-1), rows // weights.size)
