@@ -310,7 +310,8 @@ def test_update_masks_takes_new_weights_and_other_scores():
     model.set_weights(new)
     pruned.update_masks()
     np.testing.assert_array_equal(pruned.masks["first"].numpy(), masks.m_by_n_mask(np.abs(new[0]), 0))
-    pruned.update_masks(lambda kernel: -np.arange(np.prod(kernel.shape)).reshape(kernel.shape))
+    with pytest.warns(UserWarning, match="keep were set to zero by pruning.*prune_trained_model\\(model, scores"):
+        pruned.update_masks(lambda kernel: -np.arange(np.prod(kernel.shape)).reshape(kernel.shape))
     np.testing.assert_array_equal(pruned.masks["first"].numpy()[:4, 0], [True, True, False, False])
     assert_sparse(pruned)
     before = weights(model)
@@ -367,7 +368,8 @@ def test_a_run_resumed_from_a_checkpoint_goes_on_to_the_bit(keras, tmp_path):
     expected = train(model, range(2, 4))
 
     model, other, checkpoint = start()
-    other.update_masks(lambda kernel: np.arange(np.prod(kernel.shape)).reshape(kernel.shape))
+    with pytest.warns(UserWarning, match="were set to zero by pruning"):
+        other.update_masks(lambda kernel: np.arange(np.prod(kernel.shape)).reshape(kernel.shape))
     checkpoint.restore(path).assert_consumed()
     for name, mask in pruned.masks.items():
         np.testing.assert_array_equal(other.masks[name].numpy(), mask.numpy())

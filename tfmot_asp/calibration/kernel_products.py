@@ -101,6 +101,45 @@ class Site:
         return self.data, self.rows, tuple(dict.fromkeys(block.key for block in self.blocks))
 
 
+Places = tuple[np.ndarray, ...]
+"""Where the weights are in a tensor: for each of its axes what each position adds to the place in the stored kernel."""
+
+
+def stored_places(shape: Sequence[int]) -> Places:
+    """The places of a kernel as it is stored."""
+    return tuple(np.arange(size) * math.prod(shape[axis + 1 :]) for axis, size in enumerate(shape))
+
+
+def reshaped_places(places: Places, shape: Sequence[int]) -> Places | None:
+    """The places behind a reshape; None where they do not add up axis by axis any more.
+
+    Args:
+        places: before it.
+        shape: after it; one size may be -1.
+    """
+    size = math.prod(map(len, places))
+    shape = [size // -math.prod(shape) if n == -1 else n for n in shape]
+    result: list[np.ndarray] = []
+    before, after = list(places), list(shape)
+    while before or after:  # the next axes that hold the same weights on both sides
+        joined = before.pop(0) if before else np.zeros(1, np.int64)
+        sizes = [after.pop(0)] if after else []
+        while len(joined) != math.prod(sizes):
+            if len(joined) < math.prod(sizes):
+                joined = (joined[:, None] + before.pop(0)).reshape(-1)
+            else:
+                sizes.append(after.pop(0))
+        grid = joined.reshape(sizes)
+        own = [np.moveaxis(grid, axis, 0).reshape(n, -1)[:, 0] for axis, n in enumerate(sizes)]
+        total = np.zeros((), np.int64)
+        for steps in own:
+            total = total[..., None] + steps
+        if (total != grid).any():
+            return None
+        result += own
+    return tuple(result)
+
+
 class NotFollowedError(Exception):
     """Why the inputs of a kernel cannot be told; the text completes "it keeps its magnitude mask: "."""
 
@@ -134,8 +173,7 @@ class ProductFinder:
         if variable is None:
             raise NotFollowedError("the model does not use it in inference")
         matrix = KernelMatrix(kernel)
-        # A view of this array tells where each weight went; its memory is never touched.
-        stored = np.empty(kernel.shape, np.uint8)
+        stored = stored_places(kernel.shape)
         found: list[Site] = []
         reasons: list[str] = []
         for reader in self._resources[variable]:
@@ -145,50 +183,49 @@ class ProductFinder:
                 continue
             stack = [(reader.outputs[0], stored)]
             while stack:
-                tensor, view = stack.pop()
+                tensor, places = stack.pop()
                 for op, operand in self._readers[tensor]:
-                    moved = self._moved(op, operand, view)
-                    if moved is not None:
-                        if np.may_share_memory(moved, stored):
+                    try:
+                        moved = self._moved(op, operand, places)
+                        if moved is not None:
                             stack.append((op.outputs[0], moved))
                         else:
-                            reasons.append(f"{op} rearranges its weights")
-                        continue
-                    try:
-                        site = self._site(op, operand, view, kernel, matrix)
+                            found.append(self._site(op, operand, places, kernel, matrix))
                     except NotFollowedError as reason:
                         reasons.append(str(reason))
-                        continue
-                    found.append(site)
         if not found:
             raise NotFollowedError(reasons[0] if reasons else "no product reads it")
         return sorted(found, key=lambda site: site.op.index)
 
-    def _moved(self, op: Op, operand: int, view: np.ndarray) -> np.ndarray | None:
-        """The view of the weights behind an op that only moves them; None for any other op."""
+    def _moved(self, op: Op, operand: int, places: Places) -> Places | None:
+        """Where the weights are behind an op that only moves them; None for any other op."""
         if operand != 0 or op.type not in _MOVING or (len(op.inputs) > 1 and op.inputs[1] in self.interpreter.varying):
             return None
         if op.type in ("Cast", "Identity", "StopGradient"):
-            return view
+            return places
         if op.type == "Squeeze":
-            axes = [axis % view.ndim for axis in op.attr("squeeze_dims")]
-            return view.squeeze(tuple(axes) or None)
+            named = [axis % len(places) for axis in op.attr("squeeze_dims")]
+            return tuple(p for axis, p in enumerate(places) if not (axis in named if named else len(p) == 1))
         argument = self.interpreter.constant(op.inputs[1]).numpy()
-        if op.type == "Reshape":
-            return view.reshape(argument)
+        if op.type == "Transpose":
+            return tuple(places[axis] for axis in argument)
         if op.type == "ExpandDims":
-            return np.expand_dims(view, int(argument.reshape(())))
-        return view.transpose(argument)
+            axis = int(argument.reshape(())) % (len(places) + 1)
+            return (*places[:axis], np.zeros(1, np.int64), *places[axis:])
+        moved = reshaped_places(places, [int(size) for size in argument])
+        if moved is None:
+            raise NotFollowedError(f"{op} rearranges its weights")
+        return moved
 
-    def _site(self, op: Op, operand: int, view: np.ndarray, kernel: Kernel, matrix: KernelMatrix) -> Site:
+    def _site(self, op: Op, operand: int, places: Places, kernel: Kernel, matrix: KernelMatrix) -> Site:
         describe = _PRODUCTS.get(op.type)
         if describe is None:
             raise NotFollowedError(f"its weights go into {op}, not straight into a product")
         other = _other_operand(op, operand)
         if other is None or op.inputs[other] not in self.interpreter.varying:
             raise NotFollowedError(f"{op} multiplies it with what is no input")
-        rows, roles = describe(op, operand, view, kernel.layout.groups)
-        blocks = tuple(_blocks(view, roles, matrix))
+        rows, roles = describe(op, operand, tuple(map(len, places)), kernel.layout.groups)
+        blocks = tuple(_blocks(places, roles, matrix))
         data = op.inputs[other]
         while data.op is not None and data.op.type == "Identity":
             data = data.op.inputs[0]
@@ -214,11 +251,11 @@ class _Roles:
     own_rows: bool = True
 
 
-def _blocks(view: np.ndarray, roles: _Roles, matrix: KernelMatrix) -> Iterable[Block]:
+def _blocks(places: Places, roles: _Roles, matrix: KernelMatrix) -> Iterable[Block]:
     def offsets(axes: tuple[int, ...]) -> np.ndarray:
         result = np.zeros(1, np.int64)
         for axis in axes:
-            result = (result[:, None] + np.arange(view.shape[axis]) * view.strides[axis]).reshape(-1)
+            result = (result[:, None] + places[axis]).reshape(-1)
         return result
 
     summed, made = offsets(roles.summed), offsets(roles.made)
@@ -250,8 +287,8 @@ def _other_operand(op: Op, operand: int) -> int | None:
 # How each op takes part
 
 
-def _convolution(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, _Roles]:
-    spatial = view.ndim - 2
+def _convolution(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
+    spatial = len(shape) - 2
     channels_last = _text(op.attr("data_format", b"NHWC")) not in ("NCHW", "NCDHW", "CHANNELS_FIRST")
     inner = slice(1, -1) if channels_last else slice(2, None)
     strides, dilations = tuple(op.attr("strides")), tuple(op.attr("dilations", [])) or (1,) * (spatial + 2)
@@ -261,15 +298,15 @@ def _convolution(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[R
         padding = tuple(zip(pairs[::2], pairs[1::2], strict=True))[inner]
     if len(strides) == spatial:
         inner = slice(None)
-    rows = ConvolutionRows(view.shape[:spatial], strides[inner], dilations[inner], padding, channels_last, groups)
+    rows = ConvolutionRows(tuple(shape[:spatial]), strides[inner], dilations[inner], padding, channels_last, groups)
     return rows, _Roles((), tuple(range(spatial + 1)), (spatial + 1,), groups)
 
 
-def _transposed_convolution(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, _Roles]:
+def _transposed_convolution(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
     """Each input position gives one value per kernel position and output channel; where they overlap, they add up."""
     if groups > 1:
         raise NotFollowedError(f"{op} has groups")
-    spatial = view.ndim - 2
+    spatial = len(shape) - 2
     last = _text(op.attr("data_format", b"NHWC")) not in ("NCHW", "NCDHW")
     channels = spatial + 1 if last else 1
     kept = tuple(axis for axis in range(spatial + 2) if axis != channels)
@@ -278,7 +315,7 @@ def _transposed_convolution(op: Op, operand: int, view: np.ndarray, groups: int)
     )
 
 
-def _matrix_product(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, _Roles]:
+def _matrix_product(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
     names = ("transpose_a", "transpose_b") if not op.type.startswith("Batch") else ("adj_x", "adj_y")
     rank = _rank(op, 1 - operand)
 
@@ -288,17 +325,17 @@ def _matrix_product(op: Op, operand: int, view: np.ndarray, groups: int) -> tupl
         return (axes[1], axes[0]) if swapped else axes
 
     kept, summed = inner(1 - operand, (rank - 2, rank - 1))
-    made, kernel_summed = inner(operand, (view.ndim - 2, view.ndim - 1))
+    made, kernel_summed = inner(operand, (len(shape) - 2, len(shape) - 1))
     # Axes in front number products that are computed alike; those of size 1 are there to broadcast.
-    wide = [axis for axis in range(view.ndim - 2) if view.shape[axis] > 1]
-    blocks = tuple(axis + rank - view.ndim for axis in wide)
+    wide = [axis for axis in range(len(shape) - 2) if shape[axis] > 1]
+    blocks = tuple(axis + rank - len(shape) for axis in wide)
     if any(axis < 0 for axis in blocks):
         raise NotFollowedError(f"{op} repeats what it multiplies with for several kernels")
     free = (*(axis for axis in range(rank - 2) if axis not in blocks), kept)
     return ContractedRows(blocks, free, (summed,)), _Roles(tuple(wide), (kernel_summed,), (made,))
 
 
-def _einsum(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, _Roles]:
+def _einsum(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
     terms, output = _text(op.attr("equation")).replace(" ", "").split("->")
     operands = terms.split(",")
     data, kernel = operands[1 - operand], operands[operand]
@@ -306,7 +343,7 @@ def _einsum(op: Op, operand: int, view: np.ndarray, groups: int) -> tuple[Rows, 
         count = _rank(op, 1 - operand) - len(data.replace("...", ""))
         names = "".join(chr(1 + i) for i in range(count))
         data, output = data.replace("...", names), output.replace("...", names)
-    if len(set(data)) < len(data) or len(set(kernel)) < len(kernel) or len(kernel) != view.ndim:
+    if len(set(data)) < len(data) or len(set(kernel)) < len(kernel) or len(kernel) != len(shape):
         raise NotFollowedError(f"{op} takes a diagonal of it")
     blocks = [letter for letter in kernel if letter in data and letter in output]
     summed = [letter for letter in kernel if letter in data and letter not in output]

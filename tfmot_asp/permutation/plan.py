@@ -54,7 +54,7 @@ class ModelPlan:
         unused: kernels to be pruned that the traced function does not read.
         dense: the other layers that have a kernel.
         pattern: the sparsity pattern.
-        scores: of planned kernels, by the position of their variable, where not the weights' magnitudes are what counts.
+        scores: of planned kernels, by the position of their variable, where magnitudes are not what counts.
     """
 
     function: Any
