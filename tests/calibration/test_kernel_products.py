@@ -47,7 +47,7 @@ def products(model, x):
 def check(model, x, kernels):
     """Checks all products whose op has the blocks' channels last."""
     names = set()
-    for name, site, output, blocks in products(model, x):
+    for name, _, output, blocks in products(model, x):
         found = np.concatenate(blocks, -1).reshape(output.shape)
         np.testing.assert_allclose(found, output, rtol=1e-4, atol=1e-5)
         names.add(name)
@@ -56,7 +56,7 @@ def check(model, x, kernels):
 
 @BOTH
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("strides, dilation", [(1, 1), (2, 1), (3, 1), (1, 2), (1, 3)])
+@pytest.mark.parametrize(("strides", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2), (1, 3)])
 def test_convolutions(k, padding, strides, dilation):
     x = k.Input((11, 9, 4))
     y = k.layers.Conv2D(8, (3, 2), padding=padding, strides=strides, dilation_rate=dilation, use_bias=False)(x)
@@ -65,28 +65,28 @@ def test_convolutions(k, padding, strides, dilation):
 
 @BOTH
 def test_one_and_three_dimensions_groups_and_separable(k):
-    L = k.layers
+    layers = k.layers
     x = k.Input((12, 4))
-    y = L.Conv1D(8, 3, strides=2, padding="causal", use_bias=False)(x)
+    y = layers.Conv1D(8, 3, strides=2, padding="causal", use_bias=False)(x)
     check(k.Model(x, y), RNG.normal(size=(2, 12, 4)).astype("float32"), 1)
     x = k.Input((5, 6, 7, 4))
-    y = L.Conv3D(8, (2, 3, 2), strides=(1, 2, 1), padding="same", use_bias=False)(x)
+    y = layers.Conv3D(8, (2, 3, 2), strides=(1, 2, 1), padding="same", use_bias=False)(x)
     check(k.Model(x, y), RNG.normal(size=(2, 5, 6, 7, 4)).astype("float32"), 1)
     x = k.Input((6, 6, 8))
-    y = L.Conv2D(16, 3, groups=4, padding="same", use_bias=False)(x)
+    y = layers.Conv2D(16, 3, groups=4, padding="same", use_bias=False)(x)
     check(k.Model(x, y), RNG.normal(size=(2, 6, 6, 8)).astype("float32"), 1)
 
 
 @BOTH
 def test_dense_layers_of_any_rank_einsums_and_attention(k):
-    L = k.layers
+    layers = k.layers
     x = k.Input((5, 6, 8))
-    y = L.Dense(4, use_bias=False)(x)
-    y = L.EinsumDense("abcd,de->abce", output_shape=(5, 6, 4))(y)
-    y = L.EinsumDense("abcd,ced->abe", output_shape=(5, 3))(y)  # contracted axes apart from each other
-    check(k.Model(x, L.Dense(3)(L.Flatten()(y))), RNG.normal(size=(2, 5, 6, 8)).astype("float32"), 4)
+    y = layers.Dense(4, use_bias=False)(x)
+    y = layers.EinsumDense("abcd,de->abce", output_shape=(5, 6, 4))(y)
+    y = layers.EinsumDense("abcd,ced->abe", output_shape=(5, 3))(y)  # contracted axes apart from each other
+    check(k.Model(x, layers.Dense(3)(layers.Flatten()(y))), RNG.normal(size=(2, 5, 6, 8)).astype("float32"), 4)
     x = k.Input((5, 8))
-    y = L.MultiHeadAttention(2, 3)(x, x)
+    y = layers.MultiHeadAttention(2, 3)(x, x)
     check(k.Model(x, y), RNG.normal(size=(2, 5, 8)).astype("float32"), 4)
 
 
@@ -140,7 +140,7 @@ def test_kernels_that_cannot_be_followed_say_why():
     [traced] = trace_for(model, collect(model, np.zeros((2, 4), np.float32)))
     finder = ProductFinder(traced.graph, Interpreter(traced.graph))
     kernels = kernels_by_name(layers_with_kernels(model))
-    with pytest.raises(NotFollowedError, match="inside of .*While"):
+    with pytest.raises(NotFollowedError, match=r"inside of .*While"):
         finder.sites(kernels["inner"])
     with pytest.raises(NotFollowedError, match="go into ConcatV2"):
         finder.sites(kernels["a"])
@@ -160,7 +160,8 @@ def test_spread_positions_are_even_and_none_twice(count, wanted, seed):
     if wanted >= count:
         assert positions is None
         return
-    assert len(positions) == wanted and positions.min() >= 0 and positions.max() < count
+    assert len(positions) == wanted
+    assert 0 <= positions.min() <= positions.max() < count
     share = count / wanted
     assert (np.abs(positions - (np.arange(wanted) + 0.5) * share) <= share / 2 + 1).all()
     assert (np.diff(positions) >= 0).all()

@@ -38,26 +38,26 @@ def check(model, inputs):
 
 @BOTH
 def test_convolutions_of_all_kinds(k):
-    L = k.layers
+    layers = k.layers
     x = y = k.Input((8, 8, 4))
-    y = L.BatchNormalization()(L.Conv2D(8, 3, strides=2, padding="same")(y))
-    y = L.Conv2D(8, 3, groups=2, padding="same")(L.ReLU()(y))
-    y = L.Conv2D(8, 3, dilation_rate=2, padding="same")(y)
-    y = L.SeparableConv2D(8, 3, padding="same")(L.DepthwiseConv2D(3, padding="same")(y))
-    y = L.Conv2DTranspose(8, 3, strides=2, padding="same")(y)
-    check(k.Model(x, L.Dense(3)(L.GlobalAveragePooling2D()(y))), normal(3, 8, 8, 4))
+    y = layers.BatchNormalization()(layers.Conv2D(8, 3, strides=2, padding="same")(y))
+    y = layers.Conv2D(8, 3, groups=2, padding="same")(layers.ReLU()(y))
+    y = layers.Conv2D(8, 3, dilation_rate=2, padding="same")(y)
+    y = layers.SeparableConv2D(8, 3, padding="same")(layers.DepthwiseConv2D(3, padding="same")(y))
+    y = layers.Conv2DTranspose(8, 3, strides=2, padding="same")(y)
+    check(k.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(y))), normal(3, 8, 8, 4))
 
 
 @BOTH
 def test_sequences_attention_and_loops(k):
-    L = k.layers
+    layers = k.layers
     x = k.Input((6,), dtype="int32")
-    y = L.Embedding(10, 8, mask_zero=True)(x)
-    y = L.LayerNormalization()(L.MultiHeadAttention(2, 4)(y, y))
-    y = L.Bidirectional(L.GRU(4, return_sequences=True))(y)
-    y = L.TimeDistributed(L.Dense(4))(y)
-    y = L.Conv1D(4, 3, padding="causal", dilation_rate=2)(y)
-    check(k.Model(x, L.LSTM(3)(y)), tf.constant(np.random.default_rng(0).integers(0, 10, (4, 6)), tf.int32))
+    y = layers.Embedding(10, 8, mask_zero=True)(x)
+    y = layers.LayerNormalization()(layers.MultiHeadAttention(2, 4)(y, y))
+    y = layers.Bidirectional(layers.GRU(4, return_sequences=True))(y)
+    y = layers.TimeDistributed(layers.Dense(4))(y)
+    y = layers.Conv1D(4, 3, padding="causal", dilation_rate=2)(y)
+    check(k.Model(x, layers.LSTM(3)(y)), tf.constant(np.random.default_rng(0).integers(0, 10, (4, 6)), tf.int32))
 
 
 @BOTH
@@ -136,7 +136,8 @@ def test_a_stateful_layer_starts_from_its_state_and_keeps_it():
     graph = trace_function(concrete_function(model, ((specs,), {})), variables=variables_of(model))
     for _ in range(2):
         np.testing.assert_allclose(Interpreter(graph).outputs([x])[0].numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(state[0], 0) and np.allclose(model.layers[0].states[0].numpy(), 0)
+    assert not np.allclose(state[0], 0)
+    assert np.allclose(model.layers[0].states[0].numpy(), 0)
 
 
 def test_last_uses_free_each_tensor_once_and_none_that_is_kept():
@@ -148,4 +149,5 @@ def test_last_uses_free_each_tensor_once_and_none_that_is_kept():
     graph = interpreter.graph
     freed = [t for tensors in last_uses(graph.ops, graph.outputs).values() for t in tensors]
     made = {t for op in graph.ops for t in (*op.inputs, *op.outputs)}
-    assert len(freed) == len(set(freed)) and set(freed) == made - set(graph.outputs)
+    assert len(freed) == len(set(freed))
+    assert set(freed) == made - set(graph.outputs)

@@ -258,7 +258,8 @@ class PrunedModel(tf.Module):
             warnings.warn(
                 f"{revived / kept:.0%} of the weights that these masks keep were set to zero by pruning, and stay zero "
                 "until training moves them: the model is sparser than its pattern, and worse. Give the scores when "
-                "pruning, prune_trained_model(model, scores=...), or set the dense weights again before update_masks(scores)",
+                "pruning, prune_trained_model(model, scores=...), or set the dense weights again before "
+                "update_masks(scores)",
                 UserWarning,
                 stacklevel=3,
             )
