@@ -22,7 +22,7 @@ from tfmot_asp.export.lowering.lower import lower
 from tfmot_asp.graph.compare import difference, is_compared, tolerance
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import weight_names
-from tfmot_asp.graph.inputs import input_specs
+from tfmot_asp.graph.inputs import input_specs, known_inputs
 from tfmot_asp.graph.probes import outputs_of, probes
 
 logger = logging.getLogger(__name__)
@@ -257,20 +257,10 @@ def _inputs(model: Any, batch_size: int | None, input_shapes: Any) -> tuple[Any,
     """How to call the model, as (args, kwargs), and the flat list of its inputs' specs."""
     own = getattr(model, "inputs", None)
     own_names = getattr(model, "input_names", None) or [getattr(tensor, "name", None) for tensor in own or ()]
-    known = own if input_shapes is None else None
-    if known:
-        structure = getattr(model, "_nested_inputs", None)  # tf_keras
-        if structure is None:
-            structure = getattr(model, "_inputs_struct", known)  # Keras 3
-        structure = structure if structure is not None else known
-        if isinstance(structure, list) and len(structure) == 1:
-            structure = structure[0]
-        nested: Any = ((structure,), {})
-        names = own_names
-    else:
-        nested = input_specs(model, input_shapes)
-        given = [getattr(spec, "name", None) for spec in tf.nest.flatten(nested)]
-        names = own_names if own and len(own_names) == len(given) and not any(given) else given
+    known = known_inputs(model) if own and input_shapes is None else None
+    nested = known or input_specs(model, input_shapes)
+    given = [getattr(spec, "name", None) for spec in tf.nest.flatten(nested)]
+    names = own_names if known or (own and len(own_names) == len(given) and not any(given)) else given
     specs: list[tf.TensorSpec] = []
     flat = tf.nest.flatten(nested)
     for index, tensor in enumerate(flat):
