@@ -1,9 +1,5 @@
 """What importing the package loads, and that its public names are real."""
 
-import ast
-import doctest
-import functools
-import inspect
 import subprocess
 import sys
 
@@ -51,24 +47,6 @@ print("tensorflow_model_optimization" in sys.modules)
 @pytest.mark.parametrize("name", tfmot_asp.__all__)
 def test_every_public_name_resolves_and_is_documented(name):
     assert (getattr(tfmot_asp, name).__doc__ or "").strip()
-
-
-EXPORTS = [f"export.{name}" for name in ("onnx", "parse_tensorrt_log", "saved_model", "tflite", "tftrt", "verify")]
-
-
-@pytest.mark.parametrize("name", [*tfmot_asp.__all__, *EXPORTS, "export.trtexec_command", "loading.load_model"])
-def test_docstrings_have_an_example_that_is_python(name):
-    thing = functools.reduce(getattr, name.split("."), tfmot_asp)
-    is_error = inspect.isclass(thing) and issubclass(thing, Exception)
-    if inspect.ismodule(thing) or not callable(thing) or is_error or thing.__module__.startswith("tensorflow"):
-        pytest.skip("a number, a module, an error, or tfmot's")
-    examples = doctest.DocTestParser().get_examples(inspect.getdoc(thing))
-    assert examples
-    for example in examples:
-        for node in ast.walk(ast.parse(example.source)):
-            names = ast.unparse(node).split(".")
-            if isinstance(node, ast.Attribute) and names[0] == "tfmot_asp" and all(map(str.isidentifier, names)):
-                functools.reduce(getattr, names[1:], tfmot_asp)
 
 
 def test_an_unknown_name_lists_the_known_ones():

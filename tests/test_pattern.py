@@ -116,5 +116,5 @@ def test_masks_and_search_take_each_spelling():
         np.testing.assert_array_equal(masks.m_by_n_mask(weight, 0, spelling), naive_masks.mask(weight, 0, (1, 4)))
         result = tfmot_asp.search(weight, m_by_n=spelling, effort="fast")
         assert result.m_by_n == (1, 4)
-        assert result.to_dict()["m_by_n"] == [1, 4]
+        assert result.to_dict()["sparsity_m_by_n"] == [1, 4]
         assert "8 columns, 3:4 (1 zero in every 4): " in str(result)

@@ -34,8 +34,8 @@ _HOME = {
     "quantize_model": "tfmot_asp.quantization.quantize",
     "quantize_scope": "tfmot_asp.quantization.quantize",
     "keep_sparsity": "tfmot_asp.quantization.quantize",
-    "quantization_report": "tfmot_asp.quantization.kernels",
-    "QuantizationReport": "tfmot_asp.quantization.kernels",
+    "quantization_report": "tfmot_asp.quantization.quantization_report",
+    "QuantizationReport": "tfmot_asp.quantization.quantization_report",
     "SparseTensorCoreRule": "tfmot_asp.hardware.rule",
     "sparsity_report": "tfmot_asp.reports.sparsity",
     "SparsityReport": "tfmot_asp.reports.sparsity_report",
@@ -57,8 +57,8 @@ if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
     from tfmot_asp.permutation.report import PermutationReport as PermutationReport
     from tfmot_asp.permutation.search import SearchResult as SearchResult
     from tfmot_asp.permutation.search import search as search
-    from tfmot_asp.quantization.kernels import QuantizationReport as QuantizationReport
-    from tfmot_asp.quantization.kernels import quantization_report as quantization_report
+    from tfmot_asp.quantization.quantization_report import QuantizationReport as QuantizationReport
+    from tfmot_asp.quantization.quantization_report import quantization_report as quantization_report
     from tfmot_asp.quantization.quantize import keep_sparsity as keep_sparsity
     from tfmot_asp.quantization.quantize import quantize_model as quantize_model
     from tfmot_asp.quantization.quantize import quantize_scope as quantize_scope

@@ -55,6 +55,7 @@ def close(got, expected, tolerance=1e-5):
 
 
 def test_a_wrapped_convnet_is_written_stripped_with_names_kept_and_the_batch_open(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="tfmot_asp")
     pruned = compiled(tfmot_asp.prune_low_magnitude(shaken(convnet()), permute=False))
     x, y = data(pruned)
     pruned.fit(x, y, verbose=0, callbacks=[tfmot_asp.UpdatePruningStep()])
@@ -82,7 +83,7 @@ def test_a_wrapped_convnet_is_written_stripped_with_names_kept_and_the_batch_ope
     (line,) = [record.getMessage() for record in caplog.records if "trtexec" in record.getMessage()]
     assert line.split("\n")[1] == tfmot_asp.export.trtexec_command(tmp_path / "m.onnx")
     assert any(line.split("\n")[1] in note for note in report.notes)
-    assert next(r for r in caplog.records if "trtexec" in r.getMessage()).levelno == 30
+    assert next(r for r in caplog.records if "trtexec" in r.getMessage()).levelno == logging.INFO
 
 
 def transformer(keras, causal=False):
@@ -206,7 +207,7 @@ def test_transposed_grouped_depthwise_dilated_and_recurrent_layers(tmp_path):
     close(got, model(value))
     rows = {layer.name: layer for layer in report.layers}
     assert [layer.shape for layer in report.layers if layer.status == "depthwise"] == [(4, 1, 3, 3)]
-    assert rows["grouped/kernel"].note == "2 groups"
+    assert rows["grouped/kernel"].reason == "2 groups"
     assert rows["dilated/kernel"].reduction_axes == (1,)
 
 

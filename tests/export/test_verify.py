@@ -132,12 +132,12 @@ def test_tensordot_conv1d_depthwise_grouped_and_transposed_layers(tmp_path):
     assert rows["conv1d"].shape == (1, 3, 16, 32)
     assert rows["conv1d"].reduction_axes == (2,)
     assert rows["depthwise"].status == "depthwise"
-    assert rows["grouped"].note == "2 groups"
-    assert (rows["up"].status, rows["up"].note) == (
+    assert rows["grouped"].reason == "2 groups"
+    assert (rows["up"].status, rows["up"].reason) == (
         "sparse",
         "a transposed convolution is not among what TensorRT documents",
     )
-    assert rows["twice"].note == ""
+    assert rows["twice"].reason is None
 
 
 def test_a_layer_called_twice_is_listed_once():
@@ -195,9 +195,9 @@ def test_a_file_and_a_model_say_the_same_of_what_tensorrt_can_use(tmp_path):
     model.save(tmp_path / "m.keras")
     rows = tfmot_asp.sparsity_report(model, policy=policy).layers
     assert [row.tensorrt.usable for row in rows] == [True, False]  # multiples of 4, whatever the policy asks for
-    notes = [layer.note for layer in tfmot_asp.export.verify(tmp_path / "m.keras").layers]
-    assert notes == ["", "18 inputs, no multiple of 4"]
-    assert rows[1].tensorrt.reason == notes[1]
+    reasons = [layer.reason for layer in tfmot_asp.export.verify(tmp_path / "m.keras").layers]
+    assert reasons == [None, "18 inputs, no multiple of 4"]
+    assert rows[1].tensorrt.reason == reasons[1]
 
 
 class OnlyFirst:

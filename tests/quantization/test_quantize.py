@@ -163,7 +163,7 @@ def test_every_step_is_sparse_and_so_is_the_int8_file(name, tmp_path):
     report = tfmot_asp.quantization_report(quantized)
     assert len(report.left_out) == floats, report
     assert all(kernel.reason and "8-bit scheme" in kernel.reason for kernel in report.left_out)
-    assert all(kernel.kept for kernel in report.kernels if kernel.holds)
+    assert all(kernel.kept for kernel in report.layers if kernel.holds)
     x = train(quantized)
     assert sum(not count for count in violations(quantized).values()) == len(sparse)
     for old, new in zip(before, model.get_weights(), strict=True):
@@ -176,7 +176,7 @@ def test_every_step_is_sparse_and_so_is_the_int8_file(name, tmp_path):
     graph = TfliteFile(tmp_path / "m.tflite").subgraphs[0]
     weights = {"FULLY_CONNECTED", "CONV_2D", "TRANSPOSE_CONV", "CONV_3D"}
     types = [graph.tensors[op.inputs[1]].type for op in graph.ops if op.type in weights]
-    int8 = sum(kernel.quantized and kernel.holds is not None for kernel in report.kernels)
+    int8 = sum(kernel.quantized and kernel.holds is not None for kernel in report.layers)
     assert types.count("INT8") >= int8
 
 
@@ -196,16 +196,12 @@ def test_saved_models_load_and_stay_sparse_once_asked_to(name, suffix, tmp_path)
     np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
     before = tfmot_asp.quantization_report(model)
     after = tfmot_asp.quantization_report(loaded)
-    assert [(k.name, k.quantized, k.holds) for k in after.kernels] == [
-        (k.name, k.quantized, k.holds) for k in before.kernels
+    assert [(k.name, k.quantized, k.holds) for k in after.layers] == [
+        (k.name, k.quantized, k.holds) for k in before.layers
     ]
-    assert not any(kernel.kept for kernel in after.kernels)
+    assert not any(kernel.kept for kernel in after.layers)
     kept = tfmot_asp.keep_sparsity(loaded)
-    assert set(kept.masks) == {
-        kernel.name if kernel.attribute == "kernel" else f"{kernel.name}.{kernel.attribute}"
-        for kernel in after.kernels
-        if kernel.holds
-    }
+    assert set(kept.masks) == {kernel.name for kernel in after.layers if kernel.holds}
     train(loaded)
     assert tfmot_asp.sparsity_report(loaded).sparse == tfmot_asp.sparsity_report(model).sparse
 
@@ -260,7 +256,7 @@ def test_wrapped_models_other_patterns_and_prefixes():
     quantized.compile(tf_keras.optimizers.Adam(0.05), "mse")
     quantized.fit(x, y, verbose=0)
     report = tfmot_asp.quantization_report(quantized, sparsity_m_by_n=(3, 4))
-    assert all(kernel.holds and kernel.kept for kernel in report.kernels)
+    assert all(kernel.holds and kernel.kept for kernel in report.layers)
 
 
 def test_what_stays_float_is_logged_and_listed(caplog):
@@ -274,7 +270,7 @@ def test_what_stays_float_is_logged_and_listed(caplog):
     report = tfmot_asp.quantization_report(quantized)
     assert "tfmot has no 8-bit scheme for Conv1D" in str(report)
     assert "1 of 2 kernels in 8 bits" in str(report)
-    assert report.to_dict()["kernels"][0] == {
+    assert report.to_dict()["layers"][0] == {
         "name": "c1",
         "kind": "Conv1D",
         "attribute": "kernel",
@@ -292,7 +288,7 @@ def test_int8_file_and_model_agree_exactly_and_a_dense_layer_trains_freely(tmp_p
     model = pruned_in_place(mlp())
     model.get_layer("second").kernel.assign(tf.random.normal((32, 8)))
     quantized = tfmot_asp.quantize_model(model)
-    rows = {kernel.name: kernel for kernel in tfmot_asp.quantization_report(quantized).kernels}
+    rows = {kernel.name: kernel for kernel in tfmot_asp.quantization_report(quantized).layers}
     assert (rows["first"].kept, rows["second"].kept) == (True, False)
     x = train(quantized)
     report = tfmot_asp.export.tflite(

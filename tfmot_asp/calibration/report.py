@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.reports.table import align
+from tfmot_asp.reports.plain_data import plain
+from tfmot_asp.reports.table import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class CalibrationReport:
         ]
         counted = f"{self.samples:,} samples in {self.batches:,} batches"
         lines = [f"Pruned by {self.method} ({self.effort}) on {counted}, {self.seconds:.0f} s", ""]
-        lines += align(("layer", "kind", "rows", "error by magnitude", "error now", "s", "note"), rows)
+        lines += table(("layer", "kind", "rows", "error by magnitude", "error now", "s", "note"), rows)
         lines.append("")
         for out in self.outputs:
             agreement = "" if out.agreement is None else f", largest at the same place {out.agreement:.1%}"
@@ -103,7 +104,8 @@ class CalibrationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
-        return dataclasses.asdict(self)
+        data = plain(self)
+        return {"layers" if key == "kernels" else key: value for key, value in data.items()}
 
 
 def _share(value: float | None) -> str:

@@ -210,7 +210,7 @@ def _why_not_pruned(model: Any, rule: Any) -> str | None:
 
 
 def _plan_table(plan: dict[str, Any]) -> str:
-    from tfmot_asp.reports.table import align
+    from tfmot_asp.reports.table import table
 
     if plan["refused"] is not None:
         return _NOT_PLANNED + plan["refused"]
@@ -227,4 +227,4 @@ def _plan_table(plan: dict[str, Any]) -> str:
     movable = sum(layer["status"] != "fixed" for layer in plan["layers"])
     count = len(plan["groups"])
     summary = f"{movable} of {len(rows)} prunable kernels would be permuted, in {count} group{'s' * (count != 1)}"
-    return "\n".join([summary, *align(("layer", "kind", "would be", "input channels", "why not"), rows)])
+    return "\n".join([summary, *table(("layer", "kind", "would be", "input channels", "why not"), rows)])

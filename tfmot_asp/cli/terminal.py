@@ -147,8 +147,6 @@ class _Handler(logging.Handler):
     """Writes to standard error as it is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "in_report", False):  # what is logged ends the report too, which is printed
-            return
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         sys.stderr.write(f"{PROGRAM}: {level}{record.getMessage()}\n")
 

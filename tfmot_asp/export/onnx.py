@@ -24,7 +24,6 @@ from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import Pattern, PatternLike
-from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO
 from tfmot_asp.reports.verification import VerificationReport
 
 logger = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def onnx(
             behind then.
 
     Example:
-        >>> report = tfmot_asp.export.onnx(model, "model.onnx", precision="int8", calibration_data=images)
+        >>> report = tfmot_asp.export.onnx(sparse, "model.onnx", precision="int8", calibration_data=images)
         >>> report.ok
         True
     """
@@ -238,12 +237,11 @@ def _write_int8(
 
 
 def _finish(report: VerificationReport, path: Path, notes: list[str]) -> VerificationReport:
-    said = {"in_report": True}  # for the command line, which prints the report
     try:
         command = trtexec_command(path)
-        logger.log(SHOW_PRUNING_INFO, "Wrote %s. Build the TensorRT engine with:\n%s", path, command, extra=said)
+        logger.info("Wrote %s. Build the TensorRT engine with:\n%s", path, command)
         notes.append(f"TensorRT: {command}")
     except ValueError as error:  # open axes, whose sizes only the user knows
-        logger.log(SHOW_PRUNING_INFO, "Wrote %s. For the trtexec command: %s", path, error, extra=said)
+        logger.info("Wrote %s. For the trtexec command: %s", path, error)
         notes.append(f"TensorRT: tfmot_asp.export.trtexec_command({str(path)!r}, shapes=...); {error}")
     return replace(report, path=str(path), notes=(*report.notes, *notes))

@@ -95,19 +95,21 @@ def load_signature(path: Path, allow_unsafe: bool = False) -> Any:
 def _check(gemm: Gemm, pattern: Pattern) -> VerifiedLayer:
     weight, axes = gemm.weight, gemm.reduction_axes
     shape: tuple[int, ...] = ()
-    zeros, stripes, violations, note = 0.0, 0, None, ""
+    zeros, stripes, violations, why = 0.0, 0, None, ""
     if weight is None:
-        status, note = "unreadable", gemm.problem or ""
+        status, why = "unreadable", gemm.problem or ""
     else:
         shape = tuple(weight.shape)
         zeros = 1 - int(np.count_nonzero(weight)) / max(1, weight.size)
         if not axes:
-            status, note = "depthwise", "sums over no channels"
+            status, why = "depthwise", "sums over no channels"
         else:
             found = standing(weight, axes, pattern)
             stripes, violations = found.stripes, found.violations
             inputs = math.prod(shape[axis] for axis in axes)
             transposed = "Backprop" in gemm.type or "TRANSPOSE" in gemm.type.upper()
-            note = tensorrt_obstacle(inputs, groups=gemm.groups, transposed=transposed)
+            why = tensorrt_obstacle(inputs, groups=gemm.groups, transposed=transposed)
             status = "sparse" if found.holds else "broken" if found.broken else "dense" if found.asks else "small"
-    return VerifiedLayer(gemm.weight_name, gemm.op, gemm.type, shape, axes, zeros, stripes, violations, status, note)
+    return VerifiedLayer(
+        gemm.weight_name, gemm.op, gemm.type, shape, axes, zeros, stripes, violations, status, why or None
+    )

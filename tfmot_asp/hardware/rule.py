@@ -74,9 +74,9 @@ class PruneForSparseTensorCores:
             choice if most of the network is 3 × 3 convolutions. See docs/performance.md.
 
     Example:
-        >>> policy = PruneForSparseTensorCores(skip=lambda layer: layer.name == "classifier")
-        >>> policy.why(model.get_layer("classifier"))
-        "Dense 'classifier' is kept dense: skip asks for it"
+        >>> policy = PruneForSparseTensorCores(skip=lambda layer: layer.name == "head")
+        >>> policy.why(model.get_layer("head"))
+        "Dense 'head' is kept dense: skip asks for it"
         >>> pruned = tfmot_asp.prune_low_magnitude(model, policy=policy)
     """
 

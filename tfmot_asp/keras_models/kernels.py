@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -69,8 +69,7 @@ def scores_of(name: str, kernel: Kernel, scores: Scores) -> np.ndarray:
     return score
 
 
-@dataclass(frozen=True, eq=False)
-class LayerWithKernels:
+class LayerWithKernels(NamedTuple):
     """A layer of a model that has kernels.
 
     Attributes:

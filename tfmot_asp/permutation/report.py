@@ -14,6 +14,7 @@ import numpy as np
 from tfmot_asp.pattern import Pattern
 from tfmot_asp.permutation.picture.data import Outline
 from tfmot_asp.permutation.picture.plot import plot
+from tfmot_asp.reports.table import percent, table
 
 if TYPE_CHECKING:
     from tfmot_asp.permutation.apply import Moves
@@ -197,7 +198,6 @@ class PermutationReport:
         return finish(plan, model, [np.asarray(g.order, np.int64) for g in self.groups], verify=verify)
 
     def __str__(self) -> str:
-        width = max([len(layer.name) for layer in self.layers], default=5)
         count = len(self.groups)
         summary = f"{self.permuted} of {self.prunable} prunable kernels permuted, in {count} group{'s' * (count != 1)}"
         unchanged = sum(layer.status == "unchanged" for layer in self.layers)
@@ -205,20 +205,19 @@ class PermutationReport:
             summary += f"; for {unchanged} no better order was found"
         if self.max_change is not None:
             summary += f"; largest change of an output {self.max_change:.1e} of its size"
-        lines = [
-            summary,
-            f"{'layer':<{width}}  {'kind':<12}  {'status':<15}  {'kept before':>11}  {'kept after':>10}  why",
+        header = ("layer", "kind", "status", "kept before", "kept after", "why")
+        rows = [
+            (
+                layer.name,
+                layer.kind,
+                layer.status,
+                percent(layer.retained_before, 2),
+                percent(layer.retained_after, 2),
+                layer.reason or "",
+            )
+            for layer in self.layers
         ]
-        for layer in self.layers:
-            before, after = (
-                "" if share is None else f"{100 * share:.2f} %"
-                for share in (layer.retained_before, layer.retained_after)
-            )
-            lines.append(
-                f"{layer.name:<{width}}  {layer.kind:<12}  {layer.status:<15}  {before:>11}  {after:>10}  "
-                f"{layer.reason or ''}".rstrip()
-            )
-        return "\n".join(lines)
+        return "\n".join([summary, *table(header, rows)])
 
 
 def _check_same(stored: dict[str, Any], found: dict[str, Any]) -> None:

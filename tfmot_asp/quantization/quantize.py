@@ -31,9 +31,8 @@ from tfmot_asp.keras_models.which_keras import check_backend, is_keras3, is_kera
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
-from tfmot_asp.quantization.kernels import quantization_report
+from tfmot_asp.quantization.quantization_report import quantization_report
 from tfmot_asp.quantization.scheme import Scheme, why_float
-from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO
 from tfmot_asp.training.trained import PrunedModel
 
 logger = logging.getLogger(__name__)
@@ -96,11 +95,10 @@ def quantize_model(
     report = quantization_report(quantized, sparsity_m_by_n=pattern)
     if report.left_out:
         names = "; ".join(f"{kernel.name!r} ({kernel.reason})" for kernel in report.left_out)
-        logger.log(
-            SHOW_PRUNING_INFO,
+        logger.warning(
             "%d of %d kernels of %r stay float, their zeros are kept: %s",
             len(report.left_out),
-            len(report.kernels),
+            len(report.layers),
             to_quantize.name,
             names,
         )

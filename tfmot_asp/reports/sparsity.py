@@ -14,7 +14,7 @@ from tfmot_asp.hardware import libraries
 from tfmot_asp.hardware.policy import why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built
-from tfmot_asp.keras_models.kernels import Kernel, layers_with_kernels
+from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kernels
 from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reason import Reason
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from tfmot_asp.graph.products import GemmSize
 
 logger = logging.getLogger(__name__)
-
-# TF-ASP reports at this level, which Python shows by default.
-SHOW_PRUNING_INFO = 30
 
 
 def sparsity_report(
@@ -67,9 +64,10 @@ def sparsity_report(
 
     Example:
         >>> print(tfmot_asp.sparsity_report(model, batch_size=32))
-        layer   kind    shape        axis  zeros  2:4               kept |w|  prunable
-        stem    Conv2D  3x3x3x16     2      0.0%  no, 144 of 144    77.9%     has 3 input channels; sparse Tensor ...
-        conv1   Conv2D  3x3x16x32    2     50.0%  yes               100.0%    yes
+        layer  kind    shape      axis  zeros   2:4                 kept |w|  prunable
+        stem   Conv2D  3x3x3x16   2       0.0%  no, 144 of 144       82.5%    has 3 input channels; sparse ...
+        conv   Conv2D  3x3x16x16  2       0.0%  no, 576 of 576       69.4%    yes
+        ...
     """
     pattern = Pattern.of(sparsity_m_by_n)
     if not is_keras_layer(model):
@@ -79,7 +77,7 @@ def sparsity_report(
     found = []
     for layer in layers_with_kernels(model):
         reason = why_dense(policy, layer.layer)
-        found += [(layer.name, kernel, reason) for kernel in layer.kernels]
+        found += [(kernel_name(layer.name, kernel.attribute), kernel, reason) for kernel in layer.kernels]
     rows = [_row(name, kernel, reason, pattern) for name, kernel, reason in found]
     report = SparsityReport(str(model.name), pattern, tuple(rows))
     if batch_size is None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tfmot_asp.hardware import libraries
 from tfmot_asp.pattern import Pattern
 from tfmot_asp.reason import Reason
-from tfmot_asp.reports.table import align, count_of
+from tfmot_asp.reports.plain_data import plain
+from tfmot_asp.reports.table import axes_of, count_of, percent, sizes_of, table
 
 if TYPE_CHECKING:
     from tfmot_asp.graph.kernel_work import OtherProduct
     from tfmot_asp.graph.products import GemmSize
 
-_WIDTH = 150
-_NAME_WIDTH = 48
 _NOTES = 8
 
 
@@ -26,7 +24,7 @@ class LayerSparsity:
     """One kernel of a model.
 
     Attributes:
-        name: of the layer, unique in the model.
+        name: of the kernel, unique in the model: its layer's, with the attribute if the layer has several.
         kind: Keras class whose layout the kernel follows.
         attribute: which kernel of the layer.
         shape: of the kernel.
@@ -157,10 +155,6 @@ class SparsityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and numbers."""
-        rows = [
-            {**_plain(replace(row, why=None)), "reason": row.reason, "prunable": row.prunable, "holds": row.holds}
-            for row in self.layers
-        ]
         best = {"now": self.best_now, "prunable": self.best_prunable, "likely": self.best_likely}
         return {
             "model": self.model,
@@ -170,8 +164,8 @@ class SparsityReport:
             "input_shapes": None if self.input_shapes is None else [list(shape) for shape in self.input_shapes],
             "multiply_adds": self.multiply_adds,
             "best_case": {name: None if case is None else asdict(case) for name, case in best.items()},
-            "layers": rows,
-            "others": [_plain(other) for other in self.others],
+            "layers": [_row_data(row) for row in self.layers],
+            "others": [plain(other) for other in self.others],
             "notes": list(self.notes),
         }
 
@@ -179,23 +173,17 @@ class SparsityReport:
         return render(self)
 
 
-def _plain(record: Any) -> dict[str, Any]:
-    """A record as JSON takes it, tuples as lists."""
-
-    def lists(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: lists(item) for key, item in value.items()}
-        return [lists(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    return lists(asdict(record))
+def _row_data(row: LayerSparsity) -> dict[str, Any]:
+    data = {**plain(row), "reason": row.reason, "prunable": row.prunable, "holds": row.holds}
+    del data["why"]  # the reason in its parts
+    return data
 
 
 def render(report: SparsityReport) -> str:
     """The report as text: a table of the pattern, then a table of sizes with the bounds for the whole model."""
     pattern = str(report.sparsity_m_by_n)
     header = ("layer", "kind", "shape", "axis", "zeros", pattern, "kept |w|", "prunable")
-    whole = align(header, [_pattern_cells(row) for row in report.layers])
-    lines = [*map(_shortened, whole), *_cut_reasons(report, whole)]
+    lines = table(header, [_pattern_cells(row) for row in report.layers])
     lines.append(
         f"{report.model}: {report.sparse} of {report.prunable} prunable kernels are {pattern} along their reduction "
         f"axis ({len(report.layers)} kernels in all)"
@@ -208,31 +196,6 @@ def render(report: SparsityReport) -> str:
     return "\n".join(lines)
 
 
-def _shortened(line: str) -> str:
-    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3].rstrip()}..."
-
-
-def _cut_reasons(report: SparsityReport, lines: Sequence[str]) -> list[str]:
-    """The reasons that did not fit into the table, each once, with the first layer that has it."""
-    layers: dict[str, list[str]] = {}
-    for row, line in zip(report.layers, lines[1:], strict=True):
-        if row.why is not None and len(line) > _WIDTH:
-            layers.setdefault(row.why.why, []).append(_name(row))
-    written = []
-    for reason, names in layers.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        written += textwrap.wrap(f"{names[0]}{more}: {reason}", _WIDTH, subsequent_indent="  ")
-    return ["Not prunable:", *written] if written else []
-
-
-def _name(row: LayerSparsity) -> str:
-    name = row.name if row.attribute in ("kernel", "_kernel") else f"{row.name}.{row.attribute}"
-    if len(name) <= _NAME_WIDTH:
-        return name
-    end = (_NAME_WIDTH - 3) // 2
-    return f"{name[: _NAME_WIDTH - 3 - end]}...{name[-end:]}"  # what tells names apart is at either end
-
-
 def _pattern_cells(row: LayerSparsity) -> tuple[str, ...]:
     if row.violations is None:
         pattern = "no reduction axis"
@@ -240,50 +203,39 @@ def _pattern_cells(row: LayerSparsity) -> tuple[str, ...]:
         pattern = "small"
     else:
         pattern = "yes" if row.holds else f"no, {row.violations:,} of {row.stripes:,}"
-    return (
-        _name(row),
-        row.kind,
-        "x".join(map(str, row.shape)),
-        ",".join(map(str, row.reduction_axes)) or "-",
-        f"{100 * row.zeros:5.1f}%",
-        pattern,
-        "-" if row.retained is None else f"{100 * row.retained:5.1f}%",
-        "yes" if row.why is None else row.why.why,
-    )
+    prunable = "yes" if row.why is None else row.why.why
+    shape, axes = sizes_of(row.shape), axes_of(row.reduction_axes)
+    return (row.name, row.kind, shape, axes, percent(row.zeros), pattern, percent(row.retained), prunable)
 
 
 def _sizes(report: SparsityReport) -> list[str]:
-    sources: list[str] = []  # those that a row refers to, by number
+    """The table of sizes. Sources of its rules stand below it, by number."""
+    sources: dict[str, int] = {}
 
     def cite(source: str) -> str:
-        if source not in sources:
-            sources.append(source)
-        return f"[{sources.index(source) + 1}]"
+        return f"[{sources.setdefault(source, len(sources) + 1)}]"
 
-    header = (
-        "layer", "M", "N", "K", "groups", "calls", "multiply-adds", "share", f"fp16 {cite(libraries.CUSPARSELT)}",
-        "int8 [1]", "sparse kernel in TensorRT",
-    )  # fmt: skip
-    rows = []
-    for row in report.layers:
-        verdict = row.tensorrt
-        answer = "yes" if verdict.usable else "no"
-        if verdict.reason:
-            answer += f", {verdict.reason} {cite(verdict.source)}"
-        work = (count_of(row.multiply_adds or 0), f"{100 * (row.share or 0):5.1f}%")
-        sides = (row.misaligned_fp16, row.misaligned_int8)
-        aligned = [_alignment(bad) if row.reduction_axes else "-" for bad in sides]
-        gemms = row.gemms or ()
-        first = [str(value) for size in gemms[:1] for value in (size.m, size.n, size.k, size.groups, size.calls)]
-        rows.append((_name(row), *(first or ["-", "-", "-", "-", "0"]), *work, *aligned, answer))
-        rows += [
-            ("", *(str(value) for value in (size.m, size.n, size.k, size.groups, size.calls)), "", "", "", "", "")
-            for size in gemms[1:]
-        ]
+    header = ["layer", "M", "N", "K", "groups", "calls", "multiply-adds", "share"]
+    header += [f"{precision} {cite(libraries.CUSPARSELT)}" for precision in ("fp16", "int8")]
+    header.append("sparse kernel in TensorRT")
+    rows = [cells for row in report.layers for cells in _size_rows(row, cite)]
     shapes = ", ".join(f"({', '.join(map(str, shape))})" for shape in report.input_shapes or ())
-    lines = [f"Matrix products, M x N with sums over K, for inputs of shape {shapes}", *align(header, rows)]
-    lines += [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
-    return [*lines, *_summary(report)]
+    lines = [f"Matrix products, M x N with sums over K, for inputs of shape {shapes}", *table(header, rows)]
+    return [*lines, *(f"[{number}] {source}" for source, number in sources.items()), *_summary(report)]
+
+
+def _size_rows(row: LayerSparsity, cite: Callable[[str], str]) -> list[tuple[str, ...]]:
+    """A line for each size of a kernel's products; the first has what holds for all of them."""
+    sizes = [(size.m, size.n, size.k, size.groups, size.calls) for size in row.gemms or ()] or [(*"----", 0)]
+    verdict = row.tensorrt
+    answer = "yes" if verdict.usable else "no"
+    if verdict.reason:
+        answer += f", {verdict.reason} {cite(verdict.source)}"
+    work = (count_of(row.multiply_adds or 0), percent(row.share or 0))
+    sides = (row.misaligned_fp16, row.misaligned_int8)
+    whole = (*work, *(_alignment(bad) if row.reduction_axes else "-" for bad in sides), answer)
+    names, wholes = (row.name, *("",) * (len(sizes) - 1)), (whole, *(("",) * len(whole),) * (len(sizes) - 1))
+    return [(name, *map(str, size), *rest) for name, size, rest in zip(names, sizes, wholes, strict=True)]
 
 
 def _alignment(bad: Sequence[str]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tfmot_asp.pattern import Pattern
-from tfmot_asp.reports.table import align
+from tfmot_asp.reports.plain_data import plain
+from tfmot_asp.reports.table import axes_of, percent, sizes_of, table
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class VerifiedLayer:
         status: ``"sparse"`` if the pattern holds; ``"broken"`` if it holds in half of the stripes or more but not in
             all; ``"dense"`` if in fewer; ``"small"`` if stripes are too short for the pattern to ask for zeros;
             ``"depthwise"`` without a reduction axis; ``"unreadable"`` if the weight could not be computed.
-        note: what keeps TensorRT from a sparse kernel for it, by the rule of ``sparsity_report``, or why it is
-            unreadable; empty otherwise.
+        reason: what keeps TensorRT from a sparse kernel for it, by the rule of ``sparsity_report``, or why it is
+            unreadable; None otherwise.
         eligible: whether TensorRT said it could run the layer sparse; None before ``parse_tensorrt_log``.
         picked: whether TensorRT chose to, by timing; None before ``parse_tensorrt_log``.
     """
@@ -40,9 +41,14 @@ class VerifiedLayer:
     stripes: int
     violations: int | None
     status: str
-    note: str
+    reason: str | None
     eligible: bool | None = None
     picked: bool | None = None
+
+    @property
+    def note(self) -> str:
+        """The reason as text, empty if there is none."""
+        return self.reason or ""
 
     @property
     def holds(self) -> bool:
@@ -83,16 +89,12 @@ class VerificationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and numbers."""
-        rows = [
-            {**asdict(layer), "shape": list(layer.shape), "reduction_axes": list(layer.reduction_axes)}
-            for layer in self.layers
-        ]
         return {
             "path": self.path,
             "sparsity_m_by_n": list(self.sparsity_m_by_n),
             "ok": self.ok,
             "sparse": self.sparse,
-            "layers": rows,
+            "layers": [{**plain(layer), "holds": layer.holds} for layer in self.layers],
             "notes": list(self.notes),
         }
 
@@ -102,21 +104,21 @@ class VerificationReport:
         answers = {None: "-", True: "yes", False: "no"}
         tensorrt = [(answers[layer.eligible], answers[layer.picked]) if read else () for layer in self.layers]
         columns = ("eligible", "picked") if read else ()
-        header = ("weight", "op", "shape", "axis", "zeros", "status", "violations", *columns, "note")
+        header = ("weight", "op", "shape", "axis", "zeros", "status", "violations", *columns, "why not")
         rows = [
             (
                 layer.name,
                 layer.type,
-                "x".join(map(str, layer.shape)),
-                ",".join(map(str, layer.reduction_axes)) or "-",
-                f"{100 * layer.zeros:5.1f}%",
+                sizes_of(layer.shape),
+                axes_of(layer.reduction_axes),
+                percent(layer.zeros),
                 layer.status,
                 "-" if not layer.stripes else f"{layer.violations:,} of {layer.stripes:,}",
                 *answer,
-                layer.note,
+                layer.reason or "",
             )
             for layer, answer in zip(self.layers, tensorrt, strict=True)
         ]
         verdict = "ok" if self.ok else "NOT ok"
         summary = f"{self.path}: {self.sparse} of {len(self.layers)} weights are {self.sparsity_m_by_n}; {verdict}"
-        return "\n".join([*align(header, rows), summary, *self.notes])
+        return "\n".join([*table(header, rows), summary, *self.notes])

@@ -147,7 +147,7 @@ def test_every_kind_of_product(case, tmp_path):
     assert gemm.weight.any()
     (row, *rest) = tfmot_asp.export.verify(path).layers
     assert row.status == "sparse", row
-    assert (row.note == "transposed convolution") == (case == "ConvTranspose")
+    assert (row.reason == "transposed convolution") == (case == "ConvTranspose")
     assert [other.type for other in rest] == (["LSTM"] if case == "LSTM" else [])
 
 
@@ -303,7 +303,7 @@ def test_grouped_and_depthwise_convolutions(tmp_path):
     ]
     report = tfmot_asp.export.verify(write(tmp_path / "m.onnx", nodes, weights))
     rows = {row.op: row for row in report.layers}
-    assert (rows["grouped"].status, rows["grouped"].note) == ("sparse", "2 groups")
+    assert (rows["grouped"].status, rows["grouped"].reason) == ("sparse", "2 groups")
     assert (rows["depthwise"].status, rows["transposed"].status) == ("depthwise", "depthwise")
 
 
@@ -316,8 +316,8 @@ def test_weights_that_cannot_be_computed_say_why(tmp_path):
     constants = {"w": np.zeros((8, 1, 8), np.uint8), "s": np.ones(8, np.float32), "v": W}
     report = tfmot_asp.export.verify(write(tmp_path / "m.onnx", nodes, constants))
     assert [row.status for row in report.layers] == ["unreadable", "unreadable"]
-    assert "MatMulNBits is packed" in report.layers[0].note
-    assert "node 'decode' (com.microsoft.Strange) cannot be computed" in report.layers[1].note
+    assert "MatMulNBits is packed" in report.layers[0].reason
+    assert "node 'decode' (com.microsoft.Strange) cannot be computed" in report.layers[1].reason
     assert not report.ok
 
 
@@ -381,7 +381,7 @@ def test_what_onnxruntime_makes_of_a_file_is_read_too(level, tmp_path):
     rows = tfmot_asp.export.verify(tmp_path / "optimized.onnx").layers
     assert len(rows) == 2
     for row in rows:  # a kernel in blocks of channels must not pass for one that breaks the pattern
-        assert row.status == "sparse" or "format of onnxruntime's own" in row.note, row
+        assert row.status == "sparse" or "format of onnxruntime's own" in row.reason, row
 
 
 def test_a_kernel_in_blocks_of_channels_is_not_judged(tmp_path):
@@ -389,7 +389,7 @@ def test_a_kernel_in_blocks_of_channels_is_not_judged(tmp_path):
     opsets = [*OPSETS, helper.make_opsetid("com.microsoft.nchwc", 1)]
     path = write(tmp_path / "m.onnx", [product], {"w": sparse((16, 16, 1, 1), 1)}, opsets=opsets)
     (row,) = tfmot_asp.export.verify(path).layers
-    assert (row.status, "format of onnxruntime's own" in row.note) == ("unreadable", True)
+    assert (row.status, "format of onnxruntime's own" in row.reason) == ("unreadable", True)
 
 
 def good(path):

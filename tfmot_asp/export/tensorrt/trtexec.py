@@ -55,7 +55,7 @@ def trtexec_command(
 
     Example:
         >>> print(tfmot_asp.export.trtexec_command("model.onnx"))
-        trtexec --onnx=model.onnx --saveEngine=model.plan --sparsity=enable --verbose --fp16 --minShapes=image:1x8 ...
+        trtexec --onnx=model.onnx --saveEngine=model.plan --sparsity=enable --verbose ...
     """
     path = Path(path)
     model = load_onnx(path)

@@ -51,7 +51,7 @@ class SearchResult:
             "retained_after": self.retained_after,
             "efficacy": self.efficacy,
             "seconds": self.seconds,
-            "m_by_n": list(self.m_by_n),
+            "sparsity_m_by_n": list(self.m_by_n),
             "effort": self.effort,
             "seed": self.seed,
             "device": self.device,

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from tfmot_asp.pattern import TWO_FOUR
-from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO, sparsity_report
+from tfmot_asp.reports.sparsity import sparsity_report
+from tfmot_asp.training.tf_asp.messages import SHOW_PRUNING_INFO
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from tfmot_asp.permutation.picture.data import DrawnOp
 from tfmot_asp.permutation.report import PermutationReport
-from tfmot_asp.reports.sparsity import SHOW_PRUNING_INFO as SHOW_PRUNING_INFO
 from tfmot_asp.types import Policy
 
+SHOW_PRUNING_INFO = 30
 SHOW_PERMUTATION_INFO = 29
 SHOW_PERMUTATION_MORE_INFO = 28
 SHOW_PERMUTATION_DEBUG_INFO = 10

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tfmot_asp.keras_models.constraints import mask_of
-from tfmot_asp.keras_models.kernels import kernels_of
-from tfmot_asp.keras_models.layers import all_layers
+from tfmot_asp.keras_models.kernels import kernel_name, layers_with_kernels
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.keras_models.wrappers import holds_quantized, unwrap
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.quantization.scheme import why_float
-from tfmot_asp.reports.table import align
+from tfmot_asp.reports.plain_data import plain
+from tfmot_asp.reports.table import table
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class QuantizedKernel:
     """One kernel of a model that was prepared for quantization-aware training.
 
     Attributes:
-        name: of its layer, unique in the model.
+        name: of the kernel, unique in the model: its layer's, with the attribute if the layer has several.
         kind: Keras class whose layout the kernel follows.
         attribute: which kernel of the layer.
         quantized: whether it is trained, and exported, in 8 bits.
@@ -46,7 +46,7 @@ class QuantizationReport:
     Attributes:
         model: name of the model.
         sparsity_m_by_n: the pattern that was checked.
-        kernels: one row per kernel, in the model's order.
+        layers: one row per kernel, in the model's order.
 
     Example:
         >>> report = tfmot_asp.quantization_report(tfmot_asp.quantize_model(sparse))
@@ -55,36 +55,41 @@ class QuantizationReport:
 
     model: str
     sparsity_m_by_n: Pattern
-    kernels: tuple[QuantizedKernel, ...]
+    layers: tuple[QuantizedKernel, ...]
+
+    @property
+    def kernels(self) -> tuple[QuantizedKernel, ...]:
+        """The layers' other name."""
+        return self.layers
 
     @property
     def left_out(self) -> tuple[QuantizedKernel, ...]:
         """The kernels that stay float."""
-        return tuple(kernel for kernel in self.kernels if not kernel.quantized)
+        return tuple(kernel for kernel in self.layers if not kernel.quantized)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and numbers."""
         return {
             "model": self.model,
             "sparsity_m_by_n": list(self.sparsity_m_by_n),
-            "kernels": [asdict(kernel) for kernel in self.kernels],
+            "layers": [plain(kernel) for kernel in self.layers],
         }
 
     def __str__(self) -> str:
         rows = [
             (
-                kernel.name if kernel.attribute == "kernel" else f"{kernel.name}.{kernel.attribute}",
+                kernel.name,
                 kernel.kind,
                 "int8" if kernel.quantized else "float",
                 {True: "yes", False: "no", None: "-"}[kernel.holds],
                 "yes" if kernel.kept else "no",
                 kernel.reason or "",
             )
-            for kernel in self.kernels
+            for kernel in self.layers
         ]
-        summary = f"{self.model}: {len(self.kernels) - len(self.left_out)} of {len(self.kernels)} kernels in 8 bits"
+        summary = f"{self.model}: {len(self.layers) - len(self.left_out)} of {len(self.layers)} kernels in 8 bits"
         return "\n".join(
-            [*align(("layer", "kind", "weights", str(self.sparsity_m_by_n), "kept", "why float"), rows), summary]
+            [*table(("layer", "kind", "weights", str(self.sparsity_m_by_n), "kept", "why float"), rows), summary]
         )
 
 
@@ -101,19 +106,22 @@ def quantization_report(model: Any, *, sparsity_m_by_n: PatternLike = TWO_FOUR) 
     Example:
         >>> print(tfmot_asp.quantization_report(quantized))
         layer  kind    weights  2:4  kept  why float
+        stem   Conv2D  int8     no   no
         conv   Conv2D  int8     yes  yes
-        mixer  Conv1D  float    yes  yes   tfmot has no 8-bit scheme for Conv1D
-        convnet: 1 of 2 kernels in 8 bits
+        fc     Dense   int8     yes  yes
+        head   Dense   int8     yes  yes
+        convnet: 4 of 4 kernels in 8 bits
     """
     pattern = Pattern.of(sparsity_m_by_n)
     rows = []
-    for name, layer in all_layers(model):
+    for name, layer, kernels in layers_with_kernels(model):
         held = {id(entry[0]) for entry in layer._weight_vars} if holds_quantized(layer) else set()
-        for kernel in kernels_of(layer):
+        for kernel in kernels:
             quantized = id(kernel.variable) in held
             found = standing(read(kernel.variable), kernel.layout.reduction_axes, pattern)
             holds = found.holds if found.asks else None
             reason = None if quantized else why_float(unwrap(layer)) or "its wrapper does not quantize weights"
             kept = mask_of(kernel.variable) is not None
-            rows.append(QuantizedKernel(name, kernel.layout.kind, kernel.attribute, quantized, holds, kept, reason))
+            title = kernel_name(name, kernel.attribute)
+            rows.append(QuantizedKernel(title, kernel.layout.kind, kernel.attribute, quantized, holds, kept, reason))
     return QuantizationReport(str(model.name), pattern, tuple(rows))
