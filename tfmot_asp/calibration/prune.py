@@ -22,7 +22,7 @@ from tfmot_asp.keras_models.kernels import Kernel, Scores, scores_of
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.masks import apply_mask, m_by_n_mask
 from tfmot_asp.pattern import Pattern
-from tfmot_asp.types import CalibrationData
+from tfmot_asp.types import CalibrationData, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def prune_in_place(
     kernels: Mapping[str, Kernel],
     options: DataOptions,
     *,
-    policy: Any,
+    policy: Policy,
     pattern: Pattern,
     permute: bool | Mapping[str, Any],
 ) -> Pruned:

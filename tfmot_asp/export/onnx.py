@@ -25,6 +25,7 @@ from tfmot_asp.files import replacing
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import Pattern, PatternLike
 from tfmot_asp.reports.verification import VerificationReport
+from tfmot_asp.types import CalibrationData, InputShapes, StrPath
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +50,16 @@ class _Int8Options:
 
 def onnx(
     model: Any,
-    path: Any,
+    path: StrPath,
     *,
     precision: str = "fp32",
     opset: int = DEFAULT_OPSET,
     batch_size: int | None = None,
-    input_shapes: Any = None,
+    input_shapes: InputShapes | None = None,
     fold_batch_norm: bool = True,
     inputs_as_nchw: Sequence[str] = (),
     float16_io: bool = False,
-    calibration_data: Any = None,
+    calibration_data: CalibrationData | None = None,
     calibration_method: str = "percentile",
     percentile: float = 99.99,
     keep_float: Iterable[str] = (),

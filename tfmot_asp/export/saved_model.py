@@ -26,18 +26,19 @@ from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import PatternLike
 from tfmot_asp.reports.verification import VerificationReport
+from tfmot_asp.types import InputShapes, StrPath
 
 logger = logging.getLogger(__name__)
 
 
 def saved_model(
     model: Any,
-    path: Any,
+    path: StrPath,
     *,
     overwrite: bool = False,
     fold_batch_norm: bool = True,
     batch_size: int | None = None,
-    input_shapes: Any = None,
+    input_shapes: InputShapes | None = None,
     dtype: Any = None,
     sparsity_m_by_n: PatternLike | None = None,
 ) -> VerificationReport:

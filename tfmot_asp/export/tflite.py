@@ -25,6 +25,7 @@ from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import PatternLike
 from tfmot_asp.reports.verification import VerificationReport
+from tfmot_asp.types import CalibrationData, InputShapes, StrPath
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,12 @@ _IO_DTYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 
 def tflite(
     model: Any,
-    path: Any,
+    path: StrPath,
     *,
     quantize: str | None = None,
-    representative_dataset: Any = None,
+    representative_dataset: CalibrationData | None = None,
     batch_size: int | None = 1,
-    input_shapes: Any = None,
+    input_shapes: InputShapes | None = None,
     io_dtype: str = "float32",
     select_tf_ops: bool = False,
     sparsity_m_by_n: PatternLike | None = None,

@@ -23,6 +23,7 @@ from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.ops import product_of
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
+from tfmot_asp.types import CalibrationData, InputShapes
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ def tftrt(
     out_dir: Any,
     precision: str = "FP16",
     *,
-    input_shapes: Any = None,
-    calibration_data: Any = None,
+    input_shapes: InputShapes | None = None,
+    calibration_data: CalibrationData | None = None,
     max_workspace_size_bytes: int = 8 << 30,
     minimum_segment_size: int = 3,
     maximum_cached_engines: int = 1,
@@ -149,7 +150,7 @@ def conversion_parameters(precision: str = "FP16", **options: Any) -> dict[str, 
     return {"precision_mode": precision.upper(), **options}
 
 
-def example_inputs(function: Any, input_shapes: Any = None) -> list[dict[str, tf.Tensor]]:
+def example_inputs(function: Any, input_shapes: InputShapes | None = None) -> list[dict[str, tf.Tensor]]:
     """Random inputs of the shapes that engines are to be built for.
 
     Args:

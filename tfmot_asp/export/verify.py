@@ -17,9 +17,10 @@ from tfmot_asp.loading import check_saved_model, load_model
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
+from tfmot_asp.types import StrPath
 
 
-def verify(path: Any, *, sparsity_m_by_n: PatternLike = TWO_FOUR, allow_unsafe: bool = False) -> VerificationReport:
+def verify(path: StrPath, *, sparsity_m_by_n: PatternLike = TWO_FOUR, allow_unsafe: bool = False) -> VerificationReport:
     """Opens a written model and checks the weight of each matrix product in it.
 
     Products and their weights are found in the graph, not by name: see ``tfmot_asp.graph.gemms``. Products inside

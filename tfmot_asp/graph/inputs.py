@@ -10,11 +10,15 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.util import nest
 
+from tfmot_asp.types import InputShapes
+
 BATCH_SIZE = 2
 """The batch size of the traced function: not 1, so that the batch axis is never mistaken for one that broadcasts."""
 
 
-def input_specs(model: Any, input_shapes: Any = None, batch_size: int = BATCH_SIZE) -> tuple[tuple, dict]:
+def input_specs(
+    model: Any, input_shapes: InputShapes | None = None, batch_size: int = BATCH_SIZE
+) -> tuple[tuple, dict]:
     """The `(args, kwargs)` of `tf.TensorSpec`s, fully static, that `model` is called with. See :func:`trace`."""
     if input_shapes is not None:
         return _given_inputs(model, input_shapes, batch_size), {}

@@ -16,6 +16,7 @@ from tfmot_asp.graph.inputs import input_specs
 from tfmot_asp.graph.products import GemmSize, Product, count_products
 from tfmot_asp.graph.trace import concrete_function, variables_of
 from tfmot_asp.keras_models.kernels import Kernel
+from tfmot_asp.types import InputShapes
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ def check_batch_size(batch_size: Any) -> int:
     return number
 
 
-def measure(model: Any, kernels: Sequence[Kernel], batch_size: int = 1, input_shapes: Any = None) -> ModelWork:
+def measure(
+    model: Any, kernels: Sequence[Kernel], batch_size: int = 1, input_shapes: InputShapes | None = None
+) -> ModelWork:
     """Traces a model in inference mode and counts the work of each kernel.
 
     Args:

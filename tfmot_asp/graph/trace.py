@@ -19,9 +19,10 @@ from tfmot_asp.graph.inputs import describe, input_specs
 from tfmot_asp.keras_models.modules import all_variables, modules_in
 from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.keras_models.wrappers import parts_of
+from tfmot_asp.types import InputShapes
 
 
-def trace(model: Any, input_shapes: Any = None) -> Graph:
+def trace(model: Any, input_shapes: InputShapes | None = None) -> Graph:
     """Traces `model` in inference mode at a fixed batch size.
 
     Args:

@@ -24,6 +24,7 @@ from tfmot_asp.permutation.plan import ModelPlan, plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
 from tfmot_asp.permutation.search import SearchResult, search
 from tfmot_asp.permutation.search.api import check_options, choose_device
+from tfmot_asp.types import InputShapes, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ logger = logging.getLogger(__name__)
 def permute(
     model: Any,
     *,
-    policy: Any = None,
-    input_shapes: Any = None,
+    policy: Policy | None = None,
+    input_shapes: InputShapes | None = None,
     sparsity_m_by_n: PatternLike = TWO_FOUR,
     device: str = "auto",
     effort: str = "balanced",

@@ -28,6 +28,7 @@ from tfmot_asp.permutation.analysis import analyse
 from tfmot_asp.permutation.axes import Axes
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
 from tfmot_asp.reason import Reason
+from tfmot_asp.types import InputShapes, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +104,8 @@ class ModelPlan:
 def plan_model(
     model: Any,
     *,
-    policy: Any = None,
-    input_shapes: Any = None,
+    policy: Policy | None = None,
+    input_shapes: InputShapes | None = None,
     sparsity_m_by_n: PatternLike = TWO_FOUR,
     scores: Scores | None = None,
 ) -> ModelPlan:
@@ -138,7 +139,7 @@ def plan_model(
     return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), pattern, given)
 
 
-def _traced(model: Any, input_shapes: Any) -> tuple[Any, Graph]:
+def _traced(model: Any, input_shapes: InputShapes | None) -> tuple[Any, Graph]:
     """The inference function and its graph; with the training step, where only that reads some of the variables."""
     specs, variables = input_specs(model, input_shapes), variables_of(model)
     function = concrete_function(model, specs)
@@ -162,7 +163,7 @@ def _traced(model: Any, input_shapes: Any) -> tuple[Any, Graph]:
     return function, graph
 
 
-def _kernels(model: Any, policy: Any) -> tuple[list[tuple[str, Kernel]], list[DenseLayer]]:
+def _kernels(model: Any, policy: Policy | None) -> tuple[list[tuple[str, Kernel]], list[DenseLayer]]:
     """The kernels that the policy prunes, with names, and the layers it does not."""
     import tensorflow as tf
 

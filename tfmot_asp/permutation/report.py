@@ -15,6 +15,7 @@ from tfmot_asp.pattern import Pattern
 from tfmot_asp.permutation.picture.data import Outline
 from tfmot_asp.permutation.picture.plot import plot
 from tfmot_asp.reports.table import percent, table
+from tfmot_asp.types import InputShapes, Policy
 
 if TYPE_CHECKING:
     from tfmot_asp.permutation.apply import Moves
@@ -175,7 +176,7 @@ class PermutationReport:
         plot(self.outline, path)
 
     def apply_to(
-        self, model: Any, *, policy: Any = None, input_shapes: Any = None, verify: bool = True
+        self, model: Any, *, policy: Policy | None = None, input_shapes: InputShapes | None = None, verify: bool = True
     ) -> PermutationReport:
         """Reorders an identical model as this one was, without a search.
 

@@ -220,7 +220,7 @@ def _wrap_explicit(layer: Any, options: dict[str, Any]) -> Any:
     return PruneLowMagnitude(layer, **options)
 
 
-def _layers_to_wrap(model: Any, policy: Any) -> list[NamedLayer]:
+def _layers_to_wrap(model: Any, policy: Policy) -> list[NamedLayer]:
     """The layers of a model that a policy allows, after all checks that a policy or its absence calls for."""
     if isinstance(policy, PruneForSparseTensorCores):
         policy.check_model(model)
@@ -267,7 +267,7 @@ def _wrap_model(model: Any, chosen: set[int], options: dict[str, Any]) -> Any:
         raise
 
 
-def _permute(model: Any, policy: Any, pattern: Pattern, options: Mapping[str, Any]) -> None:
+def _permute(model: Any, policy: Policy, pattern: Pattern, options: Mapping[str, Any]) -> None:
     if any(isinstance(layer, pruning_wrapper.PruneLowMagnitude) for _, layer in outer_layers(model)):
         logger.warning(
             "Model %r already holds pruning wrappers: it is not permuted, since that would break their masks.",

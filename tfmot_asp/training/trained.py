@@ -34,7 +34,7 @@ from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.sparsity import sparsity_report
 from tfmot_asp.reports.sparsity_report import SparsityReport
-from tfmot_asp.types import CalibrationData
+from tfmot_asp.types import CalibrationData, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 def prune_trained_model(
     model: Any,
     *,
-    policy: Any = None,
+    policy: Policy | None = None,
     permute: bool | Mapping[str, Any] = True,
     sparsity_m_by_n: PatternLike = TWO_FOUR,
     calibration_data: CalibrationData | None = None,
@@ -168,7 +168,7 @@ class PrunedModel(tf.Module):
         model: Any,
         kernels: Mapping[str, Kernel],
         sparsity_m_by_n: PatternLike,
-        policy: Any = None,
+        policy: Policy | None = None,
         permutation: Any = None,
         mask_values: Mapping[str, np.ndarray] | None = None,
         calibration: CalibrationReport | None = None,
@@ -315,7 +315,7 @@ def _parts_of(model: Any) -> list[Any]:
     return list(model._flatten_layers(include_self=True, recursive=True))
 
 
-def kernels_to_prune(model: Any, policy: Any) -> dict[str, Kernel]:
+def kernels_to_prune(model: Any, policy: Policy) -> dict[str, Kernel]:
     """The kernels that the policy allows, by name, each variable once. Changes nothing.
 
     Raises:

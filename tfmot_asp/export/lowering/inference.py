@@ -24,6 +24,7 @@ from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import weight_names
 from tfmot_asp.graph.inputs import input_specs, known_inputs
 from tfmot_asp.graph.probes import outputs_of, probes
+from tfmot_asp.types import InputShapes
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class CannotFreezeError(ValueError):
 
 
 def serving_function(
-    model: Any, batch_size: int | None = None, input_shapes: Any = None, *, distinct_names: bool = False
+    model: Any, batch_size: int | None = None, input_shapes: InputShapes | None = None, *, distinct_names: bool = False
 ) -> Any:
     """A concrete function of the model in inference mode, with the model's own input and output names.
 
@@ -82,7 +83,7 @@ def _checked(batch_size: Any) -> int | None:
 def inference_function(
     model: Any,
     batch_size: int | None = None,
-    input_shapes: Any = None,
+    input_shapes: InputShapes | None = None,
     *,
     fold_batch_norm: bool = True,
     weights_dtype: Any = None,
@@ -253,7 +254,7 @@ def _inlined(frozen: Frozen) -> Frozen:
     return _frozen(inlined, frozen.specs)
 
 
-def _inputs(model: Any, batch_size: int | None, input_shapes: Any) -> tuple[Any, list[tf.TensorSpec]]:
+def _inputs(model: Any, batch_size: int | None, input_shapes: InputShapes | None) -> tuple[Any, list[tf.TensorSpec]]:
     """How to call the model, as (args, kwargs), and the flat list of its inputs' specs."""
     own = getattr(model, "inputs", None)
     own_names = getattr(model, "input_names", None) or [getattr(tensor, "name", None) for tensor in own or ()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, load_onnx
+from tfmot_asp.types import StrPath
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +23,7 @@ Shapes = Mapping[str, Any]
 
 
 def trtexec_command(
-    path: Any,
+    path: StrPath,
     *,
     tensorrt: int | str = DEFAULT_TENSORRT,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfmot_asp.permutation.picture.data import DrawnOp
 from tfmot_asp.permutation.report import PermutationReport
-from tfmot_asp.types import Policy
+from tfmot_asp.types import InputShapes, Policy
 
 SHOW_PRUNING_INFO = 30
 SHOW_PERMUTATION_INFO = 29
@@ -45,7 +45,7 @@ def check_arguments(search_device: str, search_time_limit: float) -> str:
 def permute_and_log(
     model: Any,
     policy: Policy,
-    input_shapes: Any,
+    input_shapes: InputShapes | None,
     device: str,
     plot_to_file: str | os.PathLike[str] | None,
 ) -> PermutationReport:

@@ -21,7 +21,7 @@ from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
 from tfmot_asp.training.tf_asp import messages
 from tfmot_asp.training.tf_asp.first_step import FirstStepMasks
-from tfmot_asp.types import Policy
+from tfmot_asp.types import InputShapes, Policy
 
 _OWN = ("_optimizer", "_asp", "_wrapper_name")
 _Delegating: Any = tf.__internal__.tracking.DelegatingTrackableMixin
@@ -78,7 +78,7 @@ class AspOptimizerWrapperV2:
         self,
         optimizer: Any,
         model: Any,
-        input_shapes: Any = None,
+        input_shapes: InputShapes | None = None,
         padding: bool = False,
         permute: bool = True,
         search_device: str = "GPU",
