@@ -186,11 +186,36 @@ def test_prune_writes_what_verify_accepts(here, run):
     assert code == 0
     assert "3 of 3 prunable kernels permuted" in out
     assert "3 of 3 prunable kernels are 2:4" in out
-    assert "Fine-tune it" in err
+    assert "give --calibration FILE" in err
     code, out, _ = run("verify", "sparse.keras", "--json")
     assert code == 0
     assert json.loads(out)["sparse"] == 3
     assert tfmot_asp.sparsity_report(load_model("sparse.keras"), batch_size=None).sparse == 3
+
+
+def test_prune_on_data(here, run):
+    images = np.random.default_rng(0).normal(size=(24, 8, 8, 3)).astype(np.float32)
+    np.save("images.npy", images)
+    outputs = {}
+    for name, options in {"dense": None, "magnitude": [], "data": ["--calibration", "images.npy"]}.items():
+        if options is not None:
+            code, out, err = run("prune", "model.keras", "-o", f"{name}.keras", "--effort", "fast", *options, "--json")
+            assert code == 0, err
+        outputs[name] = load_model("model.keras" if options is None else f"{name}.keras").predict(images, verbose=0)
+    report = json.loads(out)
+    assert (report["calibration"]["samples"], report["sparsity"]["sparse"]) == (24, 3)
+    assert all(row["error_after"] < row["error_before"] for row in report["calibration"]["layers"])
+    lost = {name: np.abs(outputs[name] - outputs["dense"]).mean() for name in ("magnitude", "data")}
+    assert lost["data"] < 0.7 * lost["magnitude"]
+    code, out, _ = run("prune", "model.keras", "-o", "few.keras", "--calibration", "images.npy", "--samples", 8)
+    assert code == 0
+    assert "on 8 samples" in out
+    assert run("prune", "model.keras", "-o", "none.keras", "--samples", 8)[2].startswith("tfmot-asp: --samples counts")
+    np.save("images.npy", np.full((4, 8, 8, 3), np.nan, np.float32))
+    code, _, err = run("prune", "model.keras", "-o", "none.keras", "--calibration", "images.npy")
+    assert code == 2
+    assert "NaN" in err
+    assert not os.path.exists("none.keras")
 
 
 @pytest.mark.parametrize("target", ["sparse.keras", "sparse.h5", "sparse"])

@@ -36,7 +36,7 @@ def test_keywords_that_mean_nothing_are_refused_with_those_that_do():
 def test_signature_is_tfmots_plus_permute_and_policy():
     theirs = list(inspect.signature(inspect.unwrap(tfmot.sparsity.keras.prune_low_magnitude)).parameters)
     ours = list(inspect.signature(tfmot_asp.prune_low_magnitude).parameters)
-    assert ours == [*theirs[:-1], "permute", "policy", theirs[-1]]
+    assert ours == [*theirs[:-1], "permute", "policy", "calibration_data", theirs[-1]]
 
 
 def test_model_gets_wrappers_around_what_the_policy_allows_and_shares_its_layers():
@@ -282,3 +282,39 @@ def test_stripping_without_training_prunes_once():
     np.testing.assert_array_equal(stripped.get_layer("first").kernel.numpy(), expected)
     assert [type(layer) for layer in stripped.layers] == [layers.Dense, layers.Dense]
     assert all(variable.constraint is None for variable in stripped.variables)
+
+
+def test_with_data_training_goes_on_from_weights_that_were_fitted_to_it():
+    model = convnet()
+    x, y = data(model, 48)
+    dense = model.predict(x, verbose=0)
+    by_magnitude = tf_keras.models.clone_model(model)
+    by_magnitude.set_weights(model.get_weights())
+    tfmot_asp.prune_trained_model(by_magnitude)
+    pruned = tfmot_asp.prune_low_magnitude(model, calibration_data=x)
+    outputs = pruned.predict(x, verbose=0)
+    lost = [np.abs(got - dense).mean() for got in (by_magnitude.predict(x, verbose=0), outputs)]
+    assert lost[1] < 0.7 * lost[0]
+    compiled(pruned, tf_keras.optimizers.SGD(0.0)).fit(x, y, verbose=0)  # computes the masks, and moves no weight
+    assert is_sparse(pruned)
+    stripped = tfmot_asp.strip_pruning(pruned)
+    kernels = [stripped.get_layer(name).kernel.numpy() for name in ("conv", "fc", "head")]
+    assert all(np.mean(kernel == 0) == 0.5 for kernel in kernels)
+    for kernel, layer in zip(kernels, ("conv", "fc", "head"), strict=True):
+        np.testing.assert_array_equal(kernel, model.get_layer(layer).kernel.numpy())
+
+
+def test_data_that_does_not_fit_leaves_the_model_as_it_was():
+    model = convnet()
+    before = model.get_weights()
+    x, _ = data(model, 8)
+    with pytest.raises(ValueError, match="NaN"):
+        tfmot_asp.prune_low_magnitude(model, calibration_data=np.full_like(x, np.nan))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert model.get_layer("conv").kernel.constraint is None
+    with pytest.raises(ValueError, match="calibration_data is for a whole model"):
+        tfmot_asp.prune_low_magnitude(layers.Dense(8), calibration_data=x)
+    wrapped = tfmot_asp.prune_low_magnitude(model, permute=False)
+    with pytest.raises(ValueError, match="holds pruning wrappers already"):
+        tfmot_asp.prune_low_magnitude(wrapped, calibration_data=x)

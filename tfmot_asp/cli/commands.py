@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from tfmot_asp.cli.options import import_modules, input_shapes, policy
+from tfmot_asp.cli.options import import_modules, input_shapes, policy, read_array
 from tfmot_asp.cli.terminal import Console, load_tensorflow
 from tfmot_asp.cli.writing import HDF5, check_output, write_model
 
@@ -62,15 +62,25 @@ def permute(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def prune(arguments: argparse.Namespace, console: Console) -> int:
-    """Permutes a model, then sets the smallest weights to zero."""
+    """Permutes a model, then prunes it: on data if there is some, else by setting the smallest weights to zero."""
     check_output(arguments.output, arguments.model, force=arguments.force, formats=_MODEL_FORMATS)
+    if arguments.samples is not None and arguments.calibration_data is None:
+        raise ValueError("--samples counts those of --calibration FILE, which was not given")
+    data = None if arguments.calibration_data is None else read_array(arguments.calibration_data)
     model = load(arguments)
     import tfmot_asp
 
     options = {**_search_options(arguments, console), "input_shapes": input_shapes(arguments.input_shape)}
     rule, pattern = policy(arguments, model), arguments.pattern
     pruned = tfmot_asp.prune_trained_model(
-        model, policy=rule, permute=options if arguments.permute else False, sparsity_m_by_n=pattern
+        model,
+        policy=rule,
+        permute=options if arguments.permute else False,
+        sparsity_m_by_n=pattern,
+        calibration_data=data,
+        calibration_samples=arguments.samples,
+        effort=arguments.effort,
+        progress=options["progress"],
     )
     pruned.remove()
     permutation = pruned.permutation
@@ -78,17 +88,22 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
     report = dataclasses.replace(report, notes=())  # that sizes were left out; `inspect` has them
     _write(model, arguments)
     parts = [str(permutation), ""] if permutation is not None else []
+    parts += [str(pruned.calibration), ""] if pruned.calibration is not None else []
     parts += [str(report), f"Wrote {arguments.output}"]
     console.result(
         "\n".join(parts),
         {
             "output": str(arguments.output),
             "permutation": None if permutation is None else _permutation_data(permutation),
+            "calibration": None if pruned.calibration is None else pruned.calibration.to_dict(),
             "sparsity": report.to_dict(),
         },
     )
     console.note(
-        "Pruned in one shot. Fine-tune it to regain accuracy: tfmot_asp.prune_trained_model(model, permute=False)"
+        "Pruned in one shot by magnitude, which costs accuracy: give --calibration FILE with a few hundred typical "
+        "inputs, or fine-tune it: tfmot_asp.prune_trained_model(model, permute=False)"
+        if data is None
+        else "Pruned in one shot on data. Measure its accuracy on other data before you use it."
     )
     return 0
 

@@ -45,11 +45,12 @@ examples:
 
 _PRUNE = """\
 examples:
-  tfmot-asp prune model.keras -o sparse.keras
+  tfmot-asp prune model.keras -o sparse.keras --calibration images.npy
   tfmot-asp prune model.keras -o sparse.h5 --skip head --skip "stem*" --min-channels 16
   tfmot-asp prune model.keras -o sparse_model --no-permute
 
-Fine-tune the result to regain accuracy; docs/training.md says how. Optimizer state is not kept.
+With --calibration the kept weights are refitted on the data; without, the smallest weights go, and the result must be
+fine-tuned (docs/training.md). Optimizer state is not kept.
 """
 
 _VERIFY = """\
@@ -125,6 +126,16 @@ def make_parser() -> argparse.ArgumentParser:
     _model(command)
     _output(command, "OUT", "where to write: .keras, .h5, or a folder for a SavedModel")
     command.add_argument("--no-permute", dest="permute", action="store_false", help="leave the channels in their order")
+    group = command.add_argument_group("pruning with data")
+    group.add_argument(
+        "--calibration",
+        "--calibration-data",
+        dest="calibration_data",
+        type=Path,
+        metavar="FILE",
+        help="a few hundred typical inputs without labels: .npy, or .npz by input name; keeps most of the accuracy",
+    )
+    group.add_argument("--samples", type=options.count, metavar="N", help="use N of them, evenly spread (all)")
     _policy(command)
     _search_options(command)
 

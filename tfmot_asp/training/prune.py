@@ -15,7 +15,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wra
 from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_finite
-from tfmot_asp.keras_models.kernels import kernel_name, kernels_of
+from tfmot_asp.keras_models.kernels import LayerWithKernels, kernel_name, kernels_by_name, kernels_of
 from tfmot_asp.keras_models.layers import NamedLayer
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
@@ -23,7 +23,7 @@ from tfmot_asp.keras_models.wrappable import check_structure, outer_layers
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.training import schedule
 from tfmot_asp.training.wrapper import PruneLowMagnitude
-from tfmot_asp.types import Policy
+from tfmot_asp.types import CalibrationData, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def prune_low_magnitude(
     permute: bool | Mapping[str, Any] = True,
     *,
     policy: Policy | None = None,
+    calibration_data: CalibrationData | None = None,
     **kwargs: Any,
 ) -> Any:
     """Prepares a model, layer or list of layers to be pruned while it trains: 2:4 by default.
@@ -68,6 +69,8 @@ def prune_low_magnitude(
             arguments, as in ``permute={"effort": "thorough", "seed": 1}``. For its report, call ``tfmot_asp.permute``
             yourself and give False here.
         policy: the same as ``pruning_policy``, by the name that it has everywhere else in this package.
+        calibration_data: samples without labels, as ``prune_trained_model`` takes them. The model's weights are then
+            pruned on them at once, by reconstruction, and training starts from there with the masks of these weights.
         **kwargs: of Keras' layers, such as ``name``: passed to the wrapper when ``to_prune`` is a single layer, and
             ignored otherwise, as in tfmot.
 
@@ -89,6 +92,8 @@ def prune_low_magnitude(
         raise TypeError("policy and pruning_policy are the same argument; give one of them")
     policy = pruning_policy if policy is None else policy
     _check_type(to_prune)
+    if calibration_data is not None and (sparsity_m_by_n is None or not isinstance(to_prune, keras.Model)):
+        raise ValueError("calibration_data is for a whole model and an m by n pattern")
     check_not_quantized(to_prune)
     if sparsity_m_by_n is None:
         if isinstance(permute, Mapping):
@@ -121,13 +126,16 @@ def prune_low_magnitude(
     policy = PruneForSparseTensorCores() if policy is None else policy
     chosen = _layers_to_wrap(to_prune, policy)
     _check_finite(chosen)
+    layers = [LayerWithKernels(name, layer, tuple(kernels_of(layer))) for name, layer in chosen]
     wrapped = _wrap_model(to_prune, {id(layer) for _, layer in chosen}, options)
-    if permute:
-        try:
+    try:
+        if calibration_data is not None:
+            _prune_on_data(to_prune, layers, calibration_data, policy, pattern, permute)
+        elif permute:
             _permute(to_prune, policy, pattern, permute if isinstance(permute, Mapping) else {})
-        except BaseException:  # Ctrl-C during the search included: leave no constraint behind
-            _release(wrapped)
-            raise
+    except BaseException:  # Ctrl-C during the search included: leave no constraint behind
+        _release(wrapped)
+        raise
     return wrapped
 
 
@@ -278,6 +286,26 @@ def _permute(model: Any, policy: Policy, pattern: Pattern, options: Mapping[str,
 
     report = permute(model, **{"policy": policy, "sparsity_m_by_n": pattern, **options})
     logger.info("%s", report)
+
+
+def _prune_on_data(
+    model: Any,
+    layers: Sequence[LayerWithKernels],
+    data: CalibrationData,
+    policy: Policy,
+    pattern: Pattern,
+    permute: bool | Mapping[str, Any],
+) -> None:
+    """Prunes the weights themselves; the wrappers' masks, which go by magnitude, then find the same zeros."""
+    from tfmot_asp.calibration.prune import DataOptions, prune_in_place  # here: it takes time to import
+    from tfmot_asp.calibration.restore import all_or_nothing
+
+    if any(isinstance(layer, pruning_wrapper.PruneLowMagnitude) for _, layer in outer_layers(model)):
+        raise ValueError(f"{model.name!r} holds pruning wrappers already: calibrate it when it is wrapped first")
+    kernels = kernels_by_name(layers, masked=True)
+    with all_or_nothing(model, ()):
+        done = prune_in_place(model, kernels, DataOptions(data), policy=policy, pattern=pattern, permute=permute)
+    logger.info("%s", done.calibration)
 
 
 def _wrappers_in(model: Any) -> list[PruneLowMagnitude]:

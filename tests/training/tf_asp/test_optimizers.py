@@ -563,3 +563,20 @@ def test_frozen_layers_a_learning_rate_of_zero_and_empty_batches(optimizer):
     for name, kernel in before.items():
         expected = masks.apply_mask(kernel, masks.m_by_n_mask(np.abs(kernel), 0))
         np.testing.assert_array_equal(model.get_layer(name).kernel.numpy(), expected)
+
+
+@pytest.mark.parametrize("optimizer", BOTH)
+def test_with_data_the_masks_are_those_of_weights_that_were_fitted_to_it(optimizer):
+    model = mlp()
+    x, _ = data(model, 64)
+    dense = model.predict(x, verbose=0)
+    by_magnitude = tf_keras.models.clone_model(model)
+    by_magnitude.set_weights(model.get_weights())
+    tfmot_asp.prune_trained_model(by_magnitude)
+    wrapped = wrap(optimizer, model, permute=True, search_device="CPU", calibration_data=x)
+    lost = [np.abs(one.predict(x, verbose=0) - dense).mean() for one in (by_magnitude, model)]
+    assert lost[1] < 0.7 * lost[0]
+    fitted = model.get_layer("first").kernel.numpy()
+    wrapped.learning_rate = 0.0
+    fit(model, wrapped)
+    np.testing.assert_array_equal(model.get_layer("first").kernel.numpy(), fitted)

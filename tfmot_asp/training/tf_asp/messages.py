@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfmot_asp.permutation.picture.data import DrawnOp
 from tfmot_asp.permutation.report import PermutationReport
-from tfmot_asp.types import InputShapes, Policy
+from tfmot_asp.types import InputShapes
 
 SHOW_PRUNING_INFO = 30
 SHOW_PERMUTATION_INFO = 29
@@ -42,35 +42,31 @@ def check_arguments(search_device: str, search_time_limit: float) -> str:
     return _SEARCH_DEVICES[search_device]
 
 
-def permute_and_log(
-    model: Any,
-    policy: Policy,
-    input_shapes: InputShapes | None,
-    device: str,
-    plot_to_file: str | os.PathLike[str] | None,
-) -> PermutationReport:
-    """Permutes a model and logs what was done in TF-ASP's words.
+def permute_options(
+    model: Any, input_shapes: InputShapes | None, device: str, plot_to_file: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    """TF-ASP's arguments as options of ``tfmot_asp.permute``.
 
     Args:
-        model: built tf_keras model with at least one layer that the policy prunes.
-        policy: which layers will be pruned.
+        model: built tf_keras model.
         input_shapes: a shape, a list of shapes, or ``TensorSpec``s.
         device: as ``tfmot_asp.permute`` takes it.
         plot_to_file: where to draw the picture; a name without a suffix becomes a .png file.
     """
-    from tfmot_asp.permutation.pipeline import permute  # here: it takes time to import
-
     if plot_to_file is not None and not os.path.splitext(os.fspath(plot_to_file))[1]:
         plot_to_file = f"{os.fspath(plot_to_file)}.png"
     if getattr(model, "_is_graph_network", False):
         input_shapes = None  # a functional model knows them, and TF-ASP's scripts may give only some of them
     elif input_shapes is not None:
         input_shapes = _plain_shapes(input_shapes)
-    report = permute(model, policy=policy, input_shapes=input_shapes, device=device, plot_to_file=plot_to_file)
-    for level, line in log_lines(report, str(model.name)):
+    return {"input_shapes": input_shapes, "device": device, "plot_to_file": plot_to_file}
+
+
+def log_permutation(report: PermutationReport, model_name: str) -> None:
+    """Logs what was permuted in TF-ASP's words."""
+    for level, line in log_lines(report, model_name):
         log(level, "%s", line)
     log_counts(report.permuted, report.prunable)
-    return report
 
 
 def log_counts(permuted: int, prunable: int) -> None:

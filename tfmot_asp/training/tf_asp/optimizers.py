@@ -21,7 +21,8 @@ from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
 from tfmot_asp.training.tf_asp import messages
 from tfmot_asp.training.tf_asp.first_step import FirstStepMasks
-from tfmot_asp.types import InputShapes, Policy
+from tfmot_asp.training.trained import prune_trained_model
+from tfmot_asp.types import CalibrationData, InputShapes, Policy
 
 _OWN = ("_optimizer", "_asp", "_wrapper_name")
 _Delegating: Any = tf.__internal__.tracking.DelegatingTrackableMixin
@@ -55,6 +56,8 @@ class AspOptimizerWrapperV2:
         name: of the optimizer.
         policy: which layers to prune, instead of ``padding``: anything with ``why(layer) -> str | None``, or a tfmot
             ``PruningPolicy``.
+        calibration_data: samples without labels, as ``prune_trained_model`` takes them. The model's weights are then
+            pruned on them at once, by reconstruction; the masks of the first step are those of these weights.
 
     Raises:
         ValueError: for a model that is none of tf_keras, not built, or holds NaN, or an optimizer that cannot be
@@ -86,6 +89,7 @@ class AspOptimizerWrapperV2:
         plot_to_file: str | os.PathLike[str] | None = None,
         name: str | None = None,
         policy: Policy | None = None,
+        calibration_data: CalibrationData | None = None,
     ) -> None:
         device = messages.check_arguments(search_device, search_time_limit)
         if policy is not None and padding:
@@ -98,8 +102,19 @@ class AspOptimizerWrapperV2:
                 messages.SHOW_PRUNING_INFO, "model %s is pruned already; it keeps its order of channels", model.name
             )
             messages.log_counts(0, len(kernels))
-        elif permute and kernels:
-            messages.permute_and_log(model, policy, input_shapes, device, plot_to_file)
+        elif permute and kernels and calibration_data is None:
+            from tfmot_asp.permutation.pipeline import permute as permute_model  # here: it takes time to import
+
+            options = messages.permute_options(model, input_shapes, device, plot_to_file)
+            messages.log_permutation(permute_model(model, policy=policy, **options), str(model.name))
+        if kernels and calibration_data is not None:
+            options = messages.permute_options(model, input_shapes, device, plot_to_file)
+            pruned = prune_trained_model(
+                model, policy=policy, permute=options if permute else False, calibration_data=calibration_data
+            )
+            pruned.remove()
+            if pruned.permutation is not None:
+                messages.log_permutation(pruned.permutation, str(model.name))
         if not kernels:
             messages.log(
                 messages.SHOW_PRUNING_INFO, "model %s has no layer to prune: see sparsity_report(model)", model.name
