@@ -210,7 +210,9 @@ def test_prune_on_data(here, run):
     code, out, _ = run("prune", "model.keras", "-o", "few.keras", "--calibration", "images.npy", "--samples", 8)
     assert code == 0
     assert "on 8 samples" in out
-    assert run("prune", "model.keras", "-o", "none.keras", "--samples", 8)[2].startswith("tfmot-asp: error: --samples counts")
+    assert run("prune", "model.keras", "-o", "none.keras", "--samples", 8)[2].startswith(
+        "tfmot-asp: error: --samples counts"
+    )
     np.save("images.npy", np.full((4, 8, 8, 3), np.nan, np.float32))
     code, _, err = run("prune", "model.keras", "-o", "none.keras", "--calibration", "images.npy")
     assert code == 2
