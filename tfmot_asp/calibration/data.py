@@ -63,7 +63,11 @@ def collect(model: Any, data: Any, samples: int | None = None) -> list[Batch]:
         raise ValueError(f"calibration_samples must be a positive number of samples, or None for all; got {samples!r}")
     inputs = _Inputs(model)
     whole = inputs.as_whole(data)
-    batches = _cut(*whole, samples) if whole is not None else _limited(map(inputs.split, _iterate(data)), samples)
+    if whole is not None:
+        batches = _cut(*whole, samples)
+    else:
+        _check_ends(data, samples)
+        batches = _limited(map(inputs.split, _iterate(data)), samples)
     found: list[Batch] = []
     for x, weights in batches:
         x = inputs.prepared(x, f"batch {len(found)}")
@@ -239,14 +243,15 @@ def _limited(batches: Iterable[tuple[Any, Any]], samples: int | None) -> Iterato
             return
 
 
+def _check_ends(data: Any, samples: int | None) -> None:
+    endless = isinstance(data, tf.data.Dataset) and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
+    if endless and samples is None:
+        raise ValueError("calibration_data is a dataset without an end: say how many samples, calibration_samples=256")
+
+
 def _iterate(data: Any) -> Iterator[Any]:
-    if isinstance(data, tf.data.Dataset):
-        if int(data.cardinality()) == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(
-                "calibration_data is a dataset without an end: give dataset.take(...), and leave out repeat()"
-            )
-        return iter(data)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):  # a list, Keras' Sequence and PyDataset
+    # A list, Keras' Sequence and PyDataset; a tf.data.Dataset has a length, but no items.
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return (data[index] for index in range(len(data)))
     if hasattr(data, "__iter__"):
         return iter(data)

@@ -96,7 +96,8 @@ def _masked_tensors() -> list[Any]:
     for op in graph.get_operations():
         for tensor in op.outputs:
             mask = getattr(tensor, "_keras_mask", None)
-            if mask is not None and getattr(mask, "graph", None) is graph:
+            # One of more axes says which positions may look at which, not which are padding.
+            if mask is not None and getattr(mask, "graph", None) is graph and mask.shape.rank == 2:
                 found += [tensor, mask]
     return found
 
@@ -108,7 +109,10 @@ def _source(tensor: Tensor) -> Tensor:
 
 
 def nearest_mask(tensor: Tensor, masks: dict[Tensor, Tensor]) -> Tensor | None:
-    """The mask of the nearest tensor that Keras masks, among a tensor and what it is computed from."""
+    """The mask of the nearest tensor that Keras masks, among a tensor and what it is computed from.
+
+    Where there is none, but the model has one mask only, that one: Keras 3's attention takes its inputs' masks off.
+    """
     level, seen = [tensor], {tensor}
     while masks and level:
         for found in level:
@@ -117,7 +121,8 @@ def nearest_mask(tensor: Tensor, masks: dict[Tensor, Tensor]) -> Tensor | None:
         above = [source for t in level if t.op is not None for source in t.op.inputs]
         level = [t for t in dict.fromkeys(above) if t not in seen]
         seen.update(level)
-    return None
+    only = set(masks.values())
+    return only.pop() if len(only) == 1 else None
 
 
 def row_weights(weights: np.ndarray, leading: Sequence[int]) -> np.ndarray | None:
@@ -131,13 +136,15 @@ def row_weights(weights: np.ndarray, leading: Sequence[int]) -> np.ndarray | Non
         One weight for each row; None where the axes have nothing to do with samples.
     """
     rows = int(np.prod(leading))
-    while weights.ndim > 1 and len(leading) > 1 and tuple(leading[: weights.ndim]) != weights.shape:
-        if leading[0] == weights.shape[0] and weights.ndim == 2:  # strided: the nearest position counts
-            weights = weights[:, np.arange(leading[1]) * weights.shape[1] // leading[1]]
-            break
-        return None
+    if weights.ndim > 1 and len(leading) > 1 and tuple(leading[: weights.ndim]) != weights.shape:
+        if weights.ndim != 2 or len(leading) != 2 or leading[0] != len(weights) or leading[1] > weights.shape[1]:
+            return None
+        # Strided along the positions: the nearest one counts.
+        weights = weights[:, np.arange(leading[1]) * weights.shape[1] // leading[1]]
     if len(leading) == 1 and weights.ndim > 1 and leading[0] == len(weights) != weights.size:
         weights = weights.reshape(len(weights), -1).max(axis=1)  # pooled over its positions
     if not weights.size or rows % weights.size or (len(leading) > 1 and leading[0] != len(weights)):
+        return None
+    if len(leading) == 1 and weights.ndim > 1 and rows != weights.size:
         return None
     return np.repeat(weights.reshape(-1), rows // weights.size)
