@@ -559,13 +559,13 @@ def photo_detector(places: Places, seed: int) -> Case:
 _AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 
 
-def antibodies(places: Places, seed: int, count: int = 200) -> Case:
+def antibodies(places: Places, seed: int, count: int = 200, depth: int = 8) -> Case:
     """AntiBERTy (BERT, 8 layers of 512) on antibodies made of the germline genes that anarci carries."""
     weights = read_torch(
         places.package("antiberty/trained_models/AntiBERTy_md_smooth/pytorch_model.bin", "antiberty==0.1.3")
     )
     length = 128
-    model = _bert(weights, length, heads=8, depth=8)
+    model = _bert(weights, length, heads=8, depth=depth)
     train, test = (_sequences(places, half, length) for half in (0, 1))
     chosen = train[np.random.default_rng(seed).permutation(len(train))[:count]]
     test = test[np.random.default_rng(10_000).permutation(len(test))[:100]]
