@@ -69,41 +69,65 @@ def lower(
 
 
 def _constants(analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> None:
-    made: dict[int, str] = {}
-    weights: dict[tuple[str, tuple[int, ...]], list[tuple[np.ndarray, str]]] = {}
+    """Steps 1 and 2: every op reads constants where it can."""
+    constants = _Constants(analysis, edit, names)
+    for op in analysis.graph.ops:
+        inside = op.name not in edit.nodes  # of a function that is called
+        weights = _weight_operands(op)
+        for index, tensor in enumerate(op.inputs):
+            constant = constants.weight(op, index) if index in weights else None if inside else constants.other(tensor)
+            if constant is None or tensor.op is None:
+                continue
+            if not inside:
+                edit.set_input(op.name, index, constant)
+            elif tensor.op.name in edit.nodes:
+                edit.redirect(tensor.op.name, constant)
+        if op.type == "Reshape" and not inside:
+            _state_shape(analysis, edit, op)
 
-    def weight_constant(op: Op, tensor: Tensor, value: np.ndarray) -> str:
-        """One constant for all layers that read the same variable, with the variable's name."""
-        name = names.get(op.name, op.name)
-        same = weights.setdefault((name, value.shape), [])
+
+class _Constants:
+    """The constants that take the place of what is the same for every input, each made once."""
+
+    def __init__(self, analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> None:
+        self._analysis, self._edit, self._names = analysis, edit, names
+        self._made: dict[int, str] = {}
+        self._weights: dict[tuple[str, tuple[int, ...]], list[tuple[np.ndarray, str]]] = {}
+
+    def weight(self, op: Op, index: int) -> str | None:
+        """A product's weight under the name of its variable: one for all layers that read the same values of it."""
+        tensor = op.inputs[index]
+        value = None if tensor.op is None else self._analysis.weight(op, index)
+        if value is None or id(tensor) in self._made:
+            return None if value is None else self._made[id(tensor)]
+        name = self._names.get(op.name, op.name)
+        same = self._weights.setdefault((name, value.shape), [])
         found = next((constant for other, constant in same if np.array_equal(other, value)), None)
         if found is None:
-            found = edit.constant(name, value, tensor.dtype)
+            found = self._edit.constant(name, value, tensor.dtype)
             same.append((value, found))
+        self._made[id(tensor)] = found
         return found
 
-    for op in analysis.graph.ops:
-        operands = _weight_operands(op)
-        inside = op.name not in edit.nodes  # a function that is called
-        for index, tensor in enumerate(op.inputs):
-            is_weight = index in operands
-            if tensor.op is None or (tensor.op.type == "Const" and not is_weight) or (inside and not is_weight):
-                continue
-            value = analysis.weight(op, index) if is_weight else analysis.value(tensor)
-            if value is None or (value.size > _LARGEST and not is_weight):
-                continue
-            if id(tensor) not in made:
-                name = weight_constant(op, tensor, value) if is_weight else f"{tensor.op.name}/value"
-                made[id(tensor)] = name if is_weight else edit.constant(name, value, tensor.dtype)
-            if not inside:
-                edit.set_input(op.name, index, made[id(tensor)])
-            elif tensor.op.name in edit.nodes:
-                edit.redirect(tensor.op.name, made[id(tensor)])
-        if op.type == "Reshape" and not inside and analysis.value(op.inputs[1]) is None:
-            shape = analysis.shape(op.outputs[0])
-            if shape is not None and shape.count(-1) <= 1 and 0 not in shape:
-                edit.set_input(op.name, 1, edit.constant(f"{op.name}/shape", np.array(shape, np.int32), tf.int32))
-                edit.nodes[op.name].attr["Tshape"].type = tf.int32.as_datatype_enum
+    def other(self, tensor: Tensor) -> str | None:
+        """Anything else that is computed from constants, if it is small."""
+        if tensor.op is None or tensor.op.type == "Const":
+            return None
+        value = self._analysis.value(tensor)
+        if value is None or value.size > _LARGEST:
+            return None
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = self._edit.constant(f"{tensor.op.name}/value", value, tensor.dtype)
+        return self._made[id(tensor)]
+
+
+def _state_shape(analysis: Analysis, edit: GraphEdit, reshape: Op) -> None:
+    """Gives a ``Reshape`` to a computed shape a constant one, if that leaves at most one axis open."""
+    shape = analysis.shape(reshape.outputs[0])
+    if analysis.value(reshape.inputs[1]) is None and shape is not None and shape.count(-1) <= 1 and 0 not in shape:
+        stated = edit.constant(f"{reshape.name}/shape", np.array(shape, np.int32), tf.int32)
+        edit.set_input(reshape.name, 1, stated)
+        edit.nodes[reshape.name].attr["Tshape"].type = tf.int32.as_datatype_enum
 
 
 def _narrow(analysis: Analysis, edit: GraphEdit, dtype: tf.DType) -> None:

@@ -6,7 +6,7 @@ that kernel is int8 only if the quantizer stands behind all of them; one in betw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,10 +34,40 @@ class Epilogue:
     Attributes:
         output: the tensor that the kernel writes.
         shortcuts: the tensors of other branches that are added on the way, as (node index, input index).
+        nodes: indices of the nodes behind the product.
     """
 
     output: str
-    shortcuts: tuple[tuple[int, int], ...]
+    shortcuts: tuple[tuple[int, int], ...] = ()
+    nodes: tuple[int, ...] = ()
+
+
+class _Kernel:
+    """A kernel that grows node by node.
+
+    Attributes:
+        epilogue: all that has joined so far.
+        tensors: what it computes.
+        unread: readers outside of it, of each tensor that has any.
+    """
+
+    def __init__(self, start: str, readers: Mapping[str, set[int]]) -> None:
+        self._readers = readers
+        self.epilogue, self.tensors, self.unread = Epilogue(start), {start}, {start: set(readers.get(start, ()))}
+
+    def join(self, position: int, node: onnx.NodeProto, shortcuts: Iterable[int]) -> None:
+        """Adds a node that reads the kernel's tensors and, at the inputs ``shortcuts``, other branches."""
+        output, before = node.output[0], self.epilogue
+        added = tuple((position, operand) for operand in shortcuts)
+        self.epilogue = Epilogue(output, before.shortcuts + added, (*before.nodes, position))
+        self.unread = {name: left for name, all_ in self.unread.items() if (left := all_ - {position})}
+        self.unread[output] = set(self._readers.get(output, ()))
+        self.tensors.add(output)
+
+    @property
+    def has_one_output(self) -> bool:
+        """Whether everything passes through the last tensor, so that the kernel may end there."""
+        return len(self.unread) == 1
 
 
 class Epilogues:
@@ -53,15 +83,14 @@ class Epilogues:
         """
         self.scope, self.shapes = scope, shapes
         self.nodes = list(scope.graph.node)
-        self.outputs = {value.name for value in scope.graph.output}
         self.readers: dict[str, set[int]] = {}
         for index, node in enumerate(self.nodes):
             for name in node.input:
                 self.readers.setdefault(name, set()).add(index)
-        for inner, node in scope.walk():
-            if inner is not scope:  # what a body reads leaves the kernel, like a graph output
-                for name in node.input:
-                    self.readers.setdefault(name, set()).add(_ELSEWHERE)
+        leaving = [value.name for value in scope.graph.output]
+        leaving += [name for inner, node in scope.walk() if inner is not scope for name in node.input]  # into a body
+        for name in leaving:
+            self.readers.setdefault(name, set()).add(_ELSEWHERE)
         self._taken: set[int] = set()
 
     def of(self, index: int) -> Epilogue:
@@ -70,35 +99,22 @@ class Epilogues:
         A node joins if it is pointwise and reads the kernel's tensors and constants (or, once, adds a shortcut of the
         same shape). The kernel ends at the last tensor that is computed and through which everything passes.
         """
-        start = self.nodes[index].output[0]
-        inside, waiting = {start}, {start: set(self.readers.get(start, ()))}
-        shortcuts: list[tuple[int, int]] = []
-        joined: list[int] = []
-        end, kept, taken = start, 0, 0
+        kernel = _Kernel(self.nodes[index].output[0], self.readers)
+        found = kernel.epilogue
         for position in range(index + 1, len(self.nodes)):
-            if any(_ELSEWHERE in left or tensor in self.outputs for tensor, left in waiting.items()):
-                break  # some tensor of the kernel is wanted elsewhere too
-            if not waiting:
+            if any(_ELSEWHERE in readers for readers in kernel.unread.values()):
                 break
             node = self.nodes[position]
-            if not inside.intersection(node.input):
+            if kernel.tensors.isdisjoint(node.input):
                 continue
-            outside = self._shortcut(node, inside)
-            if outside is None or (outside and (shortcuts or position in self._taken)):
+            shortcuts = self._shortcut(node, kernel.tensors)
+            if shortcuts is None or (shortcuts and (kernel.epilogue.shortcuts or position in self._taken)):
                 break
-            shortcuts += [(position, i) for i in outside]
-            joined.append(position)
-            for tensor in list(waiting):
-                waiting[tensor].discard(position)
-                if not waiting[tensor]:
-                    del waiting[tensor]
-            output = node.output[0]
-            inside.add(output)
-            waiting[output] = set(self.readers.get(output, ()))
-            if len(waiting) == 1 and node.op_type not in MOVING:
-                end, kept, taken = output, len(shortcuts), len(joined)
-        self._taken.update(joined[:taken])
-        return Epilogue(end, tuple(shortcuts[:kept]))
+            kernel.join(position, node, shortcuts)
+            if kernel.has_one_output and node.op_type not in MOVING:
+                found = kernel.epilogue
+        self._taken.update(found.nodes)
+        return found
 
     def _shortcut(self, node: onnx.NodeProto, inside: set[str]) -> list[int] | None:
         """Which inputs of a node come from other branches; None if it cannot be part of the kernel."""

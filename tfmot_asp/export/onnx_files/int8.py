@@ -42,7 +42,7 @@ _QUANTIZED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
 
 @dataclass
-class Plan:
+class QuantizationPlan:
     """What is to be quantized in a model's main graph.
 
     Attributes:
@@ -71,7 +71,9 @@ class Plan:
         return sorted({*self.inputs, *self.outputs})
 
 
-def plan_quantization(model: onnx.ModelProto, sparse: Collection[str], keep_float: Iterable[str] = ()) -> Plan:
+def plan_quantization(
+    model: onnx.ModelProto, sparse: Collection[str], keep_float: Iterable[str] = ()
+) -> QuantizationPlan:
     """Decides what is quantized.
 
     Args:
@@ -85,7 +87,7 @@ def plan_quantization(model: onnx.ModelProto, sparse: Collection[str], keep_floa
     scope = Scope(model, model.graph)
     epilogues = Epilogues(scope, shapes_of(model))
     kept, known = set([keep_float] if isinstance(keep_float, str) else keep_float), set()
-    plan = Plan()
+    plan = QuantizationPlan()
     for index in reversed(range(len(model.graph.node))):
         node = model.graph.node[index]
         which = _weight_input(scope, node)
@@ -118,7 +120,11 @@ def plan_quantization(model: onnx.ModelProto, sparse: Collection[str], keep_floa
 
 
 def calibrate(
-    model: onnx.ModelProto, plan: Plan, batches: Iterable[dict[str, np.ndarray]], method: str, percentile: float
+    model: onnx.ModelProto,
+    plan: QuantizationPlan,
+    batches: Iterable[dict[str, np.ndarray]],
+    method: str,
+    percentile: float,
 ) -> dict[str, float]:
     """Runs the float model on the calibration data, one batch in memory at a time.
 
@@ -152,7 +158,7 @@ def _same_values(name: str, ranges: dict[str, float], producers: dict[str, Any])
 
 
 def insert_quantizers(
-    model: onnx.ModelProto, plan: Plan, ranges: dict[str, float], int8_weights: bool = False
+    model: onnx.ModelProto, plan: QuantizationPlan, ranges: dict[str, float], int8_weights: bool = False
 ) -> onnx.ModelProto:
     """A copy of the model with the quantizers of a plan.
 
