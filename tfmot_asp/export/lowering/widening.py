@@ -1,4 +1,9 @@
-"""Makes a function that computes in half precision compute in float32, for runtimes without half-precision kernels."""
+"""Makes a function that computes in half precision compute in float32: what mixed precision leaves in a trained model.
+
+The policies ``mixed_float16`` and ``mixed_bfloat16`` say how a model was trained, not how it is to run. TFLite has no
+kernels in half precision, and onnxruntime none for bfloat16; an ONNX file starts in float32 throughout, from which
+float16 and int8 are made.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +13,31 @@ import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
 from tfmot_asp.export.lowering.frozen import Frozen
+from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
 from tfmot_asp.graph.flatten import trace_function
 
-_HALF = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
+_HALF_DTYPES = (tf.float16, tf.bfloat16)
+_HALF = tuple(dtype.as_datatype_enum for dtype in _HALF_DTYPES)
 _FLOAT = tf.float32.as_datatype_enum
 
 
 def computes_in_half(function: Any) -> bool:
     """Whether a concrete function has a float16 or bfloat16 tensor: it is of a model with a mixed-precision policy."""
     tensors = [tensor for op in trace_function(function).ops for tensor in op.outputs]
-    return any(tensor.dtype in (tf.float16, tf.bfloat16) for tensor in tensors)
+    return any(tensor.dtype in _HALF_DTYPES for tensor in tensors)
 
 
-def widened(function: Any) -> Any:
+def widened(function: Any, *, keep_io: bool = False) -> Any:
     """The same function with float32 in place of every float16 and bfloat16.
 
     Args:
         function: a ``ConcreteFunction`` that returns a dict.
+        keep_io: whether inputs and outputs of half precision keep their types, with casts behind and before them; by
+            default they are float32 as well.
 
     Returns:
-        A ``ConcreteFunction`` without variables. Inputs and outputs of half precision are float32 as well.
+        A ``ConcreteFunction`` without variables, to be converted. TensorFlow itself cannot run it if it has loops or
+        branches: of their bodies it knows those in half precision by the same names.
 
     Example:
         >>> function = serving_function(model)  # of a model with the policy mixed_float16
@@ -45,12 +55,38 @@ def widened(function: Any) -> Any:
     for body in graph_def.library.function:
         for argument in (*body.signature.input_arg, *body.signature.output_arg):
             argument.type = _FLOAT if argument.type in _HALF else argument.type
-    specs = [
-        tf.TensorSpec(spec.shape, tf.float32 if spec.dtype.as_datatype_enum in _HALF else spec.dtype, spec.name)
-        for spec in function.structured_input_signature[0]
-    ]
+    specs = list(function.structured_input_signature[0])
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (frozen.inputs, frozen.outputs))
+    if keep_io:
+        edit = GraphEdit(graph_def)
+        outputs = _casts(edit, frozen)
+        graph_def = edit.finish(outputs)
+    else:
+        specs = [
+            tf.TensorSpec(spec.shape, tf.float32 if spec.dtype in _HALF_DTYPES else spec.dtype, spec.name)
+            for spec in specs
+        ]
     return Frozen(graph_def, specs, inputs, outputs).function(sorted(function.structured_outputs))
+
+
+def _casts(edit: GraphEdit, half: Any) -> list[str]:
+    """Gives a widened graph the inputs and outputs of the function that it was; returns the outputs' names."""
+    read = {}
+    for tensor in half.inputs:
+        if tensor.dtype in _HALF_DTYPES:
+            name = node_of(tensor.name)
+            read[tensor.name] = edit.add("Cast", f"{name}/float32", [], SrcT=tensor.dtype, DstT=tf.float32)
+            edit.redirect(name, read[tensor.name])
+            edit.nodes[name].attr["dtype"].type = tensor.dtype.as_datatype_enum
+            edit.nodes[read[tensor.name]].input.append(name)
+    outputs = []
+    for tensor in half.outputs:
+        name = read.get(tensor.name, tensor.name)
+        if tensor.dtype in _HALF_DTYPES:
+            label = f"{node_of(tensor.name)}/{tensor.dtype.name}"
+            name = edit.add("Cast", label, [name], SrcT=tf.float32, DstT=tensor.dtype)
+        outputs.append(name if ":" in name else f"{name}:0")
+    return outputs
 
 
 def _widen_attribute(attribute: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tfmot_asp.export.onnx_files.float32 import to_float32
+from tfmot_asp.export.lowering.widening import computes_in_half, widened
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, node_name
 from tfmot_asp.export.onnx_files.rewrites import REWRITES
 from tfmot_asp.graph.flatten import trace_function
@@ -91,6 +91,8 @@ def convert(
     specs = list(function.structured_input_signature[0])
     _check_inputs(specs, inputs_as_nchw)
     _check_not_quantized(function)
+    if computes_in_half(function):
+        function = widened(function, keep_io=True)
     inputs, outputs = [tensor.name for tensor in function.inputs], [tensor.name for tensor in function.outputs]
     names = {tensor.name: spec.name for tensor, spec in zip(function.inputs, specs, strict=True)}
     names |= dict(zip(outputs, sorted(function.structured_outputs), strict=True))
@@ -118,7 +120,6 @@ def convert(
             raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
     gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
     _check_ops(model, opset)
-    to_float32(model)
     _tidy(model, list(output_order or function.structured_outputs), specs)
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
