@@ -79,14 +79,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     results["2:4, float32"] = accuracy(sparse.predict(x_test, verbose=0), y_test)
 
     after = out.with_name(f"{out.stem}_after_training.tflite")
-    tfmot_asp.export.tflite(sparse, after, quantize="int8", representative_dataset=x_train[:200], overwrite=True)
+    tfmot_asp.export.tflite(sparse, after, precision="int8", calibration_data=x_train[:200], overwrite=True)
     results["2:4, int8 after training"] = accuracy(run_file(after, x_test), y_test)
 
     quantized = tfmot_asp.quantize_model(sparse)
     train(quantized, (x_train, y_train), args.fine_tune_epochs, 1e-4)
     print(f"\n{tfmot_asp.quantization_report(quantized)}\n")
     check = tfmot_asp.export.tflite(
-        quantized, out, quantize="int8", representative_dataset=x_train[:50], overwrite=True
+        quantized, out, precision="int8", calibration_data=x_train[:50], overwrite=True
     )  # the data is only compared on: the ranges are the model's own
     results["2:4, int8 trained for it"] = accuracy(run_file(out, x_test), y_test)
 

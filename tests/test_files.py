@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tfmot_asp.files import is_saved_model, replacing
+from tfmot_asp.files import replacing
 
 
 def write(path, content, **options):
@@ -12,7 +12,7 @@ def write(path, content, **options):
 
 
 def write_saved_model(path, content):
-    with replacing(path, overwrite=True, what="a SavedModel", is_ours=is_saved_model) as temporary:
+    with replacing(path, overwrite=True, what="a SavedModel", folder=True) as temporary:
         temporary.mkdir()
         (temporary / "saved_model.pb").write_text(content)
 
@@ -51,6 +51,26 @@ def test_folders_that_were_made_for_the_file_go_with_it(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
     write(tmp_path / "kept/a/b/m", "new")
     assert (tmp_path / "kept/a/b/m").read_text() == "new"
+
+
+def test_an_empty_folder_is_a_place_for_a_folder(tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(RuntimeError, match="no"), replacing(tmp_path / "m", overwrite=False, what="x", folder=True):
+        raise RuntimeError("no")
+    assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+    with replacing(tmp_path / "m", overwrite=False, what="a SavedModel", folder=True) as temporary:
+        temporary.mkdir()
+        (temporary / "content").write_text("new")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["m", "m/content"]
+    for overwrite, problem in ((False, "exists; give another path"), (True, "exists and is no SavedModel")):
+        with (
+            pytest.raises(FileExistsError, match=problem),
+            replacing(tmp_path / "m", overwrite=overwrite, what="a SavedModel", folder=True),
+        ):
+            pass
+    (tmp_path / "f").mkdir()
+    with pytest.raises(FileExistsError, match="exists and is no file"):
+        write(tmp_path / "f", "new")
 
 
 def test_a_dangling_link_is_not_replaced(tmp_path):

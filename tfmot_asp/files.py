@@ -6,15 +6,13 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def replacing(
-    path: Path, *, overwrite: bool, what: str, is_ours: Callable[[Path], bool] = lambda path: path.is_file()
-) -> Iterator[Path]:
+def replacing(path: Path, *, overwrite: bool, what: str, folder: bool = False) -> Iterator[Path]:
     """Gives a temporary path to write to, which takes the place of ``path`` when the block ends without an exception.
 
     Whatever happens in the block, there is never half a file at ``path``: on an exception (Ctrl-C too) what was there
@@ -22,9 +20,9 @@ def replacing(
 
     Args:
         path: the file or folder to write. Missing parent folders are made.
-        overwrite: whether an existing one may be replaced.
+        overwrite: whether an existing one may be replaced: a file by a file, a SavedModel by a folder.
         what: in the words of an error, such as ``"a SavedModel"``.
-        is_ours: whether what exists may be replaced at all; by default any file, and no folder.
+        folder: whether a folder is written. An empty one in its place is as good as none.
 
     Yields:
         A path that does not exist, with the same name, in a temporary folder beside ``path``.
@@ -33,7 +31,7 @@ def replacing(
         FileExistsError: if ``path`` exists and may not be replaced, or its folder is a file; raised before the block
             runs.
     """
-    check_target(path, overwrite=overwrite, what=what, is_ours=is_ours)
+    check_target(path, overwrite=overwrite, what=what, folder=folder)
     made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]  # innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -56,21 +54,26 @@ def replacing(
         raise
 
 
-def check_target(
-    path: Path, *, overwrite: bool, what: str, is_ours: Callable[[Path], bool] = lambda path: path.is_file()
-) -> None:
+def check_target(path: Path, *, overwrite: bool, what: str, folder: bool) -> None:
     """Raises FileExistsError if ``path`` exists and ``replacing`` would not replace it, or if its folder is a file."""
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
             raise FileExistsError(f"{str(path)!r} cannot be written: {str(parent)!r} is no folder")
-    if not os.path.lexists(path):  # a dangling link is something too
+    if is_free(path, folder=folder):
         return
     if not overwrite:
         raise FileExistsError(f"{str(path)!r} exists; give another path, or overwrite=True to replace {what}")
-    if not is_ours(path):
+    if not (is_saved_model(path) if folder else path.is_file()):
         raise FileExistsError(
             f"{str(path)!r} exists and is no {what.split(' ', 1)[-1]}, so overwrite=True does not replace it"
         )
+
+
+def is_free(path: Path, *, folder: bool) -> bool:
+    """Whether nothing is in the place of a file, or of a folder; a dangling link is something."""
+    if folder and path.is_dir() and not path.is_symlink():
+        return not any(path.iterdir())
+    return not os.path.lexists(path)
 
 
 def is_saved_model(path: Path) -> bool:

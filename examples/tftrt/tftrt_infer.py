@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> float:
     way.add_argument("--use_tftrt_model", action="store_true", help="convert it with TF-TRT first")
     parser.add_argument("--input_saved_model_dir", type=pathlib.Path, default=pathlib.Path("exported_model"))
     parser.add_argument("--output_saved_model_dir", type=pathlib.Path, help="keep the converted model here")
-    parser.add_argument("--precision", default="FP16", choices=["FP32", "FP16"])
+    parser.add_argument("--precision", default="fp16", choices=["fp32", "fp16"])
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--image_size", type=int, default=32, help="as it was for main.py")
     parser.add_argument("--warmup", type=int, default=10, help="steps before the measurement")

@@ -272,7 +272,7 @@ def test_weights_in_half_precision_halve_the_file(tmp_path):
     model = mlp(hidden=512, inputs=256)
     pruned = tfmot_asp.prune_trained_model(model, permute=False)
     tfmot_asp.export.saved_model(model, tmp_path / "single")
-    report = tfmot_asp.export.saved_model(model, tmp_path / "half", dtype="float16")
+    report = tfmot_asp.export.saved_model(model, tmp_path / "half", precision="fp16")
     assert report.ok
     assert {layer.name: layer.status for layer in report.layers} == {
         "first/kernel/float16": "sparse",
@@ -286,7 +286,9 @@ def test_weights_in_half_precision_halve_the_file(tmp_path):
     pruned.remove()
     model.get_layer("first").kernel.assign_add(1e5 * tf.ones((256, 512)))
     with pytest.raises(ValueError, match=r"first/kernel has weights up to 1e\+05, too large for float16"):
-        tfmot_asp.export.saved_model(model, tmp_path / "large", dtype="float16")
+        tfmot_asp.export.saved_model(model, tmp_path / "large", precision="fp16")
+    with pytest.raises(ValueError, match="precision must be one of 'fp32', 'fp16', 'bf16', got 'int8'"):
+        tfmot_asp.export.saved_model(model, tmp_path / "whole", precision="int8")
     assert sorted(os.listdir(tmp_path)) == ["half", "single"]
 
 
@@ -297,7 +299,7 @@ def test_a_model_with_tables_keeps_its_variables_and_cannot_be_narrowed(tmp_path
     tfmot_asp.export.saved_model(model, tmp_path / "m")
     assert "Exported with variables, and batch norm as it is: 'words' reads" in caplog.text
     with pytest.raises(ValueError, match="weights cannot be stored in float16: 'words' reads"):
-        tfmot_asp.export.saved_model(model, tmp_path / "half", dtype="float16")
+        tfmot_asp.export.saved_model(model, tmp_path / "half", precision="fp16")
     assert os.listdir(tmp_path) == ["m"]
 
 

@@ -98,7 +98,7 @@ def test_a_fixed_batch_is_converted_and_built_for_its_own_shape(exported, record
 
 def test_an_open_batch_gets_one_profile_over_the_given_shapes(exported, recorder, tmp_path):
     (name,) = load_signature(exported / "open").structured_input_signature[1]
-    convert(exported / "open", tmp_path / "out", "FP32", input_shapes=[{name: (1, 16)}, {name: (32, 16)}])
+    convert(exported / "open", tmp_path / "out", "fp32", input_shapes=[{name: (1, 16)}, {name: (32, 16)}])
     (made,) = recorder.made
     assert made.arguments["use_dynamic_shape"] is True
     assert made.arguments["dynamic_shape_profile_strategy"] == "Range"
@@ -107,7 +107,7 @@ def test_an_open_batch_gets_one_profile_over_the_given_shapes(exported, recorder
 
 def test_int8_is_calibrated_on_the_given_batches(exported, recorder, tmp_path):
     data = [np.full((8, 16), value, np.float64) for value in (1, 2)]
-    convert(exported / "fixed", tmp_path / "out", "INT8", calibration_data=data)
+    convert(exported / "fixed", tmp_path / "out", "int8", calibration_data=data)
     (made,) = recorder.made
     assert made.arguments["use_calibration"] is True
     assert [float(next(iter(batch.values()))[0, 0]) for batch in made.calibrated] == [1, 2]
@@ -124,7 +124,7 @@ def test_sparse_mode_switched_off_is_said(exported, recorder, tmp_path, monkeypa
 def test_weights_behind_a_cast_are_said_to_be_in_the_way(recorder, tmp_path, caplog):
     model = mlp(inputs=512, hidden=256)
     tfmot_asp.prune_trained_model(model, permute=False)
-    tfmot_asp.export.saved_model(model, tmp_path / "half", batch_size=4, dtype="float16")
+    tfmot_asp.export.saved_model(model, tmp_path / "half", batch_size=4, precision="fp16")
     convert(tmp_path / "half", tmp_path / "out")
     assert "2 products of" in caplog.text
     assert "read weights through a Cast" in caplog.text
@@ -140,9 +140,9 @@ def test_a_failing_conversion_leaves_nothing(exported, recorder, tmp_path, monke
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"precision": "BF16"}, "precision must be one of FP32, FP16, INT8, got 'BF16'"),
-        ({"precision": "INT8"}, "'INT8' needs calibration_data"),
-        ({"calibration_data": [1]}, "calibration_data is for precision 'INT8' only"),
+        ({"precision": "BF16"}, "precision must be one of 'fp32', 'fp16', 'int8', got 'BF16'"),
+        ({"precision_mode": "INT8"}, "precision='int8' needs calibration_data"),
+        ({"calibration_data": [1]}, "calibration_data is for precision='int8' only"),
         ({"minimum_segment_size": 0}, "minimum_segment_size must be an integer of at least 1, got 0"),
         ({"max_workspace_size_bytes": 1.5}, "max_workspace_size_bytes must be an integer"),
         ({"maximum_cached_engines": True}, "maximum_cached_engines must be an integer"),

@@ -169,7 +169,7 @@ def test_every_step_is_sparse_and_so_is_the_int8_file(name, tmp_path):
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     written = tfmot_asp.export.tflite(
-        quantized, tmp_path / "m.tflite", quantize="int8", representative_dataset=_named(quantized, x)
+        quantized, tmp_path / "m.tflite", precision="int8", calibration_data=_named(quantized, x)
     )
     assert written.ok
     assert written.sparse == len(sparse)
@@ -292,7 +292,7 @@ def test_int8_file_and_model_agree_exactly_and_a_dense_layer_trains_freely(tmp_p
     assert (rows["first"].kept, rows["second"].kept) == (True, False)
     x = train(quantized)
     report = tfmot_asp.export.tflite(
-        quantized, tmp_path / "m.tflite", quantize="int8", io_dtype="int8", representative_dataset=x
+        quantized, tmp_path / "m.tflite", precision="int8", io_dtype="int8", calibration_data=x
     )
     assert [layer.status for layer in report.layers] == ["sparse", "dense"]
     graph = TfliteFile(tmp_path / "m.tflite").subgraphs[0]

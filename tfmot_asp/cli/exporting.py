@@ -17,11 +17,10 @@ _OPTIONS = {
         *("calibration_method", "percentile", "keep_float", "int8_weights"),
     ),
     "saved_model": ("precision", "batch_size", "fold_batch_norm"),
-    "tflite": ("quantize", "batch_size", "calibration_data", "io_dtype", "select_tf_ops"),
+    "tflite": ("precision", "batch_size", "calibration_data", "io_dtype", "select_tf_ops"),
 }
-_IN_THE_LIBRARY = {("saved_model", "precision"): "dtype", ("tflite", "calibration_data"): "representative_dataset"}
-_DTYPES = {"fp32": None, "fp16": "float16"}
-_INT8_NEEDS_DATA = "int8 needs --calibration-data: typical inputs, as an .npy file, or .npz with an array per input"
+_FLAGS = {"fold_batch_norm": "no-fold-batch-norm", "calibration_data": "calibration"}
+_INT8_NEEDS_DATA = "int8 needs --calibration: typical inputs, as an .npy file, or .npz with an array per input"
 
 
 def export(arguments: argparse.Namespace, console: Console) -> int:
@@ -35,9 +34,8 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
     from tfmot_asp import export as exporters
     from tfmot_asp.keras_models.quantized import quantized_layers
 
-    if given.get("quantize") == "int8" and "calibration_data" not in given and not quantized_layers(model):
+    if given.get("precision") == "int8" and "calibration_data" not in given and not quantized_layers(model):
         raise ValueError(_INT8_NEEDS_DATA)
-    options = {_IN_THE_LIBRARY.get((target, name), name): value for name, value in given.items()}
     with console.without_noise():  # of the TFLite converter
         report = getattr(exporters, target)(
             model,
@@ -45,7 +43,7 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
             overwrite=arguments.force,
             input_shapes=input_shapes(arguments.input_shape),
             sparsity_m_by_n=arguments.pattern,
-            **options,
+            **given,
         )
     console.result(str(report), {"output": str(arguments.output), **report.to_dict()})
     if not report.sparse:
@@ -60,15 +58,12 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     for name in given.keys() - set(_OPTIONS[target]):
         fitting = " and ".join(f"--to {other}" for other, options in _OPTIONS.items() if name in options)
-        flag = "no-fold-batch-norm" if name == "fold_batch_norm" else name.replace("_", "-")
+        flag = _FLAGS.get(name, name.replace("_", "-"))
         raise ValueError(f"--{flag} goes with {fitting}, not with --to {target}")
     if given.get("batch_size") == "open":
         given["batch_size"] = None
-    precision = given.get("precision")
-    if precision == "int8" and "calibration_data" not in given and target == "onnx":
+    if given.get("precision") == "int8" and target == "saved_model":
+        raise ValueError("--to saved_model writes fp32 or fp16, not int8")
+    if given.get("precision") == "int8" and "calibration_data" not in given and target == "onnx":
         raise ValueError(_INT8_NEEDS_DATA)
-    if precision is not None and target == "saved_model":
-        if precision not in _DTYPES:
-            raise ValueError(f"--to saved_model writes {' or '.join(_DTYPES)}, not {precision}")
-        given["precision"] = _DTYPES[precision]
     return given

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tfmot_asp.hardware.precision import PRECISIONS, check_precision
 from tfmot_asp.hardware.rule import SUPPORTED_KINDS, PruneForSparseTensorCores
 from tfmot_asp.pattern import Pattern
 
@@ -40,6 +41,14 @@ def kinds(text: str) -> tuple[str, ...]:
     if unknown or not names:
         raise argparse.ArgumentTypeError(f"{text!r}: kinds are {', '.join(SUPPORTED_KINDS)}")
     return names
+
+
+def precision(text: str) -> str:
+    """``"fp32"``, ``"fp16"`` or ``"int8"``, also as ``"float32"`` and ``"float16"``."""
+    try:
+        return check_precision(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(PRECISIONS)}") from None
 
 
 def count(text: str) -> int:

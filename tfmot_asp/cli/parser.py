@@ -73,8 +73,8 @@ _EXPORT = """\
 examples:
   tfmot-asp export sparse.keras --to saved_model -o exported --batch-size 8
   tfmot-asp export sparse.keras --to onnx -o model.onnx --precision fp16
-  tfmot-asp export sparse.keras --to onnx -o model.onnx --precision int8 --calibration-data images.npy
-  tfmot-asp export sparse.keras --to tflite -o model.tflite --quantize int8 --calibration-data images.npy
+  tfmot-asp export sparse.keras --to onnx -o model.onnx --precision int8 --calibration images.npy
+  tfmot-asp export sparse.keras --to tflite -o model.tflite --precision int8 --calibration images.npy
 
 The file is read back and checked before it takes its place. ONNX needs: pip install "tfmot-asp[onnx]"
 """
@@ -280,9 +280,23 @@ def _search_options(command: argparse.ArgumentParser) -> None:
 def _export_options(command: argparse.ArgumentParser) -> None:
     """Each is None unless it is given: what it is then, the library knows."""
     group = command.add_argument_group("what is written")
-    group.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of ONNX and SavedModel weights (fp32)")
-    group.add_argument("--quantize", choices=("float16", "int8"), help="of TFLite (default: none)")
-    group.add_argument("--calibration-data", type=Path, metavar="FILE", help="typical inputs, for int8: .npy or .npz")
+    _renamed(
+        group,
+        "--precision",
+        "--quantize",
+        type=options.precision,
+        metavar="P",
+        help="fp32, fp16 or int8 (fp32)",
+    )
+    _renamed(
+        group,
+        "--calibration",
+        "--calibration-data",
+        dest="calibration_data",
+        type=Path,
+        metavar="FILE",
+        help="typical inputs, for int8: .npy or .npz",
+    )
     group.add_argument(
         "--batch-size", type=options.batch, metavar="N", help="fixed batch size, or open (open; of TFLite 1)"
     )
@@ -312,6 +326,14 @@ def _export_options(command: argparse.ArgumentParser) -> None:
 def _switch(group: Any, flag: str, text: str, *, name: str | None = None, value: bool = True) -> None:
     name = name or flag.removeprefix("--").replace("-", "_")
     group.add_argument(flag, dest=name, action="store_const", const=value, help=text)
+
+
+def _renamed(group: Any, flag: str, old: str, **given: Any) -> None:
+    """An option that is still taken under the name that it had."""
+    given.setdefault("dest", flag.removeprefix("--"))
+    group = group.add_mutually_exclusive_group()
+    group.add_argument(flag, **given)
+    group.add_argument(old, **{**given, "help": argparse.SUPPRESS})
 
 
 class _Version(argparse.Action):

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.files import is_free, is_saved_model, replacing
+
 HDF5 = (".h5", ".hdf5")
 
 
@@ -26,14 +28,14 @@ def check_output(output: Path, source: Path, *, force: bool, formats: tuple[str,
     if output.suffix.lower() not in formats:
         wanted = ", ".join(suffix or "a folder without a suffix" for suffix in formats)
         raise ValueError(f"{str(output)!r} has the suffix {output.suffix!r}; this command writes {wanted}")
-    if not output.exists():
+    is_folder = output.suffix == ""
+    if is_free(output, folder=is_folder):
         return
     if output.resolve() == source.resolve() and not force:
         raise FileExistsError(f"{str(output)!r} is the file that is read; give another -o, or --force to replace it")
     if not force:
         raise FileExistsError(f"{str(output)!r} exists; give another -o, or --force to replace it")
-    is_folder = output.suffix == ""
-    if output.is_dir() != is_folder or (is_folder and not (output / "saved_model.pb").exists()):
+    if output.is_dir() != is_folder or (is_folder and not is_saved_model(output)):
         raise FileExistsError(f"{str(output)!r} exists and is of another kind, so --force does not replace it")
 
 
@@ -46,7 +48,6 @@ def write_model(model: Any, output: Path, *, force: bool, allow_unsafe: bool) ->
         ValueError: if Keras cannot write the model in that format.
         RuntimeError: if what was written is not the model.
     """
-    from tfmot_asp.files import replacing
     from tfmot_asp.keras_models.which_keras import is_keras3
 
     suffix = output.suffix.lower()
@@ -55,8 +56,7 @@ def write_model(model: Any, output: Path, *, force: bool, allow_unsafe: bool) ->
             f"{str(output)!r} would be a SavedModel with layers, which Keras 3 does not write: give -o a .keras "
             "name, or use `export --to saved_model`"
         )
-    is_ours = (lambda path: (path / "saved_model.pb").is_file()) if suffix == "" else Path.is_file
-    with replacing(output, overwrite=force, what="a model", is_ours=is_ours) as written:
+    with replacing(output, overwrite=force, what="a model", folder=suffix == "") as written:
         try:
             model.save(str(written))
         except (NotImplementedError, ValueError, TypeError) as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,31 +22,36 @@ def has_pattern(gemm: Gemm, pattern: Pattern) -> bool:
     return weight is not None and bool(np.any(weight)) and standing(weight, gemm.reduction_axes, pattern).holds
 
 
-def check_nothing_lost(function: Any, report: VerificationReport, what: str) -> None:
-    """Raises RuntimeError unless each kernel that has the pattern in a function has a counterpart in a file.
+def lost_kernels(function: Any, report: VerificationReport) -> list[str]:
+    """The kernels that have the pattern in a function, and of whose size not as many have it in a file.
 
-    Kernels are counted by their sizes: a converter may transpose and rename them, and write twice what is called twice.
+    Only the number of weights is compared: a converter may transpose and rename kernels, cut them in another way, write
+    twice what is called twice, and once what is equal.
+
+    Args:
+        function: of the Keras model as it is.
+        report: of the file.
+
+    Returns:
+        Their names.
+    """
+    sparse: dict[tuple[int, bytes], str] = {}
+    for gemm in find_gemms(trace_function(function)):
+        if gemm.weight is not None and has_pattern(gemm, report.sparsity_m_by_n):
+            sparse[gemm.weight.size, hashlib.sha256(gemm.weight.tobytes()).digest()] = gemm.weight_name
+    needed = Counter(size for size, _ in sparse)
+    found = Counter(math.prod(layer.shape) for layer in report.layers if layer.holds)
+    return [name for (size, _), name in sparse.items() if needed[size] > found[size]]
+
+
+def check_nothing_lost(function: Any, report: VerificationReport, what: str) -> None:
+    """Raises RuntimeError if a file lost the pattern of a kernel.
 
     Args:
         function: of the Keras model as it is.
         report: of the file.
         what: the file, for the error, such as ``"the ONNX file"``.
     """
-    pattern = report.sparsity_m_by_n
-    sparse = {
-        (gemm.op, gemm.weight_name): _sizes(gemm.weight.shape, gemm.reduction_axes)
-        for gemm in find_gemms(trace_function(function))
-        if gemm.weight is not None and has_pattern(gemm, pattern)
-    }
-    needed = Counter(sparse.values())
-    found = Counter(_sizes(layer.shape, layer.reduction_axes) for layer in report.layers if layer.holds)
-    lost = [name for (_, name), size in sparse.items() if needed[size] > found[size]]
-    if lost:
-        raise RuntimeError(
-            f"{what} lost the pattern {pattern} of {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}; it says:\n{report}"
-        )
-
-
-def _sizes(shape: Sequence[int], reduction_axes: Sequence[int]) -> tuple[int, int]:
-    """Length of the reduction axes, and number of weights."""
-    return math.prod(shape[axis] for axis in reduction_axes), math.prod(shape)
+    if lost := lost_kernels(function, report):
+        names = f"{', '.join(lost[:3])}{', ...' * (len(lost) > 3)}"
+        raise RuntimeError(f"{what} lost the pattern {report.sparsity_m_by_n} of {names}; it says:\n{report}")

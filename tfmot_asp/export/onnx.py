@@ -11,6 +11,7 @@ from typing import Any
 
 from tfmot_asp.export.activation_ranges import METHODS, calibration_batches
 from tfmot_asp.export.kept_pattern import check_nothing_lost, has_pattern
+from tfmot_asp.export.keywords import takes_aliases
 from tfmot_asp.export.lowering.inference import inference_function, serving_function
 from tfmot_asp.export.onnx_files.comparison import OutputCheck
 from tfmot_asp.export.onnx_files.convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
@@ -22,14 +23,13 @@ from tfmot_asp.export.onnx_files.run import Batch, session
 from tfmot_asp.export.tensorrt.trtexec import trtexec_command
 from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
+from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import Pattern, PatternLike
 from tfmot_asp.reports.verification import VerificationReport
 from tfmot_asp.types import CalibrationData, InputShapes, StrPath
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 # An int8 file whose outputs are off by more than this, in the Euclidean norm on its calibration data, is of no use.
 _INT8_LIMIT = 0.5
@@ -48,6 +48,7 @@ class _Int8Options:
     int8_weights: bool
 
 
+@takes_aliases
 def onnx(
     model: Any,
     path: StrPath,
@@ -123,6 +124,7 @@ def onnx(
     import_tf2onnx()
     path = Path(path)
     int8 = _Int8Options(calibration_method, percentile, _names(keep_float), int8_weights)
+    precision = check_precision(precision)
     _check_arguments(path, precision, float16_io, int8)
     check_opset(opset)
     with replacing(path, overwrite=overwrite, what="an ONNX file") as written:
@@ -156,8 +158,6 @@ def _names(keep_float: Iterable[str]) -> Sequence[str]:
 def _check_arguments(path: Path, precision: str, float16_io: bool, int8: _Int8Options) -> None:
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"path must end in .onnx, by which verify knows the format; got {str(path)!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
     if float16_io and precision != "fp16":
         raise ValueError(f"float16_io is for precision='fp16', got {precision!r}")
     if (int8.keep_float or int8.int8_weights) and precision != "int8":

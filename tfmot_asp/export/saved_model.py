@@ -11,18 +11,19 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.kept_pattern import check_nothing_lost
+from tfmot_asp.export.keywords import takes_aliases
 from tfmot_asp.export.lowering.inference import (
     CannotFreezeError,
-    check_weights_dtype,
     holder_of,
     inference_function,
     outputs_differ,
     serving_function,
 )
 from tfmot_asp.export.verify import load_signature, verify
-from tfmot_asp.files import is_saved_model, replacing
+from tfmot_asp.files import replacing
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
+from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import PatternLike
 from tfmot_asp.reports.verification import VerificationReport
@@ -30,7 +31,10 @@ from tfmot_asp.types import InputShapes, StrPath
 
 logger = logging.getLogger(__name__)
 
+_STORED = {"fp32": None, "fp16": tf.float16, "bf16": tf.bfloat16}
 
+
+@takes_aliases
 def saved_model(
     model: Any,
     path: StrPath,
@@ -39,7 +43,7 @@ def saved_model(
     fold_batch_norm: bool = True,
     batch_size: int | None = None,
     input_shapes: InputShapes | None = None,
-    dtype: Any = None,
+    precision: str = "fp32",
     sparsity_m_by_n: PatternLike | None = None,
 ) -> VerificationReport:
     """Writes a model as a SavedModel with the inference signature ``serving_default``, in the form that TF-TRT takes.
@@ -56,14 +60,15 @@ def saved_model(
 
     Args:
         model: a built tf_keras or Keras 3 model, with or without pruning wrappers. It stays as it is.
-        path: folder to write. It must not exist unless ``overwrite``.
-        overwrite: replace an existing SavedModel. A folder that is no SavedModel is never replaced.
+        path: folder to write. It must not exist, or be empty, unless ``overwrite``.
+        overwrite: replace an existing SavedModel. A folder of other things is never replaced.
         fold_batch_norm: whether to fold batch norm, and other scales and shifts per channel.
         batch_size: fixed batch size of the signature; None leaves it open.
         input_shapes: for models that do not know their own input shapes, as in ``tfmot_asp.permute``.
-        dtype: ``"float16"`` (or ``"bfloat16"``) stores kernels and embedding tables in that type, which halves the
-            file. They are cast to float32 where they are read. Leave it out for TF-TRT, whose engines narrow weights
-            by themselves: Grappler, which runs first, folds no cast of a constant above 100 kB.
+        precision: that weights are stored in. ``"fp16"`` (or ``"bf16"``) narrows kernels and embedding tables, which
+            halves the file; they are cast to float32 where they are read. Leave it out for TF-TRT, whose engines
+            narrow weights by themselves: Grappler, which runs first, folds no cast of a constant above 100 kB.
+            ``dtype=`` is the same.
         sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
             keep; by default that of its pruning wrappers, and 2:4 for a model without.
 
@@ -72,8 +77,8 @@ def saved_model(
 
     Raises:
         FileExistsError: if ``path`` exists.
-        ValueError: if the model is none, not built, or its pruning has not reached the pattern; if ``dtype`` is
-            unknown, too narrow for a weight, or asked for a model that keeps its variables.
+        ValueError: if the model is none, not built, or its pruning has not reached the pattern; if ``precision``
+            is unknown, too narrow for a weight, or asked for a model that keeps its variables.
         RuntimeError: if the written file does not say what the model says. Nothing is left behind then.
 
     Example:
@@ -82,8 +87,8 @@ def saved_model(
         True
     """
     path = Path(path)
-    narrow = check_weights_dtype(dtype)
-    with replacing(path, overwrite=overwrite, what="a SavedModel", is_ours=is_saved_model) as written:
+    narrow = _STORED[check_precision(precision, tuple(_STORED))]
+    with replacing(path, overwrite=overwrite, what="a SavedModel", folder=True) as written:
         plain, pattern = plain_model(model, sparsity_m_by_n)
         original = serving_function(plain, batch_size, input_shapes)
         function = original

@@ -17,17 +17,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.activation_ranges import calibration_batches
+from tfmot_asp.export.keywords import takes_aliases
 from tfmot_asp.export.verify import load_signature, verify
-from tfmot_asp.files import is_saved_model, replacing
+from tfmot_asp.files import replacing
 from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.ops import product_of
+from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
 from tfmot_asp.types import CalibrationData, InputShapes
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("FP32", "FP16", "INT8")
 SPARSE_MODE = "TF_TRT_SPARSE_MODE"
 
 _ELSEWHERE = (
@@ -38,10 +39,11 @@ _ELSEWHERE = (
 )
 
 
+@takes_aliases
 def tftrt(
     saved_model_dir: Any,
     out_dir: Any,
-    precision: str = "FP16",
+    precision: str = "fp16",
     *,
     input_shapes: InputShapes | None = None,
     calibration_data: CalibrationData | None = None,
@@ -61,11 +63,11 @@ def tftrt(
     Args:
         saved_model_dir: what ``export.saved_model`` wrote, or any SavedModel with a ``serving_default`` signature.
         out_dir: folder to write.
-        precision: ``"FP32"``, ``"FP16"`` or ``"INT8"``. TensorRT documents sparse kernels for FP16 and INT8.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``. TensorRT documents sparse kernels for fp16 and int8.
         input_shapes: shapes to build engines for: one shape, a list of shapes for several inputs, or a dict by input
             name. A list of such, each as a dict, makes one profile that spans all of them. Needed where the signature
             leaves an axis open; by default the signature's own shapes.
-        calibration_data: typical inputs for INT8, as ``export.onnx`` takes them. All batches must have one shape.
+        calibration_data: typical inputs for int8, as ``export.onnx`` takes them. All batches must have one shape.
         max_workspace_size_bytes: GPU memory that TensorRT may use to try kernels, and to run them.
         minimum_segment_size: fewest ops that are worth an engine.
         maximum_cached_engines: engines kept for different input shapes; TF-TRT runs others in TensorFlow.
@@ -86,7 +88,7 @@ def tftrt(
 
     Example:
         >>> tfmot_asp.export.saved_model(model, "exported", batch_size=64)
-        >>> tfmot_asp.export.tftrt("exported", "converted", precision="FP16")
+        >>> tfmot_asp.export.tftrt("exported", "converted", precision="fp16")
     """
     parameters = conversion_parameters(
         precision,
@@ -98,9 +100,9 @@ def tftrt(
     )
     source, out = Path(saved_model_dir), Path(out_dir)
     if parameters["precision_mode"] == "INT8" and calibration_data is None:
-        raise ValueError("precision 'INT8' needs calibration_data: some batches of typical inputs")
+        raise ValueError("precision='int8' needs calibration_data: some batches of typical inputs")
     if parameters["precision_mode"] != "INT8" and calibration_data is not None:
-        raise ValueError(f"calibration_data is for precision 'INT8' only, got {precision!r}")
+        raise ValueError(f"calibration_data is for precision='int8' only, got {precision!r}")
     report = verify(source, sparsity_m_by_n=sparsity_m_by_n, allow_unsafe=allow_unsafe)
     if not report.sparse:
         pattern = report.sparsity_m_by_n
@@ -111,14 +113,14 @@ def tftrt(
     if cast := [op.name for op in trace_function(function).ops if product_of(op) and _reads_a_cast(op)]:
         logger.warning(
             "%d products of %s read weights through a Cast (the first is %s), which TF-TRT may leave in TensorFlow: "
-            'export the SavedModel without dtype=; precision="FP16" makes half-precision engines all the same',
+            "export the SavedModel without precision=; the one of tftrt makes half-precision engines all the same",
             len(cast),
             source,
             cast[0],
         )
     batches = example_inputs(function, input_shapes)
     converter = _converter(source, parameters, dynamic=_has_open_axes(function))
-    with replacing(out, overwrite=overwrite, what="a SavedModel", is_ours=is_saved_model) as new:
+    with replacing(out, overwrite=overwrite, what="a SavedModel", folder=True) as new:
         if calibration_data is None:
             converter.convert()
         else:
@@ -130,24 +132,23 @@ def tftrt(
     return converter
 
 
-def conversion_parameters(precision: str = "FP16", **options: Any) -> dict[str, Any]:
+def conversion_parameters(precision: str = "fp16", **options: Any) -> dict[str, Any]:
     """The keyword arguments of ``tf.experimental.tensorrt.ConversionParams`` (TensorFlow 2.17), checked.
 
     Args:
-        precision: ``"FP32"``, ``"FP16"`` or ``"INT8"``, in any case.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         **options: ``max_workspace_size_bytes``, ``minimum_segment_size``, ``maximum_cached_engines``,
             ``use_calibration`` and ``allow_build_at_runtime``, as ``tftrt`` describes them.
 
     Raises:
         ValueError: if one is of the wrong type, or too small.
     """
-    if not isinstance(precision, str) or precision.upper() not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    precision_mode = check_precision(precision).upper()
     for name, least in (("max_workspace_size_bytes", 1), ("minimum_segment_size", 1), ("maximum_cached_engines", 1)):
         value = options.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return {"precision_mode": precision.upper(), **options}
+    return {"precision_mode": precision_mode, **options}
 
 
 def example_inputs(function: Any, input_shapes: InputShapes | None = None) -> list[dict[str, tf.Tensor]]:

@@ -51,7 +51,7 @@ def quantize_model(
     them, ReLU, pooling and a few more. Kernels of other layers stay float; they are logged, and listed with the reason
     by ``quantization_report(model)``. The pattern of every kernel that has it now, quantized or not, holds after every
     training step, since a mask is made part of the kernel's constraint, and so it does in the int8 file that
-    ``tfmot_asp.export.tflite(model, path, quantize="int8")`` writes.
+    ``tfmot_asp.export.tflite(model, path, precision="int8")`` writes.
 
     A loaded model has no masks: see ``keep_sparsity``.
 
@@ -73,7 +73,7 @@ def quantize_model(
         >>> quantized = tfmot_asp.quantize_model(sparse)
         >>> quantized.compile("adam", "sparse_categorical_crossentropy")
         >>> quantized.fit(images, labels)
-        >>> tfmot_asp.export.tflite(quantized, "model.tflite", quantize="int8")
+        >>> tfmot_asp.export.tflite(quantized, "model.tflite", precision="int8")
     """
     pattern = Pattern.of(sparsity_m_by_n)
     _check_model(to_quantize)
@@ -206,7 +206,7 @@ def _check_model(model: Any) -> None:
         raise ValueError(
             f"{model.name!r} ({type(model).__name__}) belongs to Keras 3; tfmot quantizes tf_keras models. Build it "
             "with tf_keras (or set TF_USE_LEGACY_KERAS=1 before importing TensorFlow), or quantize after training: "
-            'tfmot_asp.export.tflite(model, path, quantize="int8", representative_dataset=...)'
+            'tfmot_asp.export.tflite(model, path, precision="int8", calibration_data=...)'
         )
     if not isinstance(model, keras.Model):
         raise ValueError(f"quantize_model takes a tf_keras model, got a {type(model).__name__}: {model!s:.80}")
@@ -219,7 +219,7 @@ def _check_model(model: Any) -> None:
     if not (isinstance(model, keras.Sequential) or model._is_graph_network):
         raise ValueError(
             f"{model.name!r} is a subclassed {type(model).__name__}; tfmot quantizes functional and sequential models. "
-            'Quantize after training: tfmot_asp.export.tflite(model, path, quantize="int8", representative_dataset=...)'
+            'Quantize after training: tfmot_asp.export.tflite(model, path, precision="int8", calibration_data=...)'
         )
     inner = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
     if inner is not None:

@@ -46,7 +46,7 @@ def test_everything_becomes_float32_but_what_is_asked_to_stay(dtype, keep_io):
 
 
 def test_what_it_computes_in_an_onnx_file():
-    """tf2onnx takes the bodies along, of which TensorFlow knows those in half precision only."""
+    """tf2onnx takes the bodies along, which TensorFlow does not know."""
     pytest.importorskip("tf2onnx")
     half = in_half(tf.float16)
     runner = session(convert(half))

@@ -86,7 +86,7 @@ def inference_function(
     input_shapes: InputShapes | None = None,
     *,
     fold_batch_norm: bool = True,
-    weights_dtype: Any = None,
+    weights_dtype: tf.DType | None = None,
     inline_xla: bool = True,
     distinct_names: bool = False,
 ) -> Any:
@@ -101,8 +101,8 @@ def inference_function(
         batch_size: fixed batch size, or None to leave the first axis open.
         input_shapes: for models that do not know their own.
         fold_batch_norm: whether to fold it.
-        weights_dtype: ``"float16"`` or ``"bfloat16"`` to store float32 weights in, each with a cast to float32 after
-            it; products are computed in float32 all the same.
+        weights_dtype: a narrower type to store float32 weights in, each with a cast to float32 after it; products are
+            computed in float32 all the same.
         inline_xla: whether functions that ask for XLA are inlined, as converters need it. tf_keras wraps grouped
             convolutions so, because TensorFlow's CPU kernels cannot run all graphs that have them.
         distinct_names: as in ``serving_function``.
@@ -114,7 +114,6 @@ def inference_function(
         CannotFreezeError: (a ValueError) if the model reads lookup tables, or has 2 GiB of weights or more.
         ValueError: if a weight is too large for ``weights_dtype``.
     """
-    narrow = check_weights_dtype(weights_dtype)
     function = serving_function(model, batch_size, input_shapes, distinct_names=distinct_names)
     keys = sorted(function.structured_outputs)
     frozen = _freeze(model, function)
@@ -128,22 +127,22 @@ def inference_function(
     # Folding first; what it cannot do must not keep the rest from being done.
     for fold in (True, False) if fold_batch_norm else (False,):
         try:
-            lowered = lower(frozen, fold_batch_norm=fold, names=names, weights_dtype=narrow)
+            lowered = lower(frozen, fold_batch_norm=fold, names=names, weights_dtype=weights_dtype)
         except OverflowError as error:
             raise ValueError(
-                f"{model.name!r} cannot be exported in {narrow.name if narrow else 'float32'}: {error}"
+                f"{model.name!r} cannot be exported in {weights_dtype.name if weights_dtype else 'float32'}: {error}"
             ) from error
         except ValueError as error:
             problem: str | None = str(error)
         else:
-            allowed = None if narrow is None else tolerance("rewritten", [narrow.name])
+            allowed = None if weights_dtype is None else tolerance("rewritten", [weights_dtype.name])
             problem = outputs_differ(function, lowered.function(keys, embed=False), allowed)
             if problem is None:
                 return lowered.function(keys)
         what = "without folding batch norm" if fold else "with its graph as it is"
         logger.warning("%s is exported %s: %s", model.name, what, problem)
-    if narrow is not None:
-        raise ValueError(f"{model.name!r} cannot be exported in {narrow.name}: {problem}")
+    if weights_dtype is not None:
+        raise ValueError(f"{model.name!r} cannot be exported in {weights_dtype.name}: {problem}")
     return frozen.function(keys)
 
 
@@ -160,21 +159,6 @@ def holder_of(function: Any, model: Any) -> tf.Module:
     parts = () if model is None else tf.train.TrackableView(model).descendants()
     holder.tables = [part for part in parts if hasattr(part, "resource_handle")]
     return holder
-
-
-def check_weights_dtype(dtype: Any) -> tf.DType | None:
-    """A type to store weights in, or None for the model's own.
-
-    Raises:
-        ValueError: for any other than float16, bfloat16, float32 and None.
-    """
-    names = {"float32": None, "float16": tf.float16, "bfloat16": tf.bfloat16}
-    if dtype is None:
-        return None
-    try:
-        return names[tf.as_dtype(dtype).name]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"dtype must be 'float16', 'bfloat16', 'float32' or None, got {dtype!r}") from error
 
 
 def outputs_differ(function: Any, other: Any, allowed: float | None = None) -> str | None:

@@ -36,8 +36,8 @@ def widened(function: Any, *, keep_io: bool = False) -> Any:
             default they are float32 as well.
 
     Returns:
-        A ``ConcreteFunction`` without variables, to be converted. TensorFlow itself cannot run it if it has loops or
-        branches: of their bodies it knows those in half precision by the same names.
+        A ``ConcreteFunction`` without variables, to be converted: TensorFlow itself cannot run it if it has loops or
+        branches, of whose bodies only the graph knows.
 
     Example:
         >>> function = serving_function(model)  # of a model with the policy mixed_float16
@@ -48,11 +48,17 @@ def widened(function: Any, *, keep_io: bool = False) -> Any:
         function, lower_control_flow=False, aggressive_inlining=True
     )
     graph_def = frozen.graph.as_graph_def()
+    # Bodies of loops and branches get new names: TensorFlow keeps one of each, and has it in half precision already.
+    names = {body.signature.name: f"{body.signature.name}_float32" for body in graph_def.library.function}
     nodes = [*graph_def.node, *(node for body in graph_def.library.function for node in body.node_def)]
     for node in nodes:
+        node.op = names.get(node.op, node.op)
         for attribute in node.attr.values():
             _widen_attribute(attribute)
+            for called in [attribute.func] if attribute.HasField("func") else attribute.list.func:
+                called.name = names.get(called.name, called.name)
     for body in graph_def.library.function:
+        body.signature.name = names[body.signature.name]
         for argument in (*body.signature.input_arg, *body.signature.output_arg):
             argument.type = _FLOAT if argument.type in _HALF else argument.type
     specs = list(function.structured_input_signature[0])

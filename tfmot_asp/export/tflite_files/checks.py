@@ -13,14 +13,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.kept_pattern import has_pattern
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile, quantization
 from tfmot_asp.graph.compare import difference
-from tfmot_asp.graph.flatten import trace_function
-from tfmot_asp.graph.gemms import Gemm, find_gemms
 from tfmot_asp.graph.probes import probes
-from tfmot_asp.pattern import Pattern
 
 logger = logging.getLogger(__name__)
 
@@ -39,34 +35,15 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def lost_pattern(function: Any, written: Path, pattern: Pattern) -> str | None:
-    """The first kernel that has the pattern in the model but not in the file."""
-    theirs = [(gemm, _rows(gemm)) for gemm in read_tflite(written) if gemm.weight is not None]
-    for mine in find_gemms(trace_function(function)):
-        if not has_pattern(mine, pattern):
-            continue
-        kept = _rows(mine) != 0
-        # The same kernel: zero wherever it is zero. Batch norm scales rows, quantization adds zeros.
-        if any(rows.shape == kept.shape and not np.any(rows[~kept]) for _, rows in theirs):
-            continue
-        # The converter may have cut it in another way; then one of its size must have the pattern as it is read.
-        if any(rows.size == kept.size and has_pattern(gemm, pattern) for gemm, rows in theirs):
-            continue
-        return mine.weight_name
-    return None
-
-
-def _rows(gemm: Gemm) -> np.ndarray:
-    """A weight as (outputs, positions, reduction), the same for TensorFlow's layout and TFLite's."""
-    weight = np.asarray(gemm.weight)
-    first, last = gemm.output_axes, gemm.reduction_axes
-    middle = tuple(axis for axis in range(weight.ndim) if axis not in first + last)
-    lengths = [int(np.prod([weight.shape[axis] for axis in axes])) for axes in (first, middle, last)]
-    return weight.transpose(first + middle + last).reshape(lengths)
-
-
-def compare(function: Any, written: Path, quantize: str | None, samples: Samples, tolerance: float) -> str:
+def compare(function: Any, written: Path, precision: str, samples: Samples, tolerance: float) -> str:
     """Runs the file and the model on the same inputs.
+
+    Args:
+        function: of the Keras model as it is.
+        written: the file.
+        precision: of the file.
+        samples: what to run them on; a random input if there are none.
+        tolerance: how far outputs may be off, relative to the largest of them, and in int8 to their spread.
 
     Returns:
         What to note about it.
@@ -96,9 +73,9 @@ def compare(function: Any, written: Path, quantize: str | None, samples: Samples
         before, after = before[finite], after[finite]
         if not before.size:
             raise ValueError(f"the model's output {name!r} is NaN or infinite throughout; check its weights")
-        worst = max(worst, _difference(name, before, after, quantize, steps.get(name, 0.0), tolerance))
+        worst = max(worst, _difference(name, before, after, precision, steps.get(name, 0.0), tolerance))
     samples_text = f"{len(samples)} input{'s' if len(samples) > 1 else ''}"
-    if quantize == "int8":
+    if precision == "int8":
         if worst > _INT8_REMARKABLE:
             logger.warning("%s: int8 changes the outputs by %.0f %% of their spread.", written.name, 100 * worst)
         return f"Outputs differ from the model's by {100 * worst:.3g} % of their spread (RMS, {samples_text})."
@@ -106,10 +83,10 @@ def compare(function: Any, written: Path, quantize: str | None, samples: Samples
 
 
 def _difference(
-    name: str, before: np.ndarray, after: np.ndarray, quantize: str | None, step: float, tolerance: float
+    name: str, before: np.ndarray, after: np.ndarray, precision: str, step: float, tolerance: float
 ) -> float:
     """How much an output changed relative to its size (int8: its spread); raises RuntimeError if by too much."""
-    if quantize == "int8":
+    if precision == "int8":
         # Few values say little about their spread: then the range is taken, which int8 has to span with zero in it.
         reach = float(max(before.max(), 0.0) - min(before.min(), 0.0))
         spread = float(before.std()) if before.size >= 8 else reach
@@ -118,11 +95,11 @@ def _difference(
         # One step of the output's own quantization each for rounding, and for the way there.
         too_much = error > tolerance * spread + 2 * step
         relative, what = (error / max(spread, step) if error else 0.0), "its spread"
-        hint = "; does the representative dataset show what the model sees? If so, train it quantization-aware"
+        hint = "; does the calibration data show what the model sees? If so, train it quantization-aware"
     else:
         relative, what, hint = difference(before, after), "its largest value", ""
         too_much = relative > tolerance
-        if quantize == "float16":
+        if precision == "fp16":
             hint = "; are its weights, times the scale of the batch norm behind them, beyond float16's 65,504?"
     if too_much:
         raise RuntimeError(
@@ -185,10 +162,8 @@ def _real(value: np.ndarray, details: Any) -> np.ndarray:
     return (value.astype(np.float64) - zero_point) * scale if scale and value.dtype.kind in "iu" else value
 
 
-def in_float(written: Path, quantize: str | None) -> list[str]:
+def in_float(written: Path) -> list[str]:
     """What an int8 file computes in float: its products by name, all ops by type."""
-    if quantize != "int8":
-        return []
     graphs = TfliteFile(written).subgraphs
     outputs = [
         (op.type, graph.tensors[op.outputs[0]])
