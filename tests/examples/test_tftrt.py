@@ -4,7 +4,7 @@ import pytest
 
 from tests.examples.run_example import run_example
 from tfmot_asp.export import verify
-from tfmot_asp.export.tftrt import why_not
+from tfmot_asp.export.tensorrt.tf_trt import why_not
 
 SMALL = ["--image-size", 8, "--width", 16, "--epochs", 1, "--fine-tune-epochs", 1, "--batch-size", 128]
 

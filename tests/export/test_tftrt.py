@@ -14,10 +14,10 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import mlp
 from tfmot_asp.export import tftrt as convert
-from tfmot_asp.export.tftrt import conversion_parameters, converter_arguments, example_inputs, why_not
+from tfmot_asp.export.tensorrt import tf_trt
+from tfmot_asp.export.tensorrt.tf_trt import conversion_parameters, converter_arguments, why_not
+from tfmot_asp.export.tftrt import example_inputs
 from tfmot_asp.export.verify import load_signature
-
-MODULE = convert.__globals__
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch):
     Recorder.made = []
-    monkeypatch.setitem(MODULE, "why_not", lambda: None)
+    monkeypatch.setattr(tf_trt, "why_not", lambda: None)
     tensorrt = types.SimpleNamespace(Converter=Recorder)
     experimental = types.SimpleNamespace(tensorrt=tensorrt)
-    monkeypatch.setitem(MODULE, "tf", types.SimpleNamespace(**{**vars(tf), "experimental": experimental}))
+    monkeypatch.setattr(tf_trt, "tf", types.SimpleNamespace(**{**vars(tf), "experimental": experimental}))
     return Recorder
 
 

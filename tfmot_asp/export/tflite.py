@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.activation_ranges import calibration_batches
+from tfmot_asp.export.calibration_data import calibration_batches
 from tfmot_asp.export.kept_pattern import check_nothing_lost, lost_kernels
 from tfmot_asp.export.keywords import takes_aliases
 from tfmot_asp.export.lowering.inference import inference_function, serving_function

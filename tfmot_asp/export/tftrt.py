@@ -16,27 +16,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.activation_ranges import calibration_batches
+from tfmot_asp.export.calibration_data import calibration_batches
 from tfmot_asp.export.keywords import takes_aliases
+from tfmot_asp.export.tensorrt.tf_trt import conversion_parameters, new_converter
 from tfmot_asp.export.verify import load_signature, verify
 from tfmot_asp.files import replacing
 from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.ops import product_of
-from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
 from tfmot_asp.types import CalibrationData, InputShapes
 
 logger = logging.getLogger(__name__)
 
 SPARSE_MODE = "TF_TRT_SPARSE_MODE"
-
-_ELSEWHERE = (
-    "TF-TRT is part of TensorFlow up to 2.17 on Linux, with the libraries of TensorRT 8.6 (pip install "
-    "tensorflow[and-cuda]==2.17.1 tensorrt==8.6.1, then put tensorrt_libs on LD_LIBRARY_PATH), and of NVIDIA's "
-    "TensorFlow containers on NGC up to 25.02 (tensorflow:25.02-tf2-py3). With any other TensorFlow go by ONNX: "
-    "tfmot_asp.export.onnx(model, path), then trtexec --sparsity=enable"
-)
 
 
 @takes_aliases
@@ -119,7 +112,7 @@ def tftrt(
             cast[0],
         )
     batches = example_inputs(function, input_shapes)
-    converter = _converter(source, parameters, dynamic=_has_open_axes(function))
+    converter = new_converter(source, parameters, dynamic=_has_open_axes(function))
     with replacing(out, overwrite=overwrite, what="a SavedModel", folder=True) as new:
         if calibration_data is None:
             converter.convert()
@@ -130,25 +123,6 @@ def tftrt(
     if os.environ.get(SPARSE_MODE) == "0":
         logger.warning("%s=0 is set: the engines were built without sparse kernels", SPARSE_MODE)
     return converter
-
-
-def conversion_parameters(precision: str = "fp16", **options: Any) -> dict[str, Any]:
-    """The keyword arguments of ``tf.experimental.tensorrt.ConversionParams`` (TensorFlow 2.17), checked.
-
-    Args:
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        **options: ``max_workspace_size_bytes``, ``minimum_segment_size``, ``maximum_cached_engines``,
-            ``use_calibration`` and ``allow_build_at_runtime``, as ``tftrt`` describes them.
-
-    Raises:
-        ValueError: if one is of the wrong type, or too small.
-    """
-    precision_mode = check_precision(precision).upper()
-    for name, least in (("max_workspace_size_bytes", 1), ("minimum_segment_size", 1), ("maximum_cached_engines", 1)):
-        value = options.get(name, least)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return {"precision_mode": precision_mode, **options}
 
 
 def example_inputs(function: Any, input_shapes: InputShapes | None = None) -> list[dict[str, tf.Tensor]]:
@@ -217,55 +191,3 @@ def _reads_a_cast(op: Op) -> bool:
 
 def _has_open_axes(function: Any) -> bool:
     return any(not spec.shape.is_fully_defined() for spec in _specs(function))
-
-
-def _converter(source: Path, parameters: dict[str, Any], *, dynamic: bool) -> Any:
-    """TF-TRT's converter, with a dynamic shape profile where the signature leaves axes open.
-
-    Raises:
-        RuntimeError: if this TensorFlow, or this machine, cannot convert.
-    """
-    if (problem := why_not()) is not None:
-        raise RuntimeError(f"{problem}. {_ELSEWHERE}")
-    try:
-        return tf.experimental.tensorrt.Converter(**converter_arguments(source, parameters, dynamic=dynamic))
-    except RuntimeError as error:
-        raise RuntimeError(f"TensorFlow {tf.__version__} cannot convert: {error}. {_ELSEWHERE}") from error
-
-
-def converter_arguments(source: Any, parameters: dict[str, Any], *, dynamic: bool) -> dict[str, Any]:
-    """The keyword arguments of ``tf.experimental.tensorrt.Converter`` (TensorFlow 2.17).
-
-    Args:
-        source: folder of the SavedModel.
-        parameters: from ``conversion_parameters``.
-        dynamic: whether its signature leaves axes open. One profile then spans all shapes that engines are built for.
-    """
-    profile = {"use_dynamic_shape": True, "dynamic_shape_profile_strategy": "Range"} if dynamic else {}
-    return {
-        "input_saved_model_dir": str(source),
-        "input_saved_model_signature_key": "serving_default",
-        **parameters,
-        **profile,
-    }
-
-
-def why_not() -> str | None:
-    """Why TF-TRT cannot run here; None if it can."""
-    try:
-        from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils as bridge
-
-        built_against = tuple(bridge.get_linked_tensorrt_version())
-        usable = bool(bridge.is_tensorrt_enabled())
-    except (ImportError, AttributeError):
-        built_against, usable = (0, 0, 0), False
-    if not any(built_against):
-        return f"TensorFlow {tf.__version__} was built without TensorRT"
-    if not usable:
-        version = ".".join(map(str, built_against))
-        return (
-            f"TensorFlow {tf.__version__} was built against TensorRT {version}, whose libraries it does not find here"
-        )
-    if not tf.config.list_physical_devices("GPU"):
-        return f"TensorFlow {tf.__version__} sees no GPU, and TF-TRT builds its engines on one"
-    return None

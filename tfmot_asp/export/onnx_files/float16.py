@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, move_into_bodies, node_name, sort_nodes
-from tfmot_asp.export.onnx_files.run import Batch, Watcher
+from tfmot_asp.export.onnx_files.run import Watcher
 from tfmot_asp.graph.gemms import Gemm
+from tfmot_asp.graph.probes import Batch
 
 if TYPE_CHECKING:
     import onnx

@@ -1,0 +1,96 @@
+"""Writes a converted model in each precision and runs the file. Each function returns the notes for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfmot_asp.export.calibration_data import CalibrationBatches
+from tfmot_asp.export.kept_pattern import has_pattern
+from tfmot_asp.export.onnx_files.comparison import OutputCheck
+from tfmot_asp.export.onnx_files.float16 import check_activations, check_weights, to_float16
+from tfmot_asp.export.onnx_files.int8 import calibrate, insert_quantizers, plan_quantization
+from tfmot_asp.export.onnx_files.onnx_graph import import_onnx
+from tfmot_asp.export.onnx_files.read_onnx import gemms_of
+from tfmot_asp.export.onnx_files.run import session
+from tfmot_asp.pattern import Pattern
+
+if TYPE_CHECKING:
+    import onnx
+
+# An int8 file whose outputs are off by more than this, in the Euclidean norm on its calibration data, is of no use.
+_INT8_LIMIT = 0.5
+
+_NOT_QUANTIZED = "it is of a kind that is not quantized, or in the body of a loop or condition"
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """How to quantize, in the words of ``export.onnx``.
+
+    Attributes:
+        method: its ``calibration_method``.
+        percentile: of the magnitudes that are kept.
+        keep_float: names of nodes or weights that stay float.
+        int8_weights: whether weights are stored in int8.
+    """
+
+    method: str
+    percentile: float
+    keep_float: Sequence[str]
+    int8_weights: bool
+
+
+def write_float(
+    model: onnx.ModelProto, written: Path, check: OutputCheck, data: CalibrationBatches | None, what: str = "fp32"
+) -> list[str]:
+    """Saves a float file and runs it."""
+    import_onnx().save(model, str(written))
+    if data is not None:
+        check.add(data.some())
+    difference = check.compare(session(written), half=what == "fp16")
+    if not check.pairs:
+        return []
+    return [f"{what}: outputs differ from the Keras model's by {difference:.1e} of their size, in onnxruntime."]
+
+
+def write_float16(
+    model: onnx.ModelProto, written: Path, check: OutputCheck, data: CalibrationBatches | None, float16_io: bool
+) -> list[str]:
+    """Makes sure that a model fits into float16, converts and saves it."""
+    check_weights(gemms_of(model))
+    what = "random inputs (give calibration_data to judge by typical ones)" if data is None else "calibration_data"
+    batches = [batch for batch, _ in check.pairs] if data is None else data.some()
+    check_activations(model, check.small_batches(batches), what)
+    return write_float(to_float16(model, float16_io), written, check, data, "fp16")
+
+
+def write_int8(
+    model: onnx.ModelProto,
+    written: Path,
+    check: OutputCheck,
+    data: CalibrationBatches,
+    options: Int8Options,
+    pattern: Pattern,
+) -> list[str]:
+    """Quantizes and saves a model."""
+    gemms = gemms_of(model)
+    sparse = {gemm.op for gemm in gemms if has_pattern(gemm, pattern)}
+    plan = plan_quantization(model, sparse, options.keep_float)
+    ranges = calibrate(model, plan, map(check.in_file_layout, data.all()), options.method, options.percentile)
+    import_onnx().save(insert_quantizers(model, plan, ranges, options.int8_weights), str(written))
+    error, name = check.relative_error(session(written, optimize=False), data.some())
+    if error > _INT8_LIMIT:
+        raise RuntimeError(
+            f"in int8 the output {name!r} differs by {100 * error:.0f} % from the Keras model's on calibration data. "
+            "Try another calibration_method, more data, or keep_float for sensitive layers"
+        )
+    left = {gemm.op: plan.left.get(gemm.op, _NOT_QUANTIZED) for gemm in gemms if gemm.op not in plan.names}
+    return [
+        f"int8: {len(plan.weights)} of {len(gemms)} products quantized, {len(sparse & plan.names)} of them with their "
+        f"output, on {data.samples} samples ({options.method}).",
+        *(f"int8: {op} stays float32: {why}." for op, why in left.items()),
+        f"int8: outputs differ from the Keras model's by {100 * error:.1f} % (RMS) on calibration data.",
+    ]
