@@ -2,6 +2,7 @@
 
 import json
 
+import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -281,3 +282,43 @@ def test_a_file_that_is_trusted_is_verified_all_the_same(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*nowhere"):
         tfmot_asp.export.verify(tmp_path / "nowhere")
+
+
+OPEN = {
+    "images of any size": lambda k: (k.Input((None, None, 16)), k.layers.Conv2D(16, 3)),
+    "sequences of any length": lambda k: (k.Input((None, 16)), k.layers.Dense(16)),
+    "tokens of any number": lambda k: (
+        k.Input((None,), dtype="int32"),
+        k.Sequential([k.layers.Embedding(9, 16), k.layers.Dense(16)]),
+    ),
+}
+
+
+@pytest.mark.parametrize("keras", [tf_keras, keras3], ids=["tf_keras", "keras"])
+@pytest.mark.parametrize("kind", OPEN)
+def test_kernels_are_read_without_the_sizes_of_inputs(keras, kind, tmp_path):
+    x, layer = OPEN[kind](keras)
+    model = keras.Model(x, layer(x))
+    tfmot_asp.prune_trained_model(model, permute=False)
+    model.save(tmp_path / "m.keras")
+    report = tfmot_asp.export.verify(tmp_path / "m.keras")
+    assert report.ok
+    assert [layer.status for layer in report.layers] == ["sparse"]
+
+
+def test_kernels_of_keras_3_have_the_paths_of_their_layers(tmp_path):
+    @keras3.saving.register_keras_serializable()
+    class Net(keras3.Model):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.a, self.b = keras3.layers.Dense(32, name="a"), keras3.layers.Dense(16, name="b")
+
+        def call(self, x):
+            return self.b(self.a(x))
+
+    model = Net(name="net")
+    model(np.zeros((1, 16), np.float32))
+    tfmot_asp.prune_trained_model(model, permute=False)
+    model.save(tmp_path / "m.keras")
+    names = [layer.name for layer in tfmot_asp.export.verify(tmp_path / "m.keras").layers]
+    assert [name.removeprefix("net/") for name in names] == ["a/kernel", "b/kernel"]

@@ -11,8 +11,11 @@ import tensorflow as tf
 
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import Gemm, find_gemms
-from tfmot_asp.graph.trace import trace
+from tfmot_asp.graph.inputs import known_inputs
+from tfmot_asp.graph.trace import concrete_function, trace, variables_of
 from tfmot_asp.hardware.libraries import tensorrt_obstacle
+from tfmot_asp.keras_models.modules import all_variables
+from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.loading import check_saved_model, load_model
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
@@ -59,7 +62,7 @@ def _gemms(path: Path, allow_unsafe: bool) -> list[Gemm]:
     if path.is_dir():
         return find_gemms(trace_function(load_signature(path, allow_unsafe)))
     if suffix in (".keras", ".h5", ".hdf5"):
-        return find_gemms(trace(load_model(path, allow_unsafe=allow_unsafe)))
+        return _gemms_of_model(load_model(path, allow_unsafe=allow_unsafe))
     if suffix == ".onnx":
         from tfmot_asp.export.onnx_files.read_onnx import read_onnx
 
@@ -69,6 +72,19 @@ def _gemms(path: Path, allow_unsafe: bool) -> list[Gemm]:
 
         return read_tflite(path)
     raise ValueError(f"{str(path)!r} is no SavedModel folder and no .keras, .h5, .onnx or .tflite file")
+
+
+def _gemms_of_model(model: Any) -> list[Gemm]:
+    """The matrix products of a Keras model; where its inputs leave sizes open, they stay so: kernels have theirs."""
+    known = known_inputs(model)
+    specs = [spec for spec in tf.nest.flatten(known) if isinstance(spec, tf.TensorSpec)]
+    if known is not None and any(spec.shape.rank is None or None in spec.shape.as_list()[1:] for spec in specs):
+        graph = trace_function(concrete_function(model, known), variables=variables_of(model))
+    else:
+        graph = trace(model)
+    # The variables that Keras 3 gives to layers of a subclassed model are all named "kernel"; their paths tell.
+    paths = {id(underlying_variable(v)): v.path for v in all_variables(model) if hasattr(v, "path")}
+    return find_gemms(graph, paths)
 
 
 def load_signature(path: Path, allow_unsafe: bool = False) -> Any:

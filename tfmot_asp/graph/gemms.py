@@ -6,7 +6,7 @@ transposes, reshapes and products with other constants lie between: what is chec
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,12 @@ class Gemm:
     problem: str | None = None
 
 
-def find_gemms(graph: Graph) -> list[Gemm]:
+def find_gemms(graph: Graph, names: Mapping[int, str] | None = None) -> list[Gemm]:
     """Finds every matrix product with a constant operand, in execution order.
 
     Args:
         graph: what ``trace_function`` makes of a concrete function.
+        names: what to call variables instead of by their own names, by their ``id``.
 
     Returns:
         One ``Gemm`` per product. A weight that several products read the same way (a layer that is called twice) is
@@ -69,7 +70,8 @@ def find_gemms(graph: Graph) -> list[Gemm]:
             seen.add(key)
             weight, problem = constants.read(tensor)
             groups = 1 if weight is None else product.groups(op, weight.shape)
-            found.append(Gemm(op.name, op.type, source[0], weight, reduction_axes, output_axes, groups, problem))
+            name = (names or {}).get(source[1], source[0])
+            found.append(Gemm(op.name, op.type, name, weight, reduction_axes, output_axes, groups, problem))
     return found
 
 

@@ -367,3 +367,12 @@ def test_scales_fold_into_every_kind_of_product(op_type):
     shape = (5, 5, 8) if op_type == "Conv" else (5, 8)
     function = check(functional(lambda x: layers.BatchNormalization()(Layer()(x)), shape))
     assert types(function) == [op_type, "BiasAdd"]
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.LSTM(4, stateful=True), layers.Bidirectional(layers.SimpleRNN(4, stateful=True))]
+)
+def test_stateful_layers_are_refused_by_name(layer):
+    model = tf_keras.Sequential([layers.Input((8, 16), batch_size=2), layer, layers.Dense(16)])
+    with pytest.raises(ValueError, match=r"Layer '.*' is stateful: .*stateful=False"):
+        serving_function(model)

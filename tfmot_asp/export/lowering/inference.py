@@ -24,6 +24,7 @@ from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import weight_names
 from tfmot_asp.graph.inputs import input_specs, known_inputs
 from tfmot_asp.graph.probes import outputs_of, probes
+from tfmot_asp.keras_models.modules import modules_in
 from tfmot_asp.types import InputShapes
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,15 @@ def serving_function(
         A ``ConcreteFunction`` that returns a dict of outputs, as signatures must.
 
     Raises:
-        ValueError: if ``batch_size`` is none, or the model does not take ``input_shapes``.
+        ValueError: if ``batch_size`` is none, a recurrent layer is stateful, or the model does not take
+            ``input_shapes``.
     """
+    for part in modules_in(model):
+        if getattr(part, "stateful", False) and hasattr(part, "return_sequences"):
+            raise ValueError(
+                f"Layer {part.name!r} is stateful: it remembers one call in the next, which an exported file does not. "
+                "Export a copy of the model in which it has stateful=False"
+            )
     structure, specs = _inputs(model, _checked(batch_size), input_shapes)
     taken = {spec.name for spec in specs} if distinct_names else set()
 

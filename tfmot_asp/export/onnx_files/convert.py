@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, node_name
 from tfmot_asp.export.onnx_files.rewrites import REWRITES
+from tfmot_asp.export.onnx_files.tensorrt_forms import suit_tensorrt
 from tfmot_asp.graph.flatten import trace_function
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def convert(
             raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
     gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
     _check_ops(model, opset)
+    suit_tensorrt(model)
     _tidy(model, list(output_order or function.structured_outputs), specs)
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
