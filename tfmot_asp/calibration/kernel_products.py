@@ -15,9 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp import einsum
 from tfmot_asp.calibration.rows import ContractedRows, ConvolutionRows, Rows
 from tfmot_asp.graph.execute import Interpreter
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
+from tfmot_asp.graph.ops import (
+    CONVOLUTION,
+    EINSUM,
+    MATMUL,
+    TRANSPOSED,
+    channel_axis,
+    channels_last,
+    is_transposed,
+    product_of,
+)
 from tfmot_asp.keras_models.kernels import Kernel
 
 
@@ -218,15 +229,16 @@ class ProductFinder:
         return moved
 
     def _site(self, op: Op, operand: int, places: Places, kernel: Kernel, matrix: KernelMatrix) -> Site:
-        describe = _PRODUCTS.get(op.type)
-        if describe is None:
+        product = product_of(op)
+        describe = None if product is None or product.fused else _DESCRIBED.get(product.kind)
+        if product is None or describe is None:
             raise NotFollowedError(f"its weights go into {op}, not straight into a product")
-        other = _other_operand(op, operand)
-        if other is None or op.inputs[other] not in self.interpreter.varying:
+        others = [other for other in product.operands if other != operand]
+        if operand not in product.weights or op.inputs[others[0]] not in self.interpreter.varying:
             raise NotFollowedError(f"{op} multiplies it with what is no input")
         rows, roles = describe(op, operand, tuple(map(len, places)), kernel.layout.groups)
         blocks = tuple(_blocks(places, roles, matrix))
-        data = op.inputs[other]
+        data = op.inputs[others[0]]
         while data.op is not None and data.op.type == "Identity":
             data = data.op.inputs[0]
         return Site(op, data, rows, blocks)
@@ -276,29 +288,21 @@ def _blocks(places: Places, roles: _Roles, matrix: KernelMatrix) -> Iterable[Blo
         yield Block(rows, columns, number if roles.own_rows else 0, None if identity else order)
 
 
-def _other_operand(op: Op, operand: int) -> int | None:
-    if op.type in _TRANSPOSED:
-        return 2 if operand == 1 else None
-    if op.type in _CONVOLUTIONS:
-        return 0 if operand == 1 else None
-    return 1 - operand if len(op.inputs) == 2 else None
-
-
 # How each op takes part
 
 
 def _convolution(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
     spatial = len(shape) - 2
-    channels_last = _text(op.attr("data_format", b"NHWC")) not in ("NCHW", "NCDHW", "CHANNELS_FIRST")
-    inner = slice(1, -1) if channels_last else slice(2, None)
+    last = channels_last(op.attr("data_format", "NHWC"))
+    inner = slice(1, -1) if last else slice(2, None)
     strides, dilations = tuple(op.attr("strides")), tuple(op.attr("dilations", [])) or (1,) * (spatial + 2)
-    padding: Any = _text(op.attr("padding"))
+    padding: Any = op.attr("padding").decode()
     if padding == "EXPLICIT":
         pairs = op.attr("explicit_paddings")
         padding = tuple(zip(pairs[::2], pairs[1::2], strict=True))[inner]
     if len(strides) == spatial:
         inner = slice(None)
-    rows = ConvolutionRows(tuple(shape[:spatial]), strides[inner], dilations[inner], padding, channels_last, groups)
+    rows = ConvolutionRows(tuple(shape[:spatial]), strides[inner], dilations[inner], padding, last, groups)
     return rows, _Roles((), tuple(range(spatial + 1)), (spatial + 1,), groups)
 
 
@@ -307,8 +311,7 @@ def _transposed_convolution(op: Op, operand: int, shape: Sequence[int], groups: 
     if groups > 1:
         raise NotFollowedError(f"{op} has groups")
     spatial = len(shape) - 2
-    last = _text(op.attr("data_format", b"NHWC")) not in ("NCHW", "NCDHW")
-    channels = spatial + 1 if last else 1
+    channels = channel_axis(op, spatial + 2)
     kept = tuple(axis for axis in range(spatial + 2) if axis != channels)
     return ContractedRows((), kept, (channels,)), _Roles(
         tuple(range(spatial)), (spatial + 1,), (spatial,), own_rows=False
@@ -316,12 +319,11 @@ def _transposed_convolution(op: Op, operand: int, shape: Sequence[int], groups: 
 
 
 def _matrix_product(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
-    names = ("transpose_a", "transpose_b") if not op.type.startswith("Batch") else ("adj_x", "adj_y")
     rank = _rank(op, 1 - operand)
 
     def inner(side: int, axes: tuple[int, int]) -> tuple[int, int]:
         """(kept, summed) of an operand's last two axes."""
-        swapped = bool(op.attr(names[side], False)) != (side == 1)
+        swapped = is_transposed(op, side) != (side == 1)
         return (axes[1], axes[0]) if swapped else axes
 
     kept, summed = inner(1 - operand, (rank - 2, rank - 1))
@@ -336,14 +338,10 @@ def _matrix_product(op: Op, operand: int, shape: Sequence[int], groups: int) -> 
 
 
 def _einsum(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
-    terms, output = _text(op.attr("equation")).replace(" ", "").split("->")
-    operands = terms.split(",")
-    data, kernel = operands[1 - operand], operands[operand]
-    if "..." in data:
-        count = _rank(op, 1 - operand) - len(data.replace("...", ""))
-        names = "".join(chr(1 + i) for i in range(count))
-        data, output = data.replace("...", names), output.replace("...", names)
-    if len(set(data)) < len(data) or len(set(kernel)) < len(kernel) or len(kernel) != len(shape):
+    equation = einsum.parse(op.attr("equation"))
+    data, kernel = equation.axes(1 - operand, _rank(op, 1 - operand)), equation.axes(operand, len(shape))
+    output = equation.output_axes(len(op.source.outputs[0].shape))
+    if len(set(data)) < len(data) or len(set(kernel)) < len(kernel):
         raise NotFollowedError(f"{op} takes a diagonal of it")
     blocks = [letter for letter in kernel if letter in data and letter in output]
     summed = [letter for letter in kernel if letter in data and letter not in output]
@@ -355,7 +353,7 @@ def _einsum(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Ro
     return rows, _Roles(_axes(blocks, kernel), _axes(summed, kernel), _axes(made, kernel))
 
 
-def _axes(letters: Sequence[str], term: str) -> tuple[int, ...]:
+def _axes(letters: Sequence[str], term: Sequence[str]) -> tuple[int, ...]:
     return tuple(term.index(letter) for letter in letters)
 
 
@@ -367,15 +365,9 @@ def _rank(op: Op, operand: int) -> int:
     return rank
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-_CONVOLUTIONS = frozenset({"Conv2D", "Conv3D", "Conv"})
-_TRANSPOSED = frozenset({"Conv2DBackpropInput", "Conv3DBackpropInputV2"})
-_PRODUCTS = {
-    **dict.fromkeys(_CONVOLUTIONS, _convolution),
-    **dict.fromkeys(_TRANSPOSED, _transposed_convolution),
-    **dict.fromkeys(("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"), _matrix_product),
-    "Einsum": _einsum,
+_DESCRIBED = {
+    CONVOLUTION: _convolution,
+    TRANSPOSED: _transposed_convolution,
+    MATMUL: _matrix_product,
+    EINSUM: _einsum,
 }
