@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.graph.execute import Interpreter
-from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
+from tfmot_asp.graph.flat_graph import Graph, Tensor
+from tfmot_asp.graph.ops import channels_last
 from tfmot_asp.keras_models.batch_norm import BatchNorm
 
 MODES = ("relative", "absolute")
@@ -91,15 +92,10 @@ def norm_sites(graph: Graph, interpreter: Interpreter, norm: BatchNorm) -> list[
         if not data:
             derived.update(op.outputs)
         elif op.type.startswith("FusedBatchNorm"):
-            sites.append(NormSite(op.inputs[0], (1,) if _channels_first(op) else (-1,)))
+            sites.append(NormSite(op.inputs[0], (-1,) if channels_last(op.attr("data_format", "NHWC")) else (1,)))
         elif len(data) == 1 and op.type == "Mul":
             sites.append(NormSite(data[0], norm.axes))
     return sites
-
-
-def _channels_first(op: Op) -> bool:
-    value = op.attr("data_format", b"NHWC")
-    return (value.decode() if isinstance(value, bytes) else value).startswith("NC")
 
 
 def moved(
