@@ -10,7 +10,7 @@ import tf_keras
 
 import tfmot_asp
 from tfmot_asp import masks
-from tfmot_asp.calibration import sequential
+from tfmot_asp.calibration import distillation, sequential
 from tfmot_asp.keras_models import constraints
 from tfmot_asp.keras_models.kernels import kernels_by_name, layers_with_kernels
 from tfmot_asp.keras_models.slots import slots_of
@@ -353,3 +353,27 @@ def test_without_data_a_model_with_batch_normalization_is_warned_of(caplog):
     caplog.clear()
     tfmot_asp.prune_trained_model(convnet(tf_keras), permute=False, calibration_data=images())
     assert "calibration_data" not in caplog.text
+
+
+@BOTH
+def test_distillation_comes_nearer_on_samples_held_out_and_keeps_the_masks(k, monkeypatch):
+    monkeypatch.setattr(distillation, "STEPS", 60)
+
+    def net():
+        k.utils.set_random_seed(0)
+        x = y = k.Input((6, 16))
+        for _ in range(2):
+            y = k.layers.Add()([y, k.layers.Dense(16)(k.layers.Dense(32, activation="gelu")(y))])
+            y = k.layers.LayerNormalization()(y)
+        return k.Model(x, y)
+
+    x = np.random.default_rng(0).normal(size=(96, 6, 16)).astype("float32")
+    model = net()
+    pruned = tfmot_asp.prune_trained_model(model, calibration_data=x, effort="thorough")
+    assert_pattern(model, pruned)
+    before, after = pruned.calibration.distillation
+    assert after < before
+    expected = net()(x)
+    change = float(tf.norm(model(x) - expected) / tf.norm(expected))
+    assert pruned.calibration.outputs[0].relative == pytest.approx(change, rel=1e-3)
+    assert f"-> {after:.2%}" in str(pruned.calibration)

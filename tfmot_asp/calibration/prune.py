@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +14,13 @@ import tensorflow as tf
 
 from tfmot_asp.calibration.batch_norm import MODES
 from tfmot_asp.calibration.data import Batch, collect
+from tfmot_asp.calibration.distillation import distill
 from tfmot_asp.calibration.input_norms import activation_scores
 from tfmot_asp.calibration.reconstruct import EFFORTS, METHODS
 from tfmot_asp.calibration.report import CalibrationReport
 from tfmot_asp.calibration.sequential import Options, calibrate
 from tfmot_asp.calibration.traced import TracedModel, trace_for
+from tfmot_asp.graph.flat_graph import variable_key
 from tfmot_asp.graph.inputs import input_specs
 from tfmot_asp.keras_models.kernels import Kernel, Scores, scores_of
 from tfmot_asp.keras_models.variables import read, underlying_variable
@@ -144,11 +148,21 @@ def _calibrated(
             progress=options.progress,
         ),
     )
-    for name, kernel in kernels.items():
-        kernel.tf_variable.assign(found.weights[name])
-    for variable, value in found.statistics:
-        underlying_variable(variable).assign(value)
-    return found.masks, found.report
+    new = [(kernel.tf_variable, found.weights[name]) for name, kernel in kernels.items()]
+    new += [(underlying_variable(variable), value) for variable, value in found.statistics]
+    dense = {variable_key(variable): read(variable) for variable, _ in new}
+    for variable, value in new:
+        variable.assign(value)
+    report = found.report
+    if options.effort == "thorough" and options.chosen_method == "reconstruction":
+        begin = time.perf_counter()
+        distilled = distill(kernels, found.masks, dense, traced, progress=options.progress)
+        report = dataclasses.replace(report, seconds=report.seconds + time.perf_counter() - begin)
+        if distilled is not None:
+            names = [output.name for output in report.outputs]
+            outputs = (dataclasses.replace(o, name=n) for n, o in zip(names, distilled.outputs, strict=True))
+            report = dataclasses.replace(report, outputs=tuple(outputs), distillation=distilled.error)
+    return found.masks, report
 
 
 def _masked(kernels: Mapping[str, Kernel], scores: Scores | None, pattern: Pattern) -> dict[str, np.ndarray]:

@@ -27,13 +27,15 @@ class TracedModel:
         graph: its outputs are the model's alone, without losses.
         batches: those whose shapes it fits.
         masks: for tensors that Keras masks, the mask: (samples, positions), bool.
-        function: the concrete function, kept since the graph's ops belong to it.
+        function: the concrete function; it also returns losses, masks, and what follows.
+        sums: which of its flat outputs are sums of two branches of one shape, as residual blocks end in.
     """
 
     graph: Graph
     batches: tuple[Batch, ...]
     masks: dict[Tensor, Tensor]
     function: Any
+    sums: tuple[int, ...] = ()
 
 
 def trace_for(model: Any, batches: Sequence[Batch]) -> list[TracedModel]:
@@ -78,20 +80,45 @@ def _trace(model: Any, batches: Sequence[Batch], shapes: Sequence[Sequence[int |
     inputs = tf.nest.pack_sequence_as(first.inputs, specs)
     several = isinstance(inputs, list) and required_arguments(model) > 1
     arguments = tuple(inputs) if several else (inputs,)
-    function = concrete_function(model, (arguments, {}), collect=_masked_tensors)
-    outputs, _, masks = function.structured_outputs
+    function = concrete_function(model, (arguments, {}), collect=_collected)
+    outputs, _, (masks, sums) = function.structured_outputs
     graph = trace_function(function, variables=variables_of(model))
     count = sum(tf.is_tensor(t) for t in tf.nest.flatten(outputs))
-    collected = graph.outputs[len(graph.outputs) - len(tf.nest.flatten(masks)) :]
+    end = len(graph.outputs) - len(sums)
+    collected = graph.outputs[end - len(masks) : end]
     pairs = {_source(t): _source(m) for t, m in zip(collected[::2], collected[1::2], strict=True)}
     return TracedModel(
-        Graph(graph.ops, graph.inputs, graph.outputs[:count], graph.variables), tuple(batches), pairs, function
+        Graph(graph.ops, graph.inputs, graph.outputs[:count], graph.variables),
+        tuple(batches),
+        pairs,
+        function,
+        tuple(range(end, len(graph.outputs))),
     )
 
 
-def _masked_tensors() -> list[Any]:
-    """The tensors of the graph being traced that Keras has given a mask, each followed by its mask."""
+def _collected() -> tuple[list[Any], list[Any]]:
+    """What else the graph being traced is to return: tensors that Keras masks with their masks, and residual sums."""
     graph = tf.compat.v1.get_default_graph()
+    return _masked_tensors(graph), _residual_sums(graph)
+
+
+def _residual_sums(graph: Any) -> list[Any]:
+    """Sums of two floating tensors of one shape that both depend on the inputs."""
+    varying: set[int] = set()
+    found = []
+    for op in graph.get_operations():
+        given = op.type == "Placeholder" and op.outputs[0].dtype != tf.resource
+        if given or any(id(t) in varying for t in op.inputs):
+            varying.update(id(t) for t in op.outputs)
+        if op.type in ("AddV2", "Add") and all(id(t) in varying for t in op.inputs):
+            one, other = (t.shape for t in op.inputs)
+            if op.outputs[0].dtype.is_floating and one.rank and one.rank > 1 and one.as_list() == other.as_list():
+                found.append(op.outputs[0])
+    return found
+
+
+def _masked_tensors(graph: Any) -> list[Any]:
+    """The tensors that Keras has given a mask, each followed by its mask."""
     found = []
     for op in graph.get_operations():
         for tensor in op.outputs:
