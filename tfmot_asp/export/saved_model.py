@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from tfmot_asp.export.kept_pattern import check_nothing_lost
 from tfmot_asp.export.keywords import takes_aliases
+from tfmot_asp.export.lowering.frozen import CannotFreezeError
 from tfmot_asp.export.lowering.inference import (
-    CannotFreezeError,
     holder_of,
     inference_function,
     outputs_differ,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +9,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
+from tensorflow.python.framework import convert_to_constants
 
 from tfmot_asp.export.lowering.graph_edit import GraphEdit, constant_node, node_of
 
-logger = logging.getLogger(__name__)
+_LARGEST_GRAPH = 2**31 - 2**24  # bytes; protocol buffers end at 2 GiB, and the ops need some
+
+
+class CannotFreezeError(ValueError):
+    """A model's variables cannot become constants of its graph."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,51 @@ class Frozen:
             return found if keys is None else dict(zip(keys, found, strict=True))
 
         return run.get_concrete_function()
+
+
+def freeze(function: Any, name: str) -> Frozen:
+    """A concrete function as a graph with constants in place of its variables.
+
+    Args:
+        function: a ``ConcreteFunction``.
+        name: of its model, for the errors.
+
+    Raises:
+        CannotFreezeError: if it reads lookup tables, or has 2 GiB of weights or more.
+    """
+    size = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in function.variables)
+    if size > _LARGEST_GRAPH:
+        raise CannotFreezeError(f"{name!r} has {size / 2**30:.1f} GiB of weights; a frozen graph holds less than 2 GiB")
+    frozen = convert_to_constants.convert_variables_to_constants_v2(
+        function, lower_control_flow=False, aggressive_inlining=True
+    )
+    given = {tensor.name for tensor in function.inputs[: len(function.structured_input_signature[0])]}
+    left = [tensor for tensor in frozen.inputs if tensor.name not in given]
+    if left:
+        raise CannotFreezeError(f"{name!r} reads {left[0].name.split(':')[0]!r}, a table that cannot be frozen")
+    specs = list(function.structured_input_signature[0])
+    return _frozen(frozen, specs)
+
+
+def _frozen(function: Any, specs: Sequence[tf.TensorSpec]) -> Frozen:
+    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
+    graph_def = function.graph.as_graph_def()
+    for node in (*graph_def.node, *(node for body in graph_def.library.function for node in body.node_def)):
+        node.attr.pop("_gradient_op_type", None)  # custom gradients (swish has one) are not for inference
+    return Frozen(graph_def, specs, inputs, outputs)
+
+
+def inlined(frozen: Frozen) -> Frozen:
+    """The graph with the bodies of functions that ask for XLA in place of their calls."""
+    graph_def = frozen.graph_def
+    marks = ("_XlaMustCompile", "_noinline")
+    marked = [part for part in (*graph_def.node, *graph_def.library.function) if any(m in part.attr for m in marks)]
+    if not marked:
+        return frozen
+    for part in marked:
+        for mark in marks:
+            part.attr.pop(mark, None)
+    inlined = convert_to_constants.convert_variables_to_constants_v2(
+        frozen.function(), lower_control_flow=False, aggressive_inlining=True
+    )
+    return _frozen(inlined, frozen.specs)

@@ -9,15 +9,14 @@ import gc
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import convert_to_constants
 
-from tfmot_asp.export.lowering.frozen import Frozen
+from tfmot_asp.export.lowering.frozen import freeze, inlined
 from tfmot_asp.export.lowering.lower import lower
 from tfmot_asp.graph.compare import difference, is_compared, tolerance
 from tfmot_asp.graph.flatten import trace_function
@@ -28,12 +27,6 @@ from tfmot_asp.keras_models.modules import modules_in
 from tfmot_asp.types import InputShapes
 
 logger = logging.getLogger(__name__)
-
-_LARGEST_GRAPH = 2**31 - 2**24  # bytes; protocol buffers end at 2 GiB, and the ops need some
-
-
-class CannotFreezeError(ValueError):
-    """A model's variables cannot become constants of its graph."""
 
 
 def serving_function(
@@ -124,9 +117,9 @@ def inference_function(
     """
     function = serving_function(model, batch_size, input_shapes, distinct_names=distinct_names)
     keys = sorted(function.structured_outputs)
-    frozen = _freeze(model, function)
+    frozen = freeze(function, model.name)
     if inline_xla:
-        frozen = _inlined(frozen)
+        frozen = inlined(frozen)
     edit = frozen.edit()
     edit.store_large()
     frozen = frozen.edited(edit)
@@ -203,47 +196,6 @@ def _remapping_off() -> Iterator[None]:
     finally:
         # Absent means the default, which is on.
         tf.config.optimizer.set_experimental_options({"remapping": True if before is None else before})
-
-
-def _freeze(model: Any, function: Any) -> Frozen:
-    size = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in function.variables)
-    if size > _LARGEST_GRAPH:
-        raise CannotFreezeError(
-            f"{model.name!r} has {size / 2**30:.1f} GiB of weights; a frozen graph holds less than 2 GiB"
-        )
-    frozen = convert_to_constants.convert_variables_to_constants_v2(
-        function, lower_control_flow=False, aggressive_inlining=True
-    )
-    given = {tensor.name for tensor in function.inputs[: len(function.structured_input_signature[0])]}
-    left = [tensor for tensor in frozen.inputs if tensor.name not in given]
-    if left:
-        raise CannotFreezeError(f"{model.name!r} reads {left[0].name.split(':')[0]!r}, a table that cannot be frozen")
-    specs = list(function.structured_input_signature[0])
-    return _frozen(frozen, specs)
-
-
-def _frozen(function: Any, specs: Sequence[tf.TensorSpec]) -> Frozen:
-    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
-    graph_def = function.graph.as_graph_def()
-    for node in (*graph_def.node, *(node for body in graph_def.library.function for node in body.node_def)):
-        node.attr.pop("_gradient_op_type", None)  # custom gradients (swish has one) are not for inference
-    return Frozen(graph_def, specs, inputs, outputs)
-
-
-def _inlined(frozen: Frozen) -> Frozen:
-    """The graph with the bodies of functions that ask for XLA in place of their calls."""
-    graph_def = frozen.graph_def
-    marks = ("_XlaMustCompile", "_noinline")
-    marked = [part for part in (*graph_def.node, *graph_def.library.function) if any(m in part.attr for m in marks)]
-    if not marked:
-        return frozen
-    for part in marked:
-        for mark in marks:
-            part.attr.pop(mark, None)
-    inlined = convert_to_constants.convert_variables_to_constants_v2(
-        frozen.function(), lower_control_flow=False, aggressive_inlining=True
-    )
-    return _frozen(inlined, frozen.specs)
 
 
 def _inputs(model: Any, batch_size: int | None, input_shapes: InputShapes | None) -> tuple[Any, list[tf.TensorSpec]]:
