@@ -75,9 +75,24 @@ def test_loops_have_a_trip_count(kind, tmp_path):
     assert all(loop.input[0] for loop in loops)
 
 
-def test_a_loop_without_a_bound_stays_as_it_is(tmp_path):
+def test_a_loop_of_a_number_that_only_its_condition_has(tmp_path):
     def halved(x):
-        return tf.while_loop(lambda y: tf.reduce_max(tf.abs(y)) > 0.5, lambda y: (y / 2,), (x,))[0]
+        return tf.while_loop(lambda i, _: i < 3, lambda i, y: (i + 1, y / 2), (0, x))[1]
 
+    (loop,) = (node for node in written(layers.Lambda(halved), (16,), tmp_path / "m.onnx") if node.op_type == "Loop")
+    stored = {tensor.name: tensor for tensor in onnx.load(str(tmp_path / "m.onnx")).graph.initializer}
+    assert onnx.numpy_helper.to_array(stored[loop.input[0]]) == 3
+
+
+def until_small(x):
+    return tf.while_loop(lambda y: tf.reduce_max(tf.abs(y)) > 0.5, lambda y: (y / 2,), (x,))[0]
+
+
+def by_a_real_counter(x):
+    return tf.while_loop(lambda i, _: i < 2.5, lambda i, y: (i + 1, y / 2), (0.0, x))[1]
+
+
+@pytest.mark.parametrize("halved", [until_small, by_a_real_counter])
+def test_a_loop_without_a_whole_bound_stays_as_it_is(halved, tmp_path):
     (loop,) = (node for node in written(layers.Lambda(halved), (16,), tmp_path / "m.onnx") if node.op_type == "Loop")
     assert not loop.input[0]

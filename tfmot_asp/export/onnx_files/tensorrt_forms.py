@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, attributes, import_onnx
 
 if TYPE_CHECKING:
@@ -26,13 +28,20 @@ def suit_tensorrt(model: onnx.ModelProto) -> None:
     # In the bodies of loops the names of counts would not be unlike those around them.
     for index, node in reversed(list(enumerate(model.graph.node))):
         if node.op_type == "Loop" and not node.input[0]:
-            bound = _bound(scope, node)
-            if bound is not None:
-                node.input[0] = f"{node.output[0]}/trip_count"
-                cast = import_onnx().helper.make_node(
-                    "Cast", [bound], [node.input[0]], name=f"{node.output[0]}/Cast", to=import_onnx().TensorProto.INT64
-                )
-                model.graph.node.insert(index, cast)
+            _suit_loop(scope, model.graph, index, node)
+
+
+def _suit_loop(scope: Scope, graph: onnx.GraphProto, index: int, loop: onnx.NodeProto) -> None:
+    onnx, bound, count = import_onnx(), _bound(scope, loop), f"{loop.output[0]}/trip_count"
+    if isinstance(bound, np.ndarray):
+        graph.initializer.append(onnx.numpy_helper.from_array(bound.astype(np.int64).reshape(()), count))
+    elif bound is not None:
+        name = f"{loop.output[0]}/Cast"
+        cast = onnx.helper.make_node("Cast", [bound], [count], name=name, to=onnx.TensorProto.INT64)
+        graph.node.insert(index, cast)
+    else:
+        return
+    loop.input[0] = count
 
 
 def _suit_resize(scope: Scope, node: onnx.NodeProto) -> None:
@@ -52,8 +61,12 @@ def _suit_resize(scope: Scope, node: onnx.NodeProto) -> None:
             attribute.s = form[1].encode()
 
 
-def _bound(scope: Scope, loop: onnx.NodeProto) -> str | None:
-    """The tensor around a loop below which its condition keeps a counter that starts at 0 or more and grows by 1."""
+def _bound(scope: Scope, loop: onnx.NodeProto) -> np.ndarray | str | None:
+    """Below what a loop's condition keeps a counter that starts at 0 or more and grows by 1.
+
+    Returns:
+        A constant's value, the name of a tensor around the loop, or None if there is no such bound.
+    """
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
     producers = {name: node for node in body.node for name in node.output}
     inside = Scope(scope.model, body, scope)
@@ -66,12 +79,15 @@ def _bound(scope: Scope, loop: onnx.NodeProto) -> str | None:
             name = producers[name].input[0]
         return name
 
-    def outer(name: str) -> str | None:
-        """A tensor that stays what it is while the loop runs, by its name outside of it."""
+    def unchanged(name: str) -> np.ndarray | str | None:
+        """What stays as it is while the loop runs."""
         name = source(name)
+        if not inside.varies(name):
+            return inside.value(name)
         if name in entry:
-            return entry[name] if source(after[name]) == name else None
-        return None if name in producers or (inside.varies(name) and not scope.varies(name)) else name
+            same = source(after[name]) == name
+            return (entry[name] if scope.varies(entry[name]) else scope.value(entry[name])) if same else None
+        return name if scope.varies(name) else None
 
     def counts(name: str) -> bool:
         node: Any = producers.get(source(name))
@@ -80,8 +96,10 @@ def _bound(scope: Scope, loop: onnx.NodeProto) -> str | None:
         state, step = (source(x) for x in node.input)
         if state not in entry or source(after[state]) != source(name):
             return False
-        values = [inside.value(step) if not inside.varies(step) else None, _constant(scope, entry[state])]
-        return values[0] is not None and values[1] is not None and int(values[0]) == 1 and int(values[1]) >= 0
+        if inside.varies(step) or scope.varies(entry[state]):
+            return False
+        start = scope.value(entry[state])
+        return start.dtype.kind in "iu" and int(start) >= 0 and int(inside.value(step)) == 1
 
     conditions = [body.output[0].name]
     while conditions:
@@ -89,9 +107,5 @@ def _bound(scope: Scope, loop: onnx.NodeProto) -> str | None:
         if node is not None and node.op_type == "And":
             conditions += node.input
         elif node is not None and node.op_type == "Less" and counts(node.input[0]):
-            return outer(node.input[1])
+            return unchanged(node.input[1])
     return None
-
-
-def _constant(scope: Scope, name: str) -> Any:
-    return None if scope.varies(name) else scope.value(name)
