@@ -377,3 +377,13 @@ def test_distillation_comes_nearer_on_samples_held_out_and_keeps_the_masks(k, mo
     change = float(tf.norm(model(x) - expected) / tf.norm(expected))
     assert pruned.calibration.outputs[0].relative == pytest.approx(change, rel=1e-3)
     assert f"-> {after:.2%}" in str(pruned.calibration)
+
+
+def test_what_does_not_fit_into_memory_goes_through_files(monkeypatch):
+    found = []
+    for memory in (sequential.MEMORY, 0):
+        monkeypatch.setattr(sequential, "MEMORY", memory)
+        model = convnet(tf_keras)
+        tfmot_asp.prune_trained_model(model, calibration_data=images(), permute=False)
+        found.append(model.get_weights())
+    assert_same(*found)

@@ -52,7 +52,7 @@ class Options:
     batch_norm: str = "relative"
     seed: int = 0
     progress: bool | None = None
-    memory: int = MEMORY
+    memory: int | None = None
 
 
 @dataclass
@@ -152,7 +152,7 @@ class _Pass:
         for name in self.reasons:
             self._by_magnitude(name, f"kept its mask by magnitude: {self.reasons[name]}")
         self._plan()
-        shelf = Shelf(self.options.memory)
+        shelf = Shelf(MEMORY if self.options.memory is None else self.options.memory)
         try:
             states = [
                 Batches([lane.streams.start(batch.leaves) for batch in lane.traced.batches], shelf)

@@ -47,7 +47,8 @@ class Shelf:
         if size >= 0:
             self.held -= size
             return entries
-        tensors = {id(file): _read(file) for _, *files in entries.values() for file in files}
+        files = {id(file): file for _, *pair in entries.values() for file in pair}
+        tensors = {key: _read(file) for key, file in files.items()}
         return {k: pair(tensors[id(dense)], tensors[id(pruned)]) for k, (pair, dense, pruned) in entries.items()}
 
     def close(self) -> None:
