@@ -204,7 +204,7 @@ def _permuted(
         found = by_variable.get(id(kernel.tf_variable))
         return magnitude(read(kernel.tf_variable)) if found is None else found
 
-    planning = {key: given[key] for key in ("policy", "input_shapes", "sparsity_m_by_n") if key in given}
+    planning = {key: given[key] for key in ("policy", "input_shapes", "sparsity_m_by_n", "outputs") if key in given}
     plan = plan_model(model, **planning) if reorder else None
     report = permute(model, **{"scores": score, **given})
     if plan is not None:

@@ -13,12 +13,13 @@ from tfmot_asp.permutation.rules import rule_for
 logger = logging.getLogger(__name__)
 
 
-def analyse(graph: Graph, *, pin_ends: bool = True) -> Axes:
+def analyse(graph: Graph, *, pin_ends: bool = True, free: int = 0) -> Axes:
     """Runs the rule of every op of `graph` and returns the tied and pinned elements.
 
     Args:
         graph: the traced model.
         pin_ends: pin the positions of inputs and outputs, as a model demands. Without, ops can be studied alone.
+        free: how many of the outputs, from the first, may have the channels on their last axis reordered.
     """
     axes = Axes(graph)
     for i, tensor in enumerate(graph.inputs):
@@ -42,7 +43,8 @@ def analyse(graph: Graph, *, pin_ends: bool = True) -> Axes:
                 axes[tensor] = [None if n == 1 else a for a, n in zip(result, tensor.shape, strict=True)]
     for i, tensor in enumerate(graph.outputs if pin_ends else ()):
         if tensor.shape is not None and tensor.value is None:
-            for ids in axes[tensor]:
+            channels_move = i < free and len(tensor.shape) > 1
+            for ids in axes[tensor][:-1] if channels_move else axes[tensor]:
                 axes.pin(ids, f"returned as output {i} of the model")
     resolve(axes)
     return axes

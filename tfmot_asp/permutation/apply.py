@@ -10,6 +10,7 @@ import numpy as np
 
 from tfmot_asp.keras_models.slots import slots_of
 from tfmot_asp.keras_models.variables import read, underlying_variable
+from tfmot_asp.permutation.free_outputs import output_orders
 from tfmot_asp.permutation.plan import ModelPlan
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def _verified(plan: ModelPlan, orders: Sequence[np.ndarray]) -> float:
     verifier = proof.Verifier(plan)
     own = proof.own_values(plan)
     for values in (proof.random_values(plan), own):
-        change, limit = verifier.change(values, reorder)
+        change, limit = verifier.change(values, reorder, output_orders(plan, orders))
         if change <= limit or (values is not own and not proof.conclusive(change, limit)):
             continue
         culprit = _culprit(plan, orders, verifier, values)
@@ -144,6 +145,10 @@ def _culprit(plan: ModelPlan, orders: Sequence[np.ndarray], verifier: Any, value
     for i, group in enumerate(plan.plan.groups):
         alone = [np.asarray(orders[i]) if g is group else np.arange(g.size) for g in plan.plan.groups]
         moves = variable_moves(plan, alone)
-        change, _ = verifier.change(values, lambda index, value, moves=moves: reordered(value, moves.get(index, [])))
+        change, _ = verifier.change(
+            values,
+            lambda index, value, moves=moves: reordered(value, moves.get(index, [])),
+            output_orders(plan, alone),
+        )
         worst = max(worst, (change, f"group {group.name!r} alone changes them by {change:.2g}"))
     return worst[1]

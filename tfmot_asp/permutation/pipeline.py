@@ -17,6 +17,7 @@ import numpy as np
 from tfmot_asp.keras_models.kernels import Scores
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
 from tfmot_asp.permutation.apply import reordered, variable_moves
+from tfmot_asp.permutation.free_outputs import OUTPUTS
 from tfmot_asp.permutation.groups import Group, PlannedKernel
 from tfmot_asp.permutation.picture.outline import outline
 from tfmot_asp.permutation.picture.plot import check_plot_path, plot
@@ -42,6 +43,7 @@ def permute(
     progress: bool | None = None,
     plot_to_file: str | os.PathLike[str] | None = None,
     scores: Scores | None = None,
+    outputs: str = "pinned",
     executor: Executor | None = None,
 ) -> PermutationReport:
     """Reorders the channels of a model, in place, so that an m by n mask keeps more weight magnitude.
@@ -65,6 +67,9 @@ def permute(
         scores: gives a score for each weight of a `Kernel` (`.layer`, `.tf_variable`, `.layout`), an array of the
             kernel's shape, finite and not negative: the order then lets the mask keep as much as it can of the scores.
             By default the magnitude of the weight. The report's shares are of the scores as well.
+        outputs: "pinned" keeps the order of the outputs' channels. "free" lets the channels on their last axis move
+            where that helps, as an encoder's residual stream must for its kernels to move; `report.output_orders` says
+            how, to be undone by one gather or by the layer that reads them.
         executor: where to search the groups, each a task of its own: any `concurrent.futures.Executor`, so processes,
             or the pools of Dask, Ray and MPI. The result is the same. It is not shut down. By default they are searched
             here.
@@ -86,10 +91,19 @@ def permute(
         >>> report = tfmot_asp.permute(model)
         >>> print(report)
     """
+    if outputs not in OUTPUTS:
+        raise ValueError(f"outputs must be one of {', '.join(map(repr, OUTPUTS))}; got {outputs!r}")
     _check_options(sparsity_m_by_n, device, effort, seed, progress, executor)
     if plot_to_file is not None:
         check_plot_path(plot_to_file)
-    plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=sparsity_m_by_n, scores=scores)
+    plan = plan_model(
+        model,
+        policy=policy,
+        input_shapes=input_shapes,
+        sparsity_m_by_n=sparsity_m_by_n,
+        scores=scores,
+        outputs=outputs,
+    )
     if plot_to_file is not None:
         plot(outline(plan, model), plot_to_file)
     orders, results = [], []

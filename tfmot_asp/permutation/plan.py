@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfmot_asp import masks
 from tfmot_asp.graph.flat_graph import Graph
@@ -55,6 +56,8 @@ class ModelPlan:
         unused: kernels to be pruned that the traced function does not read.
         dense: the other layers that have a kernel.
         pattern: the sparsity pattern.
+        outputs: how many of the graph's outputs are the model's own.
+        free: whether the channels of these may move.
         scores: of planned kernels, by the position of their variable, where magnitudes are not what counts.
     """
 
@@ -66,6 +69,8 @@ class ModelPlan:
     unused: tuple[DenseLayer, ...]
     dense: tuple[DenseLayer, ...]
     pattern: Pattern
+    outputs: int = 0
+    free: bool = False
     scores: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -108,6 +113,7 @@ def plan_model(
     input_shapes: InputShapes | None = None,
     sparsity_m_by_n: PatternLike = TWO_FOUR,
     scores: Scores | None = None,
+    outputs: str = "pinned",
 ) -> ModelPlan:
     """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises."""
     pattern = Pattern.of(sparsity_m_by_n)
@@ -134,9 +140,12 @@ def plan_model(
             if scores is not None:
                 given[variable] = np.fmax(scores_of(name, kernel, scores), 0)
     check_finite({k.name: graph.variables[k.variable] for k in kernels}, graph.variables)
-    axes = analyse(graph)
+    count = sum(tf.is_tensor(t) for t in tf.nest.flatten(function.structured_outputs[0]))
+    axes = analyse(graph, free=count if outputs == "free" else 0)
     plan = plan_groups(axes, kernels, pattern.block)
-    return ModelPlan(function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), pattern, given)
+    return ModelPlan(
+        function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), pattern, count, outputs == "free", given
+    )
 
 
 def _traced(model: Any, input_shapes: InputShapes | None) -> tuple[Any, Graph]:

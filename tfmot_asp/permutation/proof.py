@@ -44,12 +44,18 @@ class Verifier:
             op.source.op_def.is_stateful and "Random" in op.type and not op.training for op in plan.graph.ops
         )
 
-    def change(self, before: Values, reorder: Callable[[int, np.ndarray], np.ndarray]) -> tuple[float, float]:
+    def change(
+        self,
+        before: Values,
+        reorder: Callable[[int, np.ndarray], np.ndarray],
+        outputs: Sequence[np.ndarray | None] = (),
+    ) -> tuple[float, float]:
         """The relative change of the outputs, and what rounding alone could cause.
 
         Args:
             before: a value for each variable of the graph.
             reorder: gives the permuted value of a variable, from its position and value.
+            outputs: the order that the last axis of an output has afterwards; it is undone before comparing.
 
         Returns:
             The largest change of an output relative to its largest value, and the largest that counts as rounding: the
@@ -61,7 +67,7 @@ class Verifier:
             same = [_difference(a, b) <= self.tolerance for a, b in zip(old, again, strict=True)]
         else:
             same = [True] * len(old)
-        new = self.run([reorder(i, value) for i, value in enumerate(before)])
+        new = self.run([reorder(i, value) for i, value in enumerate(before)], orders=outputs)
         pairs = [(a, b) for a, b, keep in zip(old, new, same, strict=True) if keep]
         change = max((_difference(a, b) for a, b in pairs), default=0.0)
         if change <= self.tolerance:
@@ -70,8 +76,8 @@ class Verifier:
         noise = max((_difference(a, b) for a, b, keep in zip(old, nudged, same, strict=True) if keep), default=0.0)
         return change, max(self.tolerance, _AMPLIFIED * noise)
 
-    def run(self, values: Sequence[np.ndarray], nudge: float = 1.0) -> Values:
-        """The outputs for `values` of the variables, on the probe input."""
+    def run(self, values: Sequence[np.ndarray], nudge: float = 1.0, orders: Sequence[np.ndarray | None] = ()) -> Values:
+        """The outputs for `values` of the variables, on the probe input, with the orders of outputs undone."""
         function, inputs = self.plan.function, self.inputs
         if nudge != 1.0:
             inputs = [t * tf.cast(nudge, t.dtype) if t.dtype.is_floating else t for t in inputs]
@@ -81,11 +87,14 @@ class Verifier:
             with tf.device(getattr(plain, "device", None)):
                 copies[variable_key(variable)] = tf.Variable(value, dtype=plain.dtype, trainable=False)
         captured = [local_variable(copies[id(c)]).handle if id(c) in copies else c for c in function.captured_inputs]
-        outputs = tf.nest.flatten(function._call_flat(inputs, captured))
+        outputs = [t for t in tf.nest.flatten(function._call_flat(inputs, captured)) if tf.is_tensor(t)]
+        for i, order in enumerate(orders):
+            if order is not None:
+                outputs[i] = tf.gather(outputs[i], np.argsort(order), axis=-1)
         return [
             t.numpy() if t.dtype.is_integer or t.dtype.is_bool else tf.cast(t, tf.float64).numpy()
             for t in outputs
-            if tf.is_tensor(t) and (t.dtype.is_integer or t.dtype.is_bool or t.dtype.is_floating)
+            if (t.dtype.is_integer or t.dtype.is_bool or t.dtype.is_floating)
         ]
 
 

@@ -88,6 +88,9 @@ class PermutationReport:
         sparsity_m_by_n: the pattern that was searched for.
         max_change: largest change of an output relative to its largest value, as measured; None if not verified.
         fingerprint: what :meth:`apply_to` compares.
+        output_orders: with `outputs="free"`, for each output of the model where the channels on its last axis come
+            from, `new[..., i] = old[..., order[i]]`; None where they stay. `tf.gather(new, np.argsort(order), axis=-1)`
+            undoes it. Empty if outputs were pinned.
         outline: what :meth:`plot` draws: the model's ops as plain data, about 150 bytes each; None if not known.
 
     Example:
@@ -102,6 +105,7 @@ class PermutationReport:
     max_change: float | None
     fingerprint: dict[str, Any] = dataclasses.field(repr=False)
     outline: Outline | None = dataclasses.field(default=None, repr=False)
+    output_orders: tuple[tuple[int, ...] | None, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def prunable(self) -> int:
@@ -152,6 +156,7 @@ class PermutationReport:
                 max_change=data["max_change"],
                 fingerprint=data["fingerprint"],
                 outline=Outline.from_dict(data["outline"]) if data.get("outline") else None,
+                output_orders=tuple(None if o is None else tuple(o) for o in data.get("output_orders", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a report saved by tfmot_asp {FORMAT!r}: {error}") from error
@@ -194,7 +199,13 @@ class PermutationReport:
         """
         from tfmot_asp.permutation.plan import plan_model
 
-        plan = plan_model(model, policy=policy, input_shapes=input_shapes, sparsity_m_by_n=self.sparsity_m_by_n)
+        plan = plan_model(
+            model,
+            policy=policy,
+            input_shapes=input_shapes,
+            sparsity_m_by_n=self.sparsity_m_by_n,
+            outputs="free" if self.output_orders else "pinned",
+        )
         _check_same(self.fingerprint, plan.fingerprint())
         return finish(plan, model, [np.asarray(g.order, np.int64) for g in self.groups], verify=verify)
 
@@ -244,6 +255,7 @@ def finish(
 ) -> PermutationReport:
     """Applies the orders of a plan's groups and reports. Writing the weights is the last that can fail."""
     from tfmot_asp.permutation.apply import apply, reordered, variable_moves
+    from tfmot_asp.permutation.free_outputs import output_orders
     from tfmot_asp.permutation.picture.outline import outline
 
     moves = variable_moves(plan, orders)
@@ -259,6 +271,11 @@ def finish(
         max_change=None,
         fingerprint=plan.fingerprint(),
         outline=outline(plan, model),
+        output_orders=tuple(
+            None if order is None else tuple(int(i) for i in order) for order in output_orders(plan, orders)
+        )
+        if plan.free
+        else (),
     )
     change = apply(plan, orders, model, verify=verify)
     logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
