@@ -25,7 +25,7 @@ def test_keywords_that_mean_nothing_are_refused_with_those_that_do():
     with pytest.raises(TypeError, match=r"did you mean 'pruning_policy'\?\)\. It takes pruning_schedule, "):
         tfmot_asp.prune_low_magnitude(mlp(), pruning_polcy=None)
     with pytest.raises(
-        TypeError, match=r"keyword argument 'sparsity'.* policy, calibration_data, and for the wrapper .* name, "
+        TypeError, match=r"'sparsity'.* policy, calibration_data, and for the wrapper .* name, "
     ):
         tfmot_asp.prune_low_magnitude(layers.Dense(8), sparsity=0.5)
     policy = tfmot_asp.PruneForSparseTensorCores()
