@@ -24,9 +24,7 @@ def wrapped_names(model):
 def test_keywords_that_mean_nothing_are_refused_with_those_that_do():
     with pytest.raises(TypeError, match=r"did you mean 'pruning_policy'\?\)\. It takes pruning_schedule, "):
         tfmot_asp.prune_low_magnitude(mlp(), pruning_polcy=None)
-    with pytest.raises(
-        TypeError, match=r"'sparsity'.* policy, calibration_data, and for the wrapper .* name, "
-    ):
+    with pytest.raises(TypeError, match=r"'sparsity'.* policy, calibration_data, and for the wrapper .* name, "):
         tfmot_asp.prune_low_magnitude(layers.Dense(8), sparsity=0.5)
     policy = tfmot_asp.PruneForSparseTensorCores()
     with pytest.raises(TypeError, match="policy and pruning_policy are the same argument"):
