@@ -232,7 +232,6 @@ class _Pass:
 
     def _prune(self, number: int, names: tuple[str, ...], states: Sequence[Batches]) -> None:
         begin = time.perf_counter()
-        first = self.kernels[names[0]]
         accumulators: dict[Any, MomentsAccumulator] = {}
         rng = np.random.default_rng([self.options.seed, number])
         for lane, batch, state, ready in self._batches(number, states):
@@ -260,7 +259,6 @@ class _Pass:
             else:
                 self._by_magnitude(name, "kept its mask by magnitude: its input depends on its own output")
         logger.debug("%s: %d rows, %.1f s", ", ".join(names), rows, time.perf_counter() - begin)
-        del first
 
     def _look(
         self,
