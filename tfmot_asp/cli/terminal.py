@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+from tfmot_asp.reports.plain_data import jsonable
 
 PROGRAM = "tfmot-asp"
 
@@ -47,7 +48,7 @@ class Console:
     def result(self, text: str, data: dict[str, Any]) -> None:
         """Prints a command's result: the text, or with ``--json`` the data."""
         if self._json:
-            text = json.dumps(plain(data), indent=1, allow_nan=False)
+            text = json.dumps(jsonable(data), indent=1, allow_nan=False)
         self._out.write(f"{text}\n")
 
     def note(self, text: str) -> None:
@@ -103,19 +104,6 @@ def load_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # looks for GPUs, and logs that there are none
-
-
-def plain(value: Any) -> Any:
-    """Data as JSON can hold it: numbers that are not finite become None, NumPy's become Python's."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def closed_pipe() -> int:

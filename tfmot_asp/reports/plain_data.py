@@ -8,14 +8,19 @@ from typing import Any
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A dataclass as JSON takes it: dicts, lists, strings and numbers; null for a number that is not finite."""
-    found: dict[str, Any] = _lists(asdict(record))
+    """A dataclass as JSON takes it: dicts, lists, strings and numbers."""
+    found: dict[str, Any] = jsonable(asdict(record))
     return found
 
 
-def _lists(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Data as JSON can hold it: numbers that are not finite become None, NumPy's become Python's, tuples lists."""
     if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return value
