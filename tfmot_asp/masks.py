@@ -155,6 +155,12 @@ def violations(weight: npt.ArrayLike, reduction_axes: Axes, pattern: PatternLike
     return standing(weight, reduction_axes, pattern).violations
 
 
+def magnitude(weight: npt.ArrayLike) -> np.ndarray:
+    """|w|, the score of a weight by default; of half precision in single precision."""
+    found: np.ndarray = np.abs(_comparable(np.asarray(weight)))
+    return found
+
+
 def retained_magnitude(
     weight: npt.ArrayLike,
     reduction_axes: Axes,
@@ -172,9 +178,9 @@ def retained_magnitude(
     Returns:
         The sum, accumulated in float64.
     """
-    magnitude = np.abs(_comparable(np.asarray(weight)))
-    mask = m_by_n_mask(magnitude if score is None else score, reduction_axes, pattern)
-    return float(np.sum(magnitude, where=np.asarray(mask), dtype=np.float64))
+    magnitudes = magnitude(weight)
+    mask = m_by_n_mask(magnitudes if score is None else score, reduction_axes, pattern)
+    return float(np.sum(magnitudes, where=np.asarray(mask), dtype=np.float64))
 
 
 class _Stripes:

@@ -24,7 +24,7 @@ from tfmot_asp.graph.flat_graph import variable_key
 from tfmot_asp.graph.inputs import input_specs
 from tfmot_asp.keras_models.kernels import Kernel, Scores, scores_of
 from tfmot_asp.keras_models.variables import read, underlying_variable
-from tfmot_asp.masks import apply_mask, m_by_n_mask
+from tfmot_asp.masks import apply_mask, m_by_n_mask, magnitude
 from tfmot_asp.pattern import Pattern
 from tfmot_asp.types import CalibrationData, Policy
 
@@ -169,17 +169,11 @@ def _masked(kernels: Mapping[str, Kernel], scores: Scores | None, pattern: Patte
     """Masks without data, and the weights masked with them."""
     masks = {}
     for name, kernel in kernels.items():
-        weight = read(kernel.tf_variable)
-        score = magnitude(weight) if scores is None else scores_of(name, kernel, scores)
+        score = scores_of(name, kernel, scores)
         masks[name] = np.asarray(m_by_n_mask(score, kernel.layout.reduction_axes, pattern))
     for name, kernel in kernels.items():
         kernel.tf_variable.assign(apply_mask(read(kernel.tf_variable), masks[name]))
     return masks
-
-
-def magnitude(weight: np.ndarray) -> np.ndarray:
-    """|w|, of half precision in single precision."""
-    return np.abs(weight.astype(np.float64 if weight.dtype == np.float64 else np.float32))
 
 
 def _permuted(

@@ -347,10 +347,7 @@ class _Pass:
     def _by_magnitude(self, name: str, note: str) -> None:
         kernel = self.kernels[name]
         stored = read(kernel.tf_variable)
-        if self.options.scores is not None:
-            score = scores_of(name, kernel, self.options.scores)
-        else:
-            score = np.abs(stored.astype(np.float64 if stored.dtype == np.float64 else np.float32))
+        score = scores_of(name, kernel, self.options.scores)
         mask = np.asarray(m_by_n_mask(score, kernel.layout.reduction_axes, self.options.pattern))
         self._set(name, np.asarray(apply_mask(stored, mask)), mask)
         self.entries[name] = CalibratedKernel(name, kernel.layout.kind, 0, None, None, 0.0, note)

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from tfmot_asp.keras_models.layers import all_layers
 from tfmot_asp.keras_models.layouts import ATTENTION_KINDS, KernelLayout, kernel_attributes, kind_of, layout_of
-from tfmot_asp.keras_models.variables import underlying_variable
+from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.keras_models.which_keras import is_instance
 from tfmot_asp.keras_models.wrappers import holds_quantized, trained_variables, unwrap
+from tfmot_asp.masks import magnitude
 
 _ATTENTION_PROJECTIONS = ("_query_dense", "_key_dense", "_value_dense", "_output_dense")
 
@@ -61,8 +62,13 @@ Scores: TypeAlias = Callable[[Kernel], npt.ArrayLike]
 """Gives a score for each weight of a kernel: an array of its shape."""
 
 
-def scores_of(name: str, kernel: Kernel, scores: Scores) -> np.ndarray:
-    """The scores of a kernel's weights. Raises ValueError, with its name, if they are of another shape."""
+def scores_of(name: str, kernel: Kernel, scores: Scores | None) -> np.ndarray:
+    """The scores of a kernel's weights, by default their magnitudes as they are now.
+
+    Raises ValueError, with the kernel's name, if they are of another shape.
+    """
+    if scores is None:
+        return magnitude(read(kernel.tf_variable))
     score = np.asarray(scores(kernel))
     if score.shape != kernel.shape:
         raise ValueError(f"the scores of {name!r} have shape {score.shape}, its kernel has shape {kernel.shape}")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.calibration.prune import DataOptions, magnitude, prune_in_place
+from tfmot_asp.calibration.prune import DataOptions, prune_in_place
 from tfmot_asp.calibration.report import CalibrationReport
 from tfmot_asp.calibration.restore import all_or_nothing
 from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
@@ -266,13 +266,10 @@ class PrunedModel(tf.Module):
 
     def _new_mask(self, name: str, scores: Scores | None) -> np.ndarray:
         kernel = self._parts.kernels[name]
-        if scores is not None:
-            score = scores_of(name, kernel, scores)
-        else:
-            score = magnitude(read(kernel.tf_variable))
-            if hasattr(self, "masks"):
-                # Among zeros, those that are kept now stay: training may bring a kept weight to exactly zero.
-                score = np.where(read(self.masks[name]) | (score > 0), score, -1)
+        score = scores_of(name, kernel, scores)
+        if scores is None and hasattr(self, "masks"):
+            # Among zeros, those that are kept now stay: training may bring a kept weight to exactly zero.
+            score = np.where(read(self.masks[name]) | (score > 0), score, -1)
         return np.asarray(masks.m_by_n_mask(score, kernel.layout.reduction_axes, self.sparsity_m_by_n))
 
 
