@@ -1,6 +1,7 @@
 """The package's rooms: imports point downwards and make no circle, lazy ones included."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,14 @@ def test_the_test_sees_lazy_imports():
         "HOME = {'x': 'tfmot_asp.files'}\n"
     )
     assert {name for node in walk(tree) for name in imported(node, {"d.e"})} == {"c", "d.e", "tfmot_asp.files"}
+
+
+def test_no_two_modules_share_a_name():
+    """But for each format's conversion in its own folder."""
+    names = Counter(path.stem for path in ROOT.rglob("*.py") if path.stem != "__init__")
+    assert {name for name, times in names.items() if times > 1} == {"convert"}
+
+
+def test_no_two_classes_share_a_name():
+    names = Counter(node.name for _, tree in modules() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert {name for name, times in names.items() if times > 1} == set()

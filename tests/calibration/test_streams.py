@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfmot_asp.calibration.data import collect
-from tfmot_asp.calibration.schedule import Change, schedule
+from tfmot_asp.calibration.op_order import Change, schedule
 from tfmot_asp.calibration.spill import Shelf
 from tfmot_asp.calibration.streams import Pair, Streams
 from tfmot_asp.calibration.traced import trace_for

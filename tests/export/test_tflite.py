@@ -13,7 +13,7 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import compiled, convnet, data, mlp
 from tfmot_asp import masks
-from tfmot_asp.export.tflite_files import checks
+from tfmot_asp.export.tflite_files import file_checks
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
 from tfmot_asp.keras_models.kernels import kernels_of
@@ -39,7 +39,7 @@ def inputs(*shape, count=16, seed=0):
 
 
 def run(path, **values):
-    with checks.quiet():
+    with file_checks.quiet():
         runner = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
     return runner(**values)
 

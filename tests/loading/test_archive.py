@@ -10,7 +10,7 @@ import tf_keras
 from tf_keras import layers
 
 from tfmot_asp.loading import load_model
-from tfmot_asp.loading.files import first_line
+from tfmot_asp.loading.formats import first_line
 
 
 def shared_and_words():

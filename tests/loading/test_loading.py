@@ -21,8 +21,8 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import convnet, mlp
 from tfmot_asp.loading import UnsafeModelError, check_saved_model, load_model
+from tfmot_asp.loading.allowed_ops import is_pure_symbol, why_refused
 from tfmot_asp.loading.keras_config import check_config
-from tfmot_asp.loading.ops import is_pure_symbol, why_refused
 
 SUFFIXES = (".keras", ".h5", "")  # a folder without suffix is a SavedModel
 
@@ -350,7 +350,7 @@ def test_an_archive_must_not_unpack_outside_its_folder(tmp_path):
 
 
 def test_an_archive_must_not_hold_more_than_its_size_explains(tmp_path, monkeypatch):
-    monkeypatch.setattr("tfmot_asp.loading.files._MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr("tfmot_asp.loading.formats._MAX_UNPACKED", 1 << 20)
     path = save(mlp(), tmp_path / "model.keras")
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("assets/zeros", bytes(1 << 25))

@@ -23,7 +23,7 @@ BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class CalibrationBatch:
     """A batch of calibration data.
 
     Attributes:
@@ -42,7 +42,7 @@ class Batch:
         return tf.nest.flatten(self.inputs)
 
 
-def collect(model: Any, data: Any, samples: int | None = None) -> list[Batch]:
+def collect(model: Any, data: Any, samples: int | None = None) -> list[CalibrationBatch]:
     """Reads calibration data.
 
     Args:
@@ -68,12 +68,12 @@ def collect(model: Any, data: Any, samples: int | None = None) -> list[Batch]:
     else:
         _check_ends(data, samples)
         batches = _limited(map(inputs.split, _iterate(data)), samples)
-    found: list[Batch] = []
+    found: list[CalibrationBatch] = []
     for x, weights in batches:
         x = inputs.prepared(x, f"batch {len(found)}")
         count = int(tf.nest.flatten(x)[0].shape[0])
         if count:
-            found.append(Batch(x, _checked_weights(weights, count), count))
+            found.append(CalibrationBatch(x, _checked_weights(weights, count), count))
     if not found:
         raise ValueError(
             "calibration_data holds no sample. A generator that has been read to its end stays empty: give a fresh "

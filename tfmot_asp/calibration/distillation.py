@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.calibration.data import Batch
-from tfmot_asp.calibration.progress import progress_bar
-from tfmot_asp.calibration.report import OutputChange, OutputComparison
+from tfmot_asp.calibration.calibration_report import OutputChange, OutputComparison
+from tfmot_asp.calibration.data import CalibrationBatch
 from tfmot_asp.calibration.traced import TracedModel, row_weights
 from tfmot_asp.graph.flat_graph import local_variable
 from tfmot_asp.keras_models.kernels import Kernel
 from tfmot_asp.keras_models.variables import read
+from tfmot_asp.reports.progress_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class _Student:
         for variable, value in zip(self.targets, values, strict=True):
             variable.assign(value)
 
-    def step(self, traced: TracedModel, batch: Batch, teacher: _Teacher, rate: float) -> None:
+    def step(self, traced: TracedModel, batch: CalibrationBatch, teacher: _Teacher, rate: float) -> None:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.variables)
             outputs, blocks = _outputs(traced, batch, teacher)
@@ -168,7 +168,7 @@ class _Teacher:
         captured = traced.function.captured_inputs
         self.captured = [self.copies[id(c)].handle if id(c) in self.copies else c for c in captured]
 
-    def __call__(self, batch: Batch) -> list[tf.Tensor]:
+    def __call__(self, batch: CalibrationBatch) -> list[tf.Tensor]:
         """The flat outputs of the function on a batch."""
         return tf.nest.flatten(self.function._call_flat(batch.leaves, self.captured))
 
@@ -176,7 +176,7 @@ class _Teacher:
 Part = tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
 
 
-def _outputs(traced: TracedModel, batch: Batch, teacher: _Teacher) -> tuple[list[Part], list[Part]]:
+def _outputs(traced: TracedModel, batch: CalibrationBatch, teacher: _Teacher) -> tuple[list[Part], list[Part]]:
     """The outputs of both models on a batch, and the sums of residual blocks, each with the weights of its rows."""
     function = traced.function
     found = tf.nest.flatten(function._call_flat(batch.leaves, function.captured_inputs))
@@ -226,12 +226,12 @@ def _warm(number: int, steps: int) -> float:
     return 0.1 + 0.9 * (1 - (number - start) / max(1, steps - start))
 
 
-def _cut(batch: Batch) -> list[Batch]:
+def _cut(batch: CalibrationBatch) -> list[CalibrationBatch]:
     """A batch in parts that a step can take: what it remembers for the gradient grows with the inputs."""
     each = max(1, sum(int(np.prod(t.shape)) * t.dtype.size for t in batch.leaves) // batch.samples)
     size = int(np.clip(_BYTES // each, 1, 16))
     return [
-        Batch(
+        CalibrationBatch(
             tf.nest.map_structure(lambda t: t[start : start + size], batch.inputs),  # noqa: B023 (called at once)
             None if batch.weights is None else batch.weights[start : start + size],
             min(size, batch.samples - start),

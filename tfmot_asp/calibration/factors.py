@@ -37,7 +37,7 @@ class Factors:
         self.damping = damping
         bounds = np.cumsum([0, *(len(gram) for gram in moments.gram)])
         self.blocks = tuple(
-            Block(slice(int(start), int(stop)), *damped(gram, damping))
+            GramBlock(slice(int(start), int(stop)), *damped(gram, damping))
             for start, stop, gram in zip(bounds, bounds[1:], moments.gram, strict=False)
         )
 
@@ -47,7 +47,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Block:
+class GramBlock:
     """One diagonal block of the moments, damped and scaled.
 
     Attributes:

@@ -69,7 +69,7 @@ class KernelMatrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class KernelBlock:
     """A part of a kernel's matrix that is a product of its own.
 
     Attributes:
@@ -104,7 +104,7 @@ class Site:
     op: Op
     data: Tensor
     rows: Rows
-    blocks: tuple[Block, ...]
+    blocks: tuple[KernelBlock, ...]
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -248,7 +248,7 @@ _MOVING = frozenset({"Cast", "Identity", "StopGradient", "Squeeze", "Reshape", "
 
 
 @dataclass(frozen=True)
-class _Roles:
+class _AxisRoles:
     """The axes of a kernel as its op reads it: what numbers the blocks, what is summed, what is made.
 
     Attributes:
@@ -263,7 +263,7 @@ class _Roles:
     own_rows: bool = True
 
 
-def _blocks(places: Places, roles: _Roles, matrix: KernelMatrix) -> Iterable[Block]:
+def _blocks(places: Places, roles: _AxisRoles, matrix: KernelMatrix) -> Iterable[KernelBlock]:
     def offsets(axes: tuple[int, ...]) -> np.ndarray:
         result = np.zeros(1, np.int64)
         for axis in axes:
@@ -285,13 +285,13 @@ def _blocks(places: Places, roles: _Roles, matrix: KernelMatrix) -> Iterable[Blo
         if not whole or (rows.reshape(-1, size) != rows[::size, None] + np.arange(size)).any():
             raise NotFollowedError("its product sums over parts of its reduction axis")
         identity = np.array_equal(order, np.arange(len(order)))
-        yield Block(rows, columns, number if roles.own_rows else 0, None if identity else order)
+        yield KernelBlock(rows, columns, number if roles.own_rows else 0, None if identity else order)
 
 
 # How each op takes part
 
 
-def _convolution(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
+def _convolution(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _AxisRoles]:
     spatial = len(shape) - 2
     last = channels_last(op.attr("data_format", "NHWC"))
     inner = slice(1, -1) if last else slice(2, None)
@@ -303,22 +303,22 @@ def _convolution(op: Op, operand: int, shape: Sequence[int], groups: int) -> tup
     if len(strides) == spatial:
         inner = slice(None)
     rows = ConvolutionRows(tuple(shape[:spatial]), strides[inner], dilations[inner], padding, last, groups)
-    return rows, _Roles((), tuple(range(spatial + 1)), (spatial + 1,), groups)
+    return rows, _AxisRoles((), tuple(range(spatial + 1)), (spatial + 1,), groups)
 
 
-def _transposed_convolution(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
+def _transposed_convolution(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _AxisRoles]:
     """Each input position gives one value per kernel position and output channel; where they overlap, they add up."""
     if groups > 1:
         raise NotFollowedError(f"{op} has groups")
     spatial = len(shape) - 2
     channels = channel_axis(op, spatial + 2)
     kept = tuple(axis for axis in range(spatial + 2) if axis != channels)
-    return ContractedRows((), kept, (channels,)), _Roles(
+    return ContractedRows((), kept, (channels,)), _AxisRoles(
         tuple(range(spatial)), (spatial + 1,), (spatial,), own_rows=False
     )
 
 
-def _matrix_product(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
+def _matrix_product(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _AxisRoles]:
     rank = _rank(op, 1 - operand)
 
     def inner(side: int, axes: tuple[int, int]) -> tuple[int, int]:
@@ -334,10 +334,10 @@ def _matrix_product(op: Op, operand: int, shape: Sequence[int], groups: int) -> 
     if any(axis < 0 for axis in blocks):
         raise NotFollowedError(f"{op} repeats what it multiplies with for several kernels")
     free = (*(axis for axis in range(rank - 2) if axis not in blocks), kept)
-    return ContractedRows(blocks, free, (summed,)), _Roles(tuple(wide), (kernel_summed,), (made,))
+    return ContractedRows(blocks, free, (summed,)), _AxisRoles(tuple(wide), (kernel_summed,), (made,))
 
 
-def _einsum(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _Roles]:
+def _einsum(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Rows, _AxisRoles]:
     equation = einsum.parse(op.attr("equation"))
     data, kernel = equation.axes(1 - operand, _rank(op, 1 - operand)), equation.axes(operand, len(shape))
     output = equation.output_axes(len(op.source.outputs[0].shape))
@@ -350,7 +350,7 @@ def _einsum(op: Op, operand: int, shape: Sequence[int], groups: int) -> tuple[Ro
     if not summed or len(free) + len(blocks) + len(summed) < len(data) or any(x not in output for x in made):
         raise NotFollowedError(f"{op} sums over more than its reduction axis")
     rows = ContractedRows(_axes(blocks, data), _axes(free, data), _axes(summed, data))
-    return rows, _Roles(_axes(blocks, kernel), _axes(summed, kernel), _axes(made, kernel))
+    return rows, _AxisRoles(_axes(blocks, kernel), _axes(summed, kernel), _axes(made, kernel))
 
 
 def _axes(letters: Sequence[str], term: Sequence[str]) -> tuple[int, ...]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tfmot_asp.calibration.factors import Block, Factors
+from tfmot_asp.calibration.factors import Factors, GramBlock
 from tfmot_asp.calibration.linear_algebra import full_precision, product
+from tfmot_asp.calibration.mask_selection import choose_mask, m_by_n_rows
 from tfmot_asp.calibration.refit import refit
-from tfmot_asp.calibration.selection import choose_mask, m_by_n_rows
 from tfmot_asp.calibration.statistics import Moments
 from tfmot_asp.calibration.target import Correction, choose_correction, corrected
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
@@ -140,7 +140,7 @@ def output_error(pruned: np.ndarray, dense: np.ndarray, moments: Moments) -> flo
     return float(error / norm) if norm else float("inf") if error else 0.0
 
 
-def _segments_in(block: Block, segment: int, n: int) -> int:
+def _segments_in(block: GramBlock, segment: int, n: int) -> int:
     """How many segments, or 1 if it is a piece of one, a block of inputs holds: it must not cut a stripe."""
     start, stop = block.inputs.start, block.inputs.stop
     whole = start % segment == 0 and stop % segment == 0

@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.calibration.batch_norm import ChannelMoments, NormSite, moved, norm_sites
-from tfmot_asp.calibration.data import Batch
+from tfmot_asp.calibration.calibration_report import CalibratedKernel, CalibrationReport, OutputComparison
+from tfmot_asp.calibration.data import CalibrationBatch
 from tfmot_asp.calibration.factors import Factors
-from tfmot_asp.calibration.kernel_products import Block, KernelMatrix, NotFollowedError, ProductFinder, Site
-from tfmot_asp.calibration.progress import progress_bar
+from tfmot_asp.calibration.kernel_products import KernelBlock, KernelMatrix, NotFollowedError, ProductFinder, Site
+from tfmot_asp.calibration.norm_statistics import ChannelMoments, NormSite, moved, norm_sites
+from tfmot_asp.calibration.op_order import Change, Step, schedule
 from tfmot_asp.calibration.reconstruct import Reconstruction, reconstruct
-from tfmot_asp.calibration.report import CalibratedKernel, CalibrationReport, OutputComparison
 from tfmot_asp.calibration.rows import spread
-from tfmot_asp.calibration.schedule import Change, Step, schedule
 from tfmot_asp.calibration.spill import MEMORY, Shelf
 from tfmot_asp.calibration.statistics import MomentsAccumulator
 from tfmot_asp.calibration.streams import Batches, Pair, Streams
@@ -34,6 +33,7 @@ from tfmot_asp.keras_models.kernels import Kernel, Scores, scores_of
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.masks import apply_mask, m_by_n_mask
 from tfmot_asp.pattern import TWO_FOUR, Pattern
+from tfmot_asp.reports.progress_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,6 @@ class Calibrated:
     masks: dict[str, np.ndarray]
     statistics: list[tuple[Any, np.ndarray]]
     report: CalibrationReport
-    streams: list[Streams] = field(default_factory=list)
 
 
 def calibrate(model: Any, kernels: Mapping[str, Kernel], traced: Sequence[TracedModel], options: Options) -> Calibrated:
@@ -159,7 +158,8 @@ class _Pass:
                 for lane in self.lanes
             ]
             steps = self.lanes[0].steps
-            with progress_bar(len(self.kernels) - len(self.reasons), "calibrate", self.options.progress) as bar:
+            work = len(self.kernels) - len(self.reasons)
+            with progress_bar(work, "calibrate", self.options.progress, unit="kernel") as bar:
                 for number, step in enumerate(steps):
                     change = step.change
                     if change is None:
@@ -183,7 +183,7 @@ class _Pass:
             batch_norm=self.options.batch_norm,
             seconds=time.perf_counter() - begin,
         )
-        return Calibrated(self.weights, self.masks, self.statistics, report, [lane.streams for lane in self.lanes])
+        return Calibrated(self.weights, self.masks, self.statistics, report)
 
     # The order of things
 
@@ -238,7 +238,7 @@ class _Pass:
             for index in ready:
                 site = lane.sites[names[0]][index]
                 self._look(lane, site, batch, state, accumulators, len(ready), rng, names[0])
-        results: dict[str, list[tuple[Block, Reconstruction]]] = {name: [] for name in names}
+        results: dict[str, list[tuple[KernelBlock, Reconstruction]]] = {name: [] for name in names}
         rows = 0
         for key, accumulator in list(accumulators.items()):
             try:
@@ -264,7 +264,7 @@ class _Pass:
         self,
         lane: _Lane,
         site: Site,
-        batch: Batch,
+        batch: CalibrationBatch,
         state: dict[Tensor, Pair],
         accumulators: dict[Any, MomentsAccumulator],
         sites: int,
@@ -302,7 +302,7 @@ class _Pass:
                 raise ValueError(f"what {name!r} reads cannot be calibrated on: {error}. Nothing was changed") from None
 
     def _weights(
-        self, lane: _Lane, data: Tensor, batch: Batch, state: dict[Tensor, Pair], leading: tuple[int, ...]
+        self, lane: _Lane, data: Tensor, batch: CalibrationBatch, state: dict[Tensor, Pair], leading: tuple[int, ...]
     ) -> np.ndarray | None:
         """How much each row counts: 0 for padding. None if all count alike."""
         weights = None if batch.weights is None else row_weights(batch.weights, leading)
@@ -312,7 +312,7 @@ class _Pass:
             weights = shown if weights is None else weights if shown is None else weights * shown
         return None if weights is None or (weights == 1).all() else weights
 
-    def _reconstruct(self, name: str, block: Block, factors: Factors) -> Reconstruction:
+    def _reconstruct(self, name: str, block: KernelBlock, factors: Factors) -> Reconstruction:
         kernel, matrix = self.kernels[name], self.matrices[name]
         weight = _part(matrix.of(read(kernel.tf_variable)), block)
         scores = None
@@ -328,7 +328,7 @@ class _Pass:
             scores=scores,
         )
 
-    def _keep(self, name: str, results: list[tuple[Block, Reconstruction]], rows: int, seconds: float) -> None:
+    def _keep(self, name: str, results: list[tuple[KernelBlock, Reconstruction]], rows: int, seconds: float) -> None:
         kernel, matrix = self.kernels[name], self.matrices[name]
         stored = read(kernel.tf_variable)
         whole = np.zeros_like(matrix.of(stored))
@@ -359,7 +359,7 @@ class _Pass:
             if variable is not None:
                 lane.streams.assign(variable, weight)
 
-    # Batch normalization, and the end
+    # CalibrationBatch normalization, and the end
 
     def _normalize(self, number: int, index: int, states: Sequence[Batches]) -> None:
         norm = self.norms[index]
@@ -403,7 +403,7 @@ class _Pass:
         return [comparison.result() for comparison in comparisons]
 
 
-def _part(matrix: np.ndarray, block: Block) -> np.ndarray:
+def _part(matrix: np.ndarray, block: KernelBlock) -> np.ndarray:
     if (len(block.rows), len(block.columns)) == matrix.shape and (np.diff(block.columns) == 1).all():
         return matrix
     return matrix[np.ix_(block.rows, block.columns)]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfmot_asp.calibration.factors import Block
+from tfmot_asp.calibration.factors import GramBlock
 from tfmot_asp.calibration.linear_algebra import product
 from tfmot_asp.calibration.refit import refit
 from tfmot_asp.pattern import Pattern
@@ -25,7 +25,7 @@ REFIT_STEPS = 8
 
 
 def swap_search(
-    block: Block,
+    block: GramBlock,
     target: np.ndarray,
     mask: np.ndarray,
     weight: np.ndarray,
@@ -48,7 +48,7 @@ def swap_search(
     Returns:
         The mask and the weights refitted to it, (K, O).
     """
-    stripes = _Stripes(target.shape[0], pattern.block, segments)
+    stripes = _Grid(target.shape[0], pattern.block, segments)
     precision = _Precision(block, pattern, stripes)
     best = _refitted(block.matrix, target, mask, weight)
     threshold = np.zeros_like(best.loss)
@@ -82,7 +82,7 @@ def _refitted(matrix: Any, target: np.ndarray, mask: np.ndarray, start: np.ndarr
     return _State(mask.copy(), weight, gradient, np.einsum("ko,ko->o", missing, gradient))
 
 
-class _Stripes:
+class _Grid:
     """Rows cut into stripes of n; short ones are filled up with rows that are not there."""
 
     def __init__(self, rows: int, n: int, segments: int) -> None:
@@ -113,7 +113,7 @@ class _Stripes:
 class _Precision:
     """The mean of P over random supports, within each stripe: (stripes, 1) for every pair of places."""
 
-    def __init__(self, block: Block, pattern: Pattern, stripes: _Stripes) -> None:
+    def __init__(self, block: GramBlock, pattern: Pattern, stripes: _Grid) -> None:
         share = 1 - pattern.sparsity
         _, mean = block.half_explained(share)
         rows = np.maximum(stripes.rows, 0)
@@ -132,7 +132,7 @@ class _Swaps(NamedTuple):
     added: np.ndarray
     value: np.ndarray
 
-    def applied(self, state: _State, chosen: np.ndarray, stripes: _Stripes) -> tuple[np.ndarray, np.ndarray]:
+    def applied(self, state: _State, chosen: np.ndarray, stripes: _Grid) -> tuple[np.ndarray, np.ndarray]:
         """The mask and the weights to start the refit from, with the chosen swaps made."""
         mask, weight = stripes.split(state.mask).copy(), stripes.split(state.weight).copy()
         where = np.nonzero(chosen)
@@ -142,7 +142,7 @@ class _Swaps(NamedTuple):
         return stripes.join(mask), stripes.join(weight)
 
 
-def _propose(state: _State, precision: _Precision, stripes: _Stripes) -> _Swaps:
+def _propose(state: _State, precision: _Precision, stripes: _Grid) -> _Swaps:
     """The swap of the highest estimated gain in each stripe and column; gain 0 where none would gain."""
     kept, weight, gradient = (stripes.split(array) for array in (state.mask, state.weight, state.gradient))
     shape = kept.shape[1:]

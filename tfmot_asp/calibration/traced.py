@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.calibration.data import Batch
+from tfmot_asp.calibration.data import CalibrationBatch
 from tfmot_asp.graph.flat_graph import Graph, Tensor
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.inputs import required_arguments
@@ -32,13 +32,13 @@ class TracedModel:
     """
 
     graph: Graph
-    batches: tuple[Batch, ...]
+    batches: tuple[CalibrationBatch, ...]
     masks: dict[Tensor, Tensor]
     function: Any
     sums: tuple[int, ...] = ()
 
 
-def trace_for(model: Any, batches: Sequence[Batch]) -> list[TracedModel]:
+def trace_for(model: Any, batches: Sequence[CalibrationBatch]) -> list[TracedModel]:
     """Traces a model as it is called on batches.
 
     The batch axis stays open, and so does each axis in which batches differ. A model that needs to know its shapes is
@@ -47,7 +47,7 @@ def trace_for(model: Any, batches: Sequence[Batch]) -> list[TracedModel]:
     Raises:
         ValueError: if the model cannot be called on them.
     """
-    groups: dict[Any, list[Batch]] = {}
+    groups: dict[Any, list[CalibrationBatch]] = {}
     for batch in batches:
         key = tuple((t.dtype, t.shape.rank) for t in batch.leaves), str(_structure(batch))
         groups.setdefault(key, []).append(batch)
@@ -59,14 +59,14 @@ def trace_for(model: Any, batches: Sequence[Batch]) -> list[TracedModel]:
             traced.append(_trace(model, group, relaxed))
         except ValueError as error:
             logger.info("traced for each shape of the data, since it does not work with open ones: %s", error)
-            by_shape: dict[str, list[Batch]] = {}
+            by_shape: dict[str, list[CalibrationBatch]] = {}
             for batch, each in zip(group, shapes, strict=True):
                 by_shape.setdefault(str(each), []).append(batch)
             traced += [_trace(model, same, [t.shape.as_list() for t in same[0].leaves]) for same in by_shape.values()]
     return traced
 
 
-def _structure(batch: Batch) -> Any:
+def _structure(batch: CalibrationBatch) -> Any:
     return tf.nest.map_structure(lambda _: 0, batch.inputs)
 
 
@@ -74,7 +74,7 @@ def _common(shapes: Sequence[Sequence[int]]) -> list[int | None]:
     return [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
 
 
-def _trace(model: Any, batches: Sequence[Batch], shapes: Sequence[Sequence[int | None]]) -> TracedModel:
+def _trace(model: Any, batches: Sequence[CalibrationBatch], shapes: Sequence[Sequence[int | None]]) -> TracedModel:
     first = batches[0]
     specs = [tf.TensorSpec(shape, t.dtype) for shape, t in zip(shapes, first.leaves, strict=True)]
     inputs = tf.nest.pack_sequence_as(first.inputs, specs)

@@ -147,7 +147,7 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
 def load(arguments: argparse.Namespace) -> Any:
     """The model of the MODEL argument. Checks first what needs no TensorFlow."""
     from tfmot_asp.loading import load_model
-    from tfmot_asp.loading.files import detect
+    from tfmot_asp.loading.formats import detect
 
     detect(arguments.model)
     load_tensorflow()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.graph.probes import Batch
+from tfmot_asp.graph.probes import NamedArrays
 
 # Where an open batch axis leaves the choice: little, since the activations of all layers are kept at once.
 _BATCH = 8
@@ -18,7 +18,7 @@ _BATCH = 8
 _COMPARED = 4
 
 
-def calibration_batches(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[Batch]:
+def calibration_batches(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[NamedArrays]:
     """Calibration data as one dict of arrays per batch, checked.
 
     Args:
@@ -52,7 +52,7 @@ def calibration_batches(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[B
         raise ValueError("calibration_data is empty: no batch came out of it")
 
 
-def _split(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[Batch]:
+def _split(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[NamedArrays]:
     if callable(data) and not tf.is_tensor(data):
         data = data()
     is_whole = isinstance(data, (np.ndarray, Mapping)) or tf.is_tensor(data)
@@ -80,7 +80,7 @@ def _is_array(thing: Any) -> bool:
     return isinstance(thing, np.ndarray) or tf.is_tensor(thing)
 
 
-def _by_name(batch: Any, specs: Sequence[tf.TensorSpec]) -> Batch:
+def _by_name(batch: Any, specs: Sequence[tf.TensorSpec]) -> NamedArrays:
     """A batch in any of its forms as a dict."""
     names = [spec.name for spec in specs]
     if isinstance(batch, (tuple, list)) and batch:
@@ -97,7 +97,7 @@ def _by_name(batch: Any, specs: Sequence[tf.TensorSpec]) -> Batch:
     return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
 
-def _checked(batch: Batch, specs: Sequence[tf.TensorSpec], number: int) -> Batch:
+def _checked(batch: NamedArrays, specs: Sequence[tf.TensorSpec], number: int) -> NamedArrays:
     sizes = set()
     for spec in specs:
         array, dtype = batch[spec.name], spec.dtype.as_numpy_dtype
@@ -138,7 +138,7 @@ class CalibrationBatches:
         self._kept = [next(self._rest)]
         self.samples = 0
 
-    def all(self) -> Iterator[Batch]:
+    def all(self) -> Iterator[NamedArrays]:
         """Every batch; the first few are kept."""
         for batch in itertools.chain(list(self._kept), self._rest):
             if batch is not self._kept[0] and len(self._kept) < _COMPARED:
@@ -146,7 +146,7 @@ class CalibrationBatches:
             self.samples += max((array.shape[0] if array.ndim else 1 for array in batch.values()), default=0)
             yield batch
 
-    def some(self) -> list[Batch]:
+    def some(self) -> list[NamedArrays]:
         """The first few batches, for comparisons."""
         while len(self._kept) < _COMPARED:
             batch = next(self._rest, None)

@@ -15,8 +15,8 @@ from tfmot_asp.export.kept_pattern import check_nothing_lost, lost_kernels
 from tfmot_asp.export.keywords import takes_aliases
 from tfmot_asp.export.lowering.inference import inference_function, serving_function
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
-from tfmot_asp.export.tflite_files.checks import Samples, compare, in_float, sizes, state
 from tfmot_asp.export.tflite_files.convert import Conversion
+from tfmot_asp.export.tflite_files.file_checks import Samples, compare, in_float, sizes, state
 from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
 from tfmot_asp.graph.compare import TOLERANCES

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 # Tried in turn for open axes other than the batch: some models take no short sequence, some no long one.
 OPEN_SIZES = (16, 64, 224)
 
-Batch = dict[str, np.ndarray]
+NamedArrays = dict[str, np.ndarray]
 
 
 def draw(
@@ -35,7 +35,7 @@ def draw(
 
 def probes(
     function: Any, batches: Sequence[int] = (1,), open_sizes: Sequence[int] = OPEN_SIZES
-) -> list[tuple[Batch, Batch]]:
+) -> list[tuple[NamedArrays, NamedArrays]]:
     """Random inputs for a function, and its outputs for them.
 
     If the function refuses integers from {0, 1}, they are all 0; then floats are 0 too (they may be token ids, Keras'
@@ -66,7 +66,7 @@ def probes(
     return []
 
 
-def outputs_of(function: Any, batch: Batch) -> Batch:
+def outputs_of(function: Any, batch: NamedArrays) -> NamedArrays:
     """A function's outputs as arrays."""
     found = function(**{name: tf.constant(value) for name, value in batch.items()})
     return {name: np.asarray(value) for name, value in found.items()}

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.loading.files import ModelFileError, check_archive, check_hdf5, first_line
+from tfmot_asp.loading.formats import ModelFileError, check_archive, check_hdf5, first_line
 from tfmot_asp.loading.readers import keras_of, trusting
 
 _WEIGHTS = "model.weights.h5"

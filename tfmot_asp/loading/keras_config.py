@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tfmot_asp.loading.files import HOW_TO_TRUST, UnsafeModelError
-from tfmot_asp.loading.ops import is_pure_symbol, why_refused
+from tfmot_asp.loading.allowed_ops import is_pure_symbol, why_refused
+from tfmot_asp.loading.formats import HOW_TO_TRUST, UnsafeModelError
 
 _PACKAGES = ("keras", "tf_keras", "tensorflow_model_optimization", "tfmot_asp")
 
@@ -72,7 +72,7 @@ _RAGGED_AND_SPARSE = re.compile(
 
 
 @dataclass(frozen=True)
-class _Place:
+class _ConfigPlace:
     """A dict in a config, and the layer that it is in, for messages."""
 
     node: dict[Any, Any]
@@ -120,7 +120,7 @@ def names_in(config: Any) -> set[str]:
     return {str(place.node["class_name"]) for place in _dicts(config) if "class_name" in place.node}
 
 
-def _dicts(config: Any) -> Iterator[_Place]:
+def _dicts(config: Any) -> Iterator[_ConfigPlace]:
     stack: list[tuple[Any, str | None]] = [(config, None)]
     while stack:  # no recursion: a file may nest as deep as it likes
         node, layer = stack.pop()
@@ -129,13 +129,13 @@ def _dicts(config: Any) -> Iterator[_Place]:
                 inner = node.get("config")
                 named = node.get("name") or (inner.get("name") if isinstance(inner, dict) else None)
                 layer = named if isinstance(named, str) else layer
-            yield _Place(node, layer)
+            yield _ConfigPlace(node, layer)
             stack += [(value, layer) for value in reversed(node.values())]
         elif isinstance(node, (list, tuple)):
             stack += [(value, layer) for value in reversed(node)]
 
 
-def _refusal(place: _Place, keras: Any) -> str | None:
+def _refusal(place: _ConfigPlace, keras: Any) -> str | None:
     """Why a dict must not be built; None if it may, or if nothing can be built from it."""
     node = place.node
     name, module = node.get("class_name"), node.get("module")
@@ -149,20 +149,20 @@ def _refusal(place: _Place, keras: Any) -> str | None:
     return _CHECKS.get(name, _refused_class)(place, keras)
 
 
-def _refused_data(place: _Place, _: Any) -> str | None:
+def _refused_data(place: _ConfigPlace, _: Any) -> str | None:
     """Some readers know plain data by these names, and others would import the module."""
     module = place.node.get("module")
     return f"{place} names {place.node['class_name']!r} of module {module!r:.80}" if module else None
 
 
-def _refused_type_spec(place: _Place, _: Any) -> str | None:
+def _refused_type_spec(place: _ConfigPlace, _: Any) -> str | None:
     node = place.node
     known = str(node.get("spec_name")) in _TYPE_SPECS and not node.get("registered_name")
     known = known and _TYPE_SPEC_MODULE.fullmatch(node.get("module") or "") is not None
     return None if known else f"{place} holds an unknown type spec"
 
 
-def _refused_function(place: _Place, keras: Any) -> str | None:
+def _refused_function(place: _ConfigPlace, keras: Any) -> str | None:
     node = place.node
     name = node.get("config")
     known = isinstance(name, str) and name in _known_functions(keras)
@@ -171,7 +171,7 @@ def _refused_function(place: _Place, keras: Any) -> str | None:
     return None if known else f"{place} names the function {name!r:.80}{_of_module(node)}"
 
 
-def _refused_class(place: _Place, _: Any) -> str | None:
+def _refused_class(place: _ConfigPlace, _: Any) -> str | None:
     node = place.node
     name, module, registered = str(node["class_name"]), node.get("module"), node.get("registered_name")
     base = name.split(">")[-1]
@@ -189,7 +189,7 @@ def _refused_class(place: _Place, _: Any) -> str | None:
 
 
 # What a dict stands for, by its class_name -> why it must not be built, or None. All others are classes.
-_CHECKS: dict[str, Callable[[_Place, Any], str | None]] = {
+_CHECKS: dict[str, Callable[[_ConfigPlace, Any], str | None]] = {
     **dict.fromkeys(_DATA, _refused_data),
     "__typespec__": _refused_type_spec,
     "function": _refused_function,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.loading.files import first_line
+from tfmot_asp.loading.formats import first_line
 from tfmot_asp.loading.keras_config import UnknownLayerError, check_config, names_in
 
 

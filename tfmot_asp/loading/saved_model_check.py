@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfmot_asp.loading.files import HOW_TO_TRUST, ModelFileError, UnsafeModelError, first_line, printable
-from tfmot_asp.loading.ops import CHECKPOINT_OPS, RESTORE_OPS, why_refused
+from tfmot_asp.loading.allowed_ops import CHECKPOINT_OPS, RESTORE_OPS, why_refused
+from tfmot_asp.loading.formats import HOW_TO_TRUST, ModelFileError, UnsafeModelError, first_line, printable
 from tfmot_asp.types import StrPath
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,9 @@ def check_saved_model(path: StrPath, *, allow_unsafe: bool = False) -> None:
     """Makes sure that loading a SavedModel, or running it, does nothing but compute.
 
     ``tf.saved_model.load`` runs parts of the graph (initializers of tables, restoring), and any op may be in it.
-    Allowed are ops that compute, variables, tables, control flow and random numbers: see ``tfmot_asp.loading.ops``.
-    Ops that read and write checkpoints are allowed to the saver alone. The file is read as data, nothing of it is run.
+    Allowed are ops that compute, variables, tables, control flow and random numbers: see
+    ``tfmot_asp.loading.allowed_ops``. Ops that read and write checkpoints are allowed to the saver alone. The file is
+    read as data, nothing of it is run.
 
     Args:
         path: folder of a SavedModel, of whatever origin.

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -25,6 +24,7 @@ from tfmot_asp.permutation.plan import ModelPlan, plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
 from tfmot_asp.permutation.search import SearchResult, search
 from tfmot_asp.permutation.search.api import check_options, choose_device
+from tfmot_asp.reports.progress_bar import progress_bar
 from tfmot_asp.types import InputShapes, Policy
 
 logger = logging.getLogger(__name__)
@@ -203,8 +203,6 @@ def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
 
 
 def _bar(plan: ModelPlan, progress: bool | None) -> Any:
-    from tqdm.auto import tqdm
-
     sizes = [
         len(group.columns)
         * sum(
@@ -213,5 +211,4 @@ def _bar(plan: ModelPlan, progress: bool | None) -> Any:
         )
         for group in plan.plan.groups
     ]
-    show = sys.stderr.isatty() if progress is None else progress
-    return tqdm(total=sum(sizes), desc="permute", unit="weight", unit_scale=True, disable=not show)
+    return progress_bar(sum(sizes), "permute", progress, unit="weight", unit_scale=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfmot_asp.pattern import Pattern
-from tfmot_asp.permutation.picture.data import Outline
+from tfmot_asp.permutation.picture.drawn import Outline
 from tfmot_asp.permutation.picture.plot import plot
 from tfmot_asp.reports.table import percent, table
 from tfmot_asp.types import InputShapes, Policy

@@ -297,7 +297,7 @@ def _prune_on_data(
     permute: bool | Mapping[str, Any],
 ) -> None:
     """Prunes the weights themselves; the wrappers' masks, which go by magnitude, then find the same zeros."""
-    from tfmot_asp.calibration.prune import DataOptions, prune_in_place  # here: it takes time to import
+    from tfmot_asp.calibration.in_place import DataOptions, prune_in_place  # here: it takes time to import
     from tfmot_asp.calibration.restore import all_or_nothing
 
     if any(isinstance(layer, pruning_wrapper.PruneLowMagnitude) for _, layer in outer_layers(model)):

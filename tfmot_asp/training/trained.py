@@ -18,8 +18,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_asp import masks
-from tfmot_asp.calibration.prune import DataOptions, prune_in_place
-from tfmot_asp.calibration.report import CalibrationReport
+from tfmot_asp.calibration.calibration_report import CalibrationReport
+from tfmot_asp.calibration.in_place import DataOptions, prune_in_place
 from tfmot_asp.calibration.restore import all_or_nothing
 from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores

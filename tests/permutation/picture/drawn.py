@@ -9,7 +9,7 @@ from tf_keras import layers
 
 from tests.small_models import convnet
 from tfmot_asp.permutation import plan_model
-from tfmot_asp.permutation.picture.data import DrawnOp
+from tfmot_asp.permutation.picture.drawn import DrawnOp
 from tfmot_asp.permutation.picture.outline import outline
 
 

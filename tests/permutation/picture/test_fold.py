@@ -12,7 +12,7 @@ from tests.permutation.picture.drawn import (
     lrn,
 )
 from tfmot_asp.permutation.picture.columns import set_columns
-from tfmot_asp.permutation.picture.data import DrawnOp
+from tfmot_asp.permutation.picture.drawn import DrawnOp
 from tfmot_asp.permutation.picture.fold import fold, short_name
 
 

@@ -26,7 +26,7 @@ from tests.permutation.picture.drawn import (
 )
 from tests.small_models import convnet
 from tfmot_asp.permutation import PermutationReport, plan_model
-from tfmot_asp.permutation.picture.data import DrawnOp, Outline
+from tfmot_asp.permutation.picture.drawn import DrawnOp, Outline
 from tfmot_asp.permutation.picture.fold import fold
 from tfmot_asp.permutation.picture.legend import COLOURS, PERMUTED
 from tfmot_asp.permutation.picture.outline import outline

@@ -8,9 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from tests import naive
 from tfmot_asp.permutation.search import scores as scores_module
-from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
 from tfmot_asp.permutation.search.fixed_point import CLIPPED, CODE_MAX, FINEST, encode, survey
 from tfmot_asp.permutation.search.scores import Scores
+from tfmot_asp.permutation.search.value import efficacy, evaluate
 
 
 @given(

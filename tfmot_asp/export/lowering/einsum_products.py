@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp import einsum
-from tfmot_asp.export.lowering.analysis import Analysis
 from tfmot_asp.export.lowering.graph_edit import GraphEdit
+from tfmot_asp.export.lowering.invariants import Analysis
 from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.ops import EINSUM, product_of
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.lowering.analysis import Analysis
 from tfmot_asp.export.lowering.graph_edit import GraphEdit
+from tfmot_asp.export.lowering.invariants import Analysis
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.ops import EINSUM, channel_axis, product_of
 

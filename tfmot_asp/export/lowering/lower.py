@@ -23,11 +23,11 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.export.lowering.analysis import Analysis
 from tfmot_asp.export.lowering.einsum_products import lower_einsums
 from tfmot_asp.export.lowering.folding import fold_scales
 from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
+from tfmot_asp.export.lowering.invariants import Analysis
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.ops import EINSUM, product_of, types_of
 
@@ -70,7 +70,7 @@ def lower(
 
 def _constants(analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> None:
     """Steps 1 and 2: every op reads constants where it can."""
-    constants = _Constants(analysis, edit, names)
+    constants = _InlinedConstants(analysis, edit, names)
     for op in analysis.graph.ops:
         inside = op.name not in edit.nodes  # of a function that is called
         weights = _weight_operands(op)
@@ -86,7 +86,7 @@ def _constants(analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> No
             _state_shape(analysis, edit, op)
 
 
-class _Constants:
+class _InlinedConstants:
     """The constants that take the place of what is the same for every input, each made once."""
 
     def __init__(self, analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> None:

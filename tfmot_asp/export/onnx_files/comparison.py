@@ -8,7 +8,7 @@ from typing import Any
 from tfmot_asp.export.onnx_files.run import in_file_layout, in_parts, run
 from tfmot_asp.graph.compare import largest_difference, relative_error, tolerance
 from tfmot_asp.graph.flatten import trace_function
-from tfmot_asp.graph.probes import Batch, outputs_of, probes
+from tfmot_asp.graph.probes import NamedArrays, outputs_of, probes
 
 # Samples whose activations, of all layers, are held in memory at once.
 _WATCHED = 2
@@ -32,7 +32,7 @@ class OutputCheck:
         self.pairs = probes(function, batches=(1, 3))
         self._dtypes = {tensor.dtype.name for op in trace_function(function).ops for tensor in op.outputs}
 
-    def add(self, batches: Iterable[Batch]) -> None:
+    def add(self, batches: Iterable[NamedArrays]) -> None:
         """Adds inputs to compare on."""
         self.pairs += [(batch, outputs_of(self.function, batch)) for batch in batches]
 
@@ -56,21 +56,21 @@ class OutputCheck:
             )
         return worst
 
-    def relative_error(self, runner: Any, batches: Iterable[Batch]) -> tuple[float, str]:
+    def relative_error(self, runner: Any, batches: Iterable[NamedArrays]) -> tuple[float, str]:
         """The error on given inputs in the Euclidean norm, and of which output; runs all random inputs too."""
         for batch, _ in self.pairs:
             self._run(runner, batch)  # every batch size, whatever the values
         return relative_error((outputs_of(self.function, batch), self._run(runner, batch)) for batch in batches)
 
-    def in_file_layout(self, batch: Batch) -> Batch:
+    def in_file_layout(self, batch: NamedArrays) -> NamedArrays:
         """Inputs as the ONNX models take them."""
         return in_file_layout(batch, self.inputs_as_nchw)
 
-    def small_batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def small_batches(self, batches: Iterable[NamedArrays]) -> Iterator[NamedArrays]:
         """The same inputs, of which a few at a time leave room in memory for all activations."""
         specs = list(self.function.structured_input_signature[0])
         for batch in batches:
             yield from map(self.in_file_layout, in_parts(batch, specs, _WATCHED))
 
-    def _run(self, runner: Any, batch: Batch) -> Batch:
+    def _run(self, runner: Any, batch: NamedArrays) -> NamedArrays:
         return run(runner, batch, self.inputs_as_nchw)

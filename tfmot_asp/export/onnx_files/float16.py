@@ -12,7 +12,7 @@ import numpy as np
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, move_into_bodies, node_name, sort_nodes
 from tfmot_asp.export.onnx_files.run import Watcher
 from tfmot_asp.graph.gemms import Gemm
-from tfmot_asp.graph.probes import Batch
+from tfmot_asp.graph.probes import NamedArrays
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +72,7 @@ def check_weights(gemms: Iterable[Gemm]) -> None:
             )
 
 
-def check_activations(model: onnx.ModelProto, batches: Iterable[Batch], what: str) -> None:
+def check_activations(model: onnx.ModelProto, batches: Iterable[NamedArrays], what: str) -> None:
     """Checks that activations stay within float16, by running the model in float32 with the weights of float16.
 
     onnxruntime cannot tell: on a CPU it computes float16 products in float32, and drops the casts between them.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.graph.probes import Batch
+from tfmot_asp.graph.probes import NamedArrays
 
 if TYPE_CHECKING:
     import onnx
@@ -59,14 +59,14 @@ class Watcher:
         watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in hidden)
         self._session = session(watched, optimize=False)
 
-    def values(self, batch: Batch) -> Batch:
+    def values(self, batch: NamedArrays) -> NamedArrays:
         """The tensors for one batch, in the layout of the file."""
         feeds = {name: value for name, value in batch.items() if name in self._fed}
         computed = self._session.run(self._computed, feeds) if self._computed else []
         return {name: batch[name] for name in self._inputs} | dict(zip(self._computed, computed, strict=True))
 
 
-def run(runner: Any, batch: Batch, inputs_as_nchw: Sequence[str] = ()) -> Batch:
+def run(runner: Any, batch: NamedArrays, inputs_as_nchw: Sequence[str] = ()) -> NamedArrays:
     """Runs a session on inputs as the Keras model takes them.
 
     Args:
@@ -86,7 +86,7 @@ def run(runner: Any, batch: Batch, inputs_as_nchw: Sequence[str] = ()) -> Batch:
     return dict(zip(names, runner.run(names, feeds), strict=True))
 
 
-def in_parts(batch: Batch, specs: Sequence[tf.TensorSpec], size: int) -> Iterator[Batch]:
+def in_parts(batch: NamedArrays, specs: Sequence[tf.TensorSpec], size: int) -> Iterator[NamedArrays]:
     """A batch in smaller ones, if the batch axis of all inputs is open."""
     if not all(spec.shape.rank and spec.shape[0] is None for spec in specs):
         yield batch
@@ -96,7 +96,7 @@ def in_parts(batch: Batch, specs: Sequence[tf.TensorSpec], size: int) -> Iterato
         yield {name: value[start : start + size] for name, value in batch.items()}
 
 
-def in_file_layout(batch: Batch, inputs_as_nchw: Sequence[str] = ()) -> Batch:
+def in_file_layout(batch: NamedArrays, inputs_as_nchw: Sequence[str] = ()) -> NamedArrays:
     """A batch as the file takes it: images channels first, if so asked."""
     return {
         name: np.ascontiguousarray(np.transpose(value, (0, 3, 1, 2))) if name in inputs_as_nchw else value

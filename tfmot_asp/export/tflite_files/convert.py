@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_asp.export.lowering.inference import holder_of
-from tfmot_asp.export.tflite_files.checks import Samples, quiet
+from tfmot_asp.export.tflite_files.file_checks import Samples, quiet
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
 from tfmot_asp.graph.flatten import trace_function
 

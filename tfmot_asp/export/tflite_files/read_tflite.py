@@ -80,18 +80,18 @@ def read_tflite(path: str | Path) -> list[Gemm]:
     path = Path(path)
     file = TfliteFile(path)
     with damage_reported(path):
-        return _Search(file).run()
+        return _Walk(file).run()
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TensorPlace:
     """A tensor of a subgraph."""
 
     graph: int
     tensor: int
 
 
-class _Search:
+class _Walk:
     """Walks the subgraphs from those that nothing calls, each once per set of constants that it is called with."""
 
     def __init__(self, file: TfliteFile) -> None:
@@ -102,7 +102,8 @@ class _Search:
     def run(self) -> list[Gemm]:
         graphs = self.file.subgraphs
         calls = {called for graph in graphs for op in graph.ops for called, _ in _calls(op, graphs)}
-        pending: list[tuple[int, dict[int, _Place]]] = [(i, {}) for i in range(len(graphs)) if i not in calls or i == 0]
+        entries = [i for i in range(len(graphs)) if i not in calls or i == 0]
+        pending: list[tuple[int, dict[int, _TensorPlace]]] = [(i, {}) for i in entries]
         visited: set[object] = set()
         while pending:
             index, passed = pending.pop(0)
@@ -151,7 +152,7 @@ class _Search:
 class _Reader(Constants[int]):
     """The constants of one subgraph, and what is computed from constants alone."""
 
-    def __init__(self, file: TfliteFile, index: int, passed: Mapping[int, _Place]) -> None:
+    def __init__(self, file: TfliteFile, index: int, passed: Mapping[int, _TensorPlace]) -> None:
         super().__init__()
         self.file, self.index, self.passed = file, index, passed
         self.graph: Subgraph = file.subgraphs[index]
@@ -165,17 +166,17 @@ class _Reader(Constants[int]):
             if stored or (inputs and not op.type.startswith(_VARIES) and self.constant.issuperset(inputs)):
                 self.constant.update(tensor for tensor in op.outputs if tensor >= 0)
 
-    def constants_of(self, operands: Mapping[int, int]) -> dict[int, _Place]:
+    def constants_of(self, operands: Mapping[int, int]) -> dict[int, _TensorPlace]:
         """Where the stored constants are that a called subgraph gets, by the number of its input tensor."""
         return {
-            inner: self.passed.get(outer, _Place(self.index, outer))
+            inner: self.passed.get(outer, _TensorPlace(self.index, outer))
             for inner, outer in operands.items()
             if outer in self.passed or (outer in self.constant and outer not in self.producer)
         }
 
     def tensor(self, number: int) -> TfliteTensor:
         """A tensor, or the one that the caller of the subgraph passes for it."""
-        place = self.passed.get(number, _Place(self.index, number))
+        place = self.passed.get(number, _TensorPlace(self.index, number))
         return self.file.subgraphs[place.graph].tensors[place.tensor]
 
     def inputs(self, tensor: int) -> list[int]:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from tfmot_asp.graph.ops import PRODUCTS
-from tfmot_asp.permutation.picture.data import ROLES, DrawnOp
+from tfmot_asp.permutation.picture.drawn import ROLES, DrawnOp
 
 _PLUMBING = ("Reshape", "Transpose", "Squeeze", "ExpandDims", "Pack", "Unpack", "Fill", "BroadcastTo")
 _CELLS_PER_LINE = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from html import escape
 
-from tfmot_asp.permutation.picture.data import Outline
+from tfmot_asp.permutation.picture.drawn import Outline
 
 PERMUTED = ("#2E8B57", "#FFFFFF")
 COLOURS = {  # fill, text

@@ -14,7 +14,7 @@ import numpy as np
 
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.ops import DEPTHWISE, product_of
-from tfmot_asp.permutation.picture.data import DrawnOp, Outline
+from tfmot_asp.permutation.picture.drawn import DrawnOp, Outline
 from tfmot_asp.permutation.picture.scopes import Scopes
 from tfmot_asp.permutation.plan import ModelPlan
 

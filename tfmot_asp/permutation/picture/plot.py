@@ -4,7 +4,7 @@ Green is a kernel that is permuted or pruned, orange what applies the permutatio
 on, yellow what passes it through, red what pins. Drawn by Graphviz; a `.dot` file needs no Graphviz.
 
 From a plan to a picture: :mod:`~tfmot_asp.permutation.picture.outline` makes plain data
-(:mod:`~tfmot_asp.permutation.picture.data`) of it,
+(:mod:`~tfmot_asp.permutation.picture.drawn`) of it,
 :mod:`~tfmot_asp.permutation.picture.fold` draws together what belongs together,
 :mod:`~tfmot_asp.permutation.picture.columns` sets deep models in columns,
 :mod:`~tfmot_asp.permutation.picture.tables` writes them for Graphviz.
@@ -19,7 +19,7 @@ import subprocess
 from typing import Any
 
 from tfmot_asp.permutation.picture.columns import set_columns
-from tfmot_asp.permutation.picture.data import Outline
+from tfmot_asp.permutation.picture.drawn import Outline
 from tfmot_asp.permutation.picture.fold import fold
 from tfmot_asp.permutation.picture.tables import FONT, GREY, Drawing, load_pydot
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from tfmot_asp.permutation.picture.data import DrawnOp, Outline
+from tfmot_asp.permutation.picture.drawn import DrawnOp, Outline
 from tfmot_asp.permutation.picture.fold import Block, Cell, scopes_of
 from tfmot_asp.permutation.picture.legend import COLOURS, NOTE, PERMUTED, legend
 

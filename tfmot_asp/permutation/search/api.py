@@ -15,11 +15,11 @@ import numpy.typing as npt
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.search import cpu, exact, geometry, loader
 from tfmot_asp.permutation.search.effort import EFFORTS, Workload, make_workload, row_step
-from tfmot_asp.permutation.search.evaluate import efficacy, evaluate
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.progress import Progress, within
 from tfmot_asp.permutation.search.result import SearchResult
 from tfmot_asp.permutation.search.scores import Scores
+from tfmot_asp.permutation.search.value import efficacy, evaluate
 
 DEVICES = ("auto", "cpu", "cuda")
 WIDEST_STRIPE = 16

@@ -19,14 +19,14 @@ WORK_ARRAYS = 7
 """Arrays of one int per stripe that the assignment kernel keeps in shared memory."""
 
 
-class Product(NamedTuple):
+class ProductLaunch(NamedTuple):
     """Launch of excess_product."""
 
     grid: tuple[int, int, int]
     rows_per_split: int
 
 
-def product(tasks: int, most: int, rows: int, processors: int) -> Product:
+def product(tasks: int, most: int, rows: int, processors: int) -> ProductLaunch:
     """Splits the rows so that the grid fills the chip a few times over.
 
     Args:
@@ -38,7 +38,7 @@ def product(tasks: int, most: int, rows: int, processors: int) -> Product:
     chunks = -(-rows // CHUNK)
     splits = max(1, min(wanted, chunks), -(-rows // LONGEST_SPLIT))
     per_split = -(-chunks // splits) * CHUNK
-    return Product((tiles, -(-rows // per_split), tasks), per_split)
+    return ProductLaunch((tiles, -(-rows // per_split), tasks), per_split)
 
 
 class Assignment(NamedTuple):

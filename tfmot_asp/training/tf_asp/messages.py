@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmot_asp.permutation.picture.data import DrawnOp
+from tfmot_asp.permutation.picture.drawn import DrawnOp
 from tfmot_asp.permutation.report import PermutationReport
 from tfmot_asp.types import InputShapes
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from tfmot_asp.calibration.report import CalibratedKernel, CalibrationReport, OutputComparison
+from tfmot_asp.calibration.calibration_report import CalibratedKernel, CalibrationReport, OutputComparison
 
 
 def report(*outputs):

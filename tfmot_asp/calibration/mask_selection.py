@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfmot_asp.calibration.factors import Block
+from tfmot_asp.calibration.factors import GramBlock
 from tfmot_asp.calibration.linear_algebra import product
 from tfmot_asp.calibration.swaps import swap_search
 from tfmot_asp.masks import m_by_n_mask
@@ -28,7 +28,7 @@ def m_by_n_rows(score: np.ndarray, pattern: Pattern, segments: int) -> np.ndarra
 
 
 def choose_mask(
-    block: Block, target: np.ndarray, pattern: Pattern, segments: int, effort: str
+    block: GramBlock, target: np.ndarray, pattern: Pattern, segments: int, effort: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The mask that an effort pays for, and weights near those that suit it best; see ``reconstruct``."""
     if effort == "fast":
@@ -38,7 +38,7 @@ def choose_mask(
     return swap_search(block, target, mask, weight, pattern, segments, rounds=rounds)
 
 
-def obs_mask(block: Block, target: np.ndarray, pattern: Pattern, segments: int = 1) -> np.ndarray:
+def obs_mask(block: GramBlock, target: np.ndarray, pattern: Pattern, segments: int = 1) -> np.ndarray:
     """Goes through the rows once; what a dropped weight did is taken over by the rows after it as well as they can.
 
     The rule of Optimal Brain Surgeon in the form of SparseGPT (Frantar & Alistarh, ICML 2023): with UᵀU the inverse of
@@ -70,7 +70,7 @@ def obs_mask(block: Block, target: np.ndarray, pattern: Pattern, segments: int =
 
 
 def admm_mask(
-    block: Block,
+    block: GramBlock,
     target: np.ndarray,
     pattern: Pattern,
     segments: int = 1,

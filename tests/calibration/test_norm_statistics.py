@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tf_keras
 
-from tfmot_asp.calibration.batch_norm import ChannelMoments, moved, norm_sites
 from tfmot_asp.calibration.data import collect
+from tfmot_asp.calibration.norm_statistics import ChannelMoments, moved, norm_sites
 from tfmot_asp.calibration.traced import trace_for
 from tfmot_asp.graph.execute import Interpreter
 from tfmot_asp.keras_models.batch_norm import batch_norms

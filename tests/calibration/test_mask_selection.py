@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.calibration import oracle
-from tfmot_asp.calibration.factors import Block
+from tfmot_asp.calibration.factors import GramBlock
+from tfmot_asp.calibration.mask_selection import OBS_BLOCK, admm_mask, choose_mask, m_by_n_rows, obs_mask
 from tfmot_asp.calibration.refit import refit
-from tfmot_asp.calibration.selection import OBS_BLOCK, admm_mask, choose_mask, m_by_n_rows, obs_mask
 from tfmot_asp.calibration.swaps import swap_search
 from tfmot_asp.pattern import TWO_FOUR, Pattern
 
@@ -32,9 +32,9 @@ def problem(seed: int, size: int, outputs: int, rank: int | None = None) -> tupl
     return matrix, rng.standard_normal((size, outputs)).astype(np.float32).astype(float)
 
 
-def block_of(matrix: np.ndarray) -> Block:
+def block_of(matrix: np.ndarray) -> GramBlock:
     size = len(matrix)
-    return Block(slice(0, size), np.ones(size, np.float32), tf.constant(matrix, tf.float32))
+    return GramBlock(slice(0, size), np.ones(size, np.float32), tf.constant(matrix, tf.float32))
 
 
 def single(array: np.ndarray) -> np.ndarray:

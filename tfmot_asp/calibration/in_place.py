@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.calibration.batch_norm import MODES
-from tfmot_asp.calibration.data import Batch, collect
+from tfmot_asp.calibration.calibration_report import CalibrationReport
+from tfmot_asp.calibration.data import CalibrationBatch, collect
 from tfmot_asp.calibration.distillation import distill
 from tfmot_asp.calibration.input_norms import activation_scores
+from tfmot_asp.calibration.norm_statistics import MODES
 from tfmot_asp.calibration.reconstruct import EFFORTS, METHODS
-from tfmot_asp.calibration.report import CalibrationReport
 from tfmot_asp.calibration.sequential import Options, calibrate
 from tfmot_asp.calibration.traced import TracedModel, trace_for
 from tfmot_asp.graph.flat_graph import variable_key
@@ -209,7 +209,7 @@ def _permuted(
     return report
 
 
-def _shapes(model: Any, batches: list[Batch]) -> Any:
+def _shapes(model: Any, batches: list[CalibrationBatch]) -> Any:
     """The shapes to plan with, from the data, where the model does not know its own; else None."""
     try:
         input_specs(model)
