@@ -10,21 +10,18 @@ to ``tfmot_asp.export.parse_tensorrt_log``, or to this script with the same --ou
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
 import shlex
 import shutil
 import subprocess
-import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import digits
 import numpy as np
 import onnxruntime
 import tf_keras
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from tf_keras import layers
 
 import tfmot_asp
@@ -44,10 +41,6 @@ def train(model: tf_keras.Model, images: np.ndarray, labels: np.ndarray, epochs:
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(tf_keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
     model.fit(images, labels, batch_size=16, epochs=epochs, verbose=2)
-
-
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    return 100 * float(np.mean(scores.argmax(-1) == labels))
 
 
 def run_onnx(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
@@ -70,14 +63,11 @@ def build_engine(path: pathlib.Path) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8, help="of dense training")
-    parser.add_argument("--fine-tune-epochs", type=int, default=4, help="of training with the 2:4 masks")
+    parser = digits.arguments(__doc__, epochs=8, fine_tune_epochs=4, out="onnx")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="int8", help="of the engine")
     parser.add_argument("--log", type=pathlib.Path, help="output of trtexec for that precision, from another machine")
-    parser.add_argument("--out", type=pathlib.Path, help="where the files go (default: a temporary directory)")
     args = parser.parse_args(argv)
-    out = args.out or pathlib.Path(tempfile.mkdtemp())
+    out = digits.target(args)
     path = out / f"digits_{args.precision}.onnx"
 
     if args.log is not None:
@@ -86,18 +76,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return {}
 
     tf_keras.utils.set_random_seed(0)
-    digits = load_digits()
-    images = (digits.images[..., None] / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, digits.target, test_size=0.3, random_state=0, stratify=digits.target
-    )
+    (x_train, y_train), (x_test, y_test) = digits.load()
     model = build_model()
     train(model, x_train, y_train, args.epochs)
-    results = {"dense": accuracy(model.predict(x_test, verbose=0), y_test)}
+    results = {"dense": digits.accuracy(model.predict(x_test, verbose=0), y_test)}
     pruned = tfmot_asp.prune_low_magnitude(model)
     train(pruned, x_train, y_train, args.fine_tune_epochs)
     final = tfmot_asp.strip_pruning(pruned)
-    results["2:4, fine-tuned"] = accuracy(final.predict(x_test, verbose=0), y_test)
+    results["2:4, fine-tuned"] = digits.accuracy(final.predict(x_test, verbose=0), y_test)
 
     reports = {}
     for precision in ("fp32", "fp16", "int8"):
@@ -105,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         reports[precision] = tfmot_asp.export.onnx(
             final, target, precision=precision, calibration_data=x_train[:512], overwrite=True
         )
-        results[f"ONNX {precision}"] = accuracy(run_onnx(target, x_test), y_test)
+        results[f"ONNX {precision}"] = digits.accuracy(run_onnx(target, x_test), y_test)
 
     log = build_engine(path)
     if log is None:
@@ -114,9 +100,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     else:
         (out / "build.log").write_text(log)
         print(tfmot_asp.export.parse_tensorrt_log(log, reports[args.precision]))
-    print(f"\n{'model':<20}test accuracy ({len(x_test)} digits)")
-    for name, value in results.items():
-        print(f"{name:<20}{value:6.2f} %")
+    print()
+    digits.show(results, len(x_test))
     return results
 
 

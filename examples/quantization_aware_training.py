@@ -8,19 +8,16 @@ training, which needs no training at all. Both files are run on the test digits.
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
-import tempfile
 import warnings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import digits
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from tf_keras import layers
 
 import tfmot_asp
@@ -44,10 +41,6 @@ def train(model: tf_keras.Model, data: tuple, epochs: int, rate: float, callback
     model.fit(*data, batch_size=32, epochs=epochs, verbose=2, callbacks=list(callbacks))
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    return 100 * float(np.mean(logits.argmax(-1) == labels))
-
-
 def run_file(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
     """What the TFLite file says, one image at a time, as on a phone."""
     with warnings.catch_warnings():
@@ -57,42 +50,35 @@ def run_file(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=15, help="of dense training")
-    parser.add_argument("--fine-tune-epochs", type=int, default=8, help="of training with the 2:4 masks, and of QAT")
-    parser.add_argument("--out", type=pathlib.Path, help="the TFLite file (default: in a temporary directory)")
-    args = parser.parse_args(argv)
+    args = digits.arguments(__doc__, epochs=15, fine_tune_epochs=8, out="digits_2_4.tflite").parse_args(argv)
     tf_keras.utils.set_random_seed(0)
-    out = args.out or pathlib.Path(tempfile.mkdtemp()) / "digits_2_4.tflite"
+    out = digits.target(args)
 
-    digits = load_digits()
-    images = (digits.images[..., None] / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(images, digits.target, test_size=0.3, random_state=0)
+    train_data, (x_test, y_test) = digits.load()
 
     model = build_model()
-    train(model, (x_train, y_train), args.epochs, 2e-3)
-    results = {"dense, float32": accuracy(model.predict(x_test, verbose=0), y_test)}
+    train(model, train_data, args.epochs, 2e-3)
+    results = {"dense, float32": digits.accuracy(model.predict(x_test, verbose=0), y_test)}
 
     pruned = tfmot_asp.prune_low_magnitude(model)
-    train(pruned, (x_train, y_train), args.fine_tune_epochs, 1e-3, (tfmot_asp.UpdatePruningStep(),))
+    train(pruned, train_data, args.fine_tune_epochs, 1e-3, (tfmot_asp.UpdatePruningStep(),))
     sparse = tfmot_asp.strip_pruning(pruned)
-    results["2:4, float32"] = accuracy(sparse.predict(x_test, verbose=0), y_test)
+    results["2:4, float32"] = digits.accuracy(sparse.predict(x_test, verbose=0), y_test)
 
     after = out.with_name(f"{out.stem}_after_training.tflite")
-    tfmot_asp.export.tflite(sparse, after, precision="int8", calibration_data=x_train[:200], overwrite=True)
-    results["2:4, int8 after training"] = accuracy(run_file(after, x_test), y_test)
+    tfmot_asp.export.tflite(sparse, after, precision="int8", calibration_data=train_data[0][:200], overwrite=True)
+    results["2:4, int8 after training"] = digits.accuracy(run_file(after, x_test), y_test)
 
     quantized = tfmot_asp.quantize_model(sparse)
-    train(quantized, (x_train, y_train), args.fine_tune_epochs, 1e-4)
+    train(quantized, train_data, args.fine_tune_epochs, 1e-4)
     print(f"\n{tfmot_asp.quantization_report(quantized)}\n")
     check = tfmot_asp.export.tflite(
-        quantized, out, precision="int8", calibration_data=x_train[:50], overwrite=True
+        quantized, out, precision="int8", calibration_data=train_data[0][:50], overwrite=True
     )  # the data is only compared on: the ranges are the model's own
-    results["2:4, int8 trained for it"] = accuracy(run_file(out, x_test), y_test)
+    results["2:4, int8 trained for it"] = digits.accuracy(run_file(out, x_test), y_test)
 
     print(f"{check}\n")
-    for name, value in results.items():
-        print(f"{name:<28}{value:6.2f} % of {len(x_test)} test digits")
+    digits.show(results, len(x_test))
     return results
 
 

@@ -2,24 +2,20 @@
 
     python examples/quickstart.py [--epochs 20] [--fine-tune-epochs 10] [--out DIR]
 
-The digits are scikit-learn's (1,797 scans of 8 × 8 pixels, real data that the package ships), so nothing is downloaded.
+The digits are scikit-learn's, real data that the package ships, so nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import pathlib
-import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import digits
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from tf_keras import layers
 
 import tfmot_asp
@@ -57,10 +53,6 @@ def compile_model(model: tf_keras.Model, learning_rate: float, steps: int) -> No
     )
 
 
-def accuracy(model: tf_keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
-    return 100 * float(np.mean(model.predict(images, verbose=0).argmax(-1) == labels))
-
-
 def copy_of(model: tf_keras.Model) -> tf_keras.Model:
     """A model of its own with the same weights, for what must not change the original."""
     copy = tf_keras.models.clone_model(model)
@@ -68,25 +60,17 @@ def copy_of(model: tf_keras.Model) -> tf_keras.Model:
     return copy
 
 
-def one_shot(model: tf_keras.Model, permute: bool) -> tf_keras.Model:
+def one_shot(model: tf_keras.Model) -> tf_keras.Model:
     """2:4 without any training."""
-    return tfmot_asp.strip_pruning(tfmot_asp.prune_low_magnitude(copy_of(model), permute=permute))
+    return tfmot_asp.strip_pruning(tfmot_asp.prune_low_magnitude(copy_of(model), permute=False))
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20, help="of dense training")
-    parser.add_argument("--fine-tune-epochs", type=int, default=10, help="of training with the 2:4 masks")
-    parser.add_argument("--out", type=pathlib.Path, help="where the SavedModel goes (default: a temporary directory)")
-    args = parser.parse_args(argv)
+    args = digits.arguments(__doc__, epochs=20, fine_tune_epochs=10, out="digits_2_4").parse_args(argv)
     started = time.monotonic()
     tf_keras.utils.set_random_seed(0)
 
-    digits = load_digits()
-    images = (digits.images[..., None] / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, digits.target, test_size=0.3, random_state=0, stratify=digits.target
-    )
+    (x_train, y_train), (x_test, y_test) = digits.load()
     steps = -(-len(x_train) // 32)
 
     print("1. Train the dense model")
@@ -94,15 +78,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     compile_model(model, 2e-3, args.epochs * steps)
     model.fit(x_train, y_train, batch_size=32, epochs=args.epochs, verbose=2)
     results = {
-        "dense": accuracy(model, x_test, y_test),
-        "one-shot 2:4": accuracy(one_shot(model, permute=False), x_test, y_test),
+        "dense": digits.accuracy(model.predict(x_test, verbose=0), y_test),
+        "one-shot 2:4": digits.accuracy(one_shot(model).predict(x_test, verbose=0), y_test),
     }
 
     print("2. Permute: the same function, with the channels in an order that 2:4 likes")
     before = model.predict(x_test, verbose=0)
     report = tfmot_asp.permute(model)
     change = np.abs(model.predict(x_test, verbose=0) - before).max() / np.abs(before).max()
-    results["one-shot 2:4, permuted"] = accuracy(one_shot(model, permute=False), x_test, y_test)
+    results["one-shot 2:4, permuted"] = digits.accuracy(one_shot(model).predict(x_test, verbose=0), y_test)
 
     print("3. Prune to 2:4 and fine-tune")
     pruned = tfmot_asp.prune_low_magnitude(model, permute=False)  # permuted already, to show the report
@@ -116,10 +100,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         callbacks=[tfmot_asp.UpdatePruningStep()],
     )
     final = tfmot_asp.strip_pruning(pruned)
-    results["2:4, permuted, fine-tuned"] = accuracy(final, x_test, y_test)
+    results["2:4, permuted, fine-tuned"] = digits.accuracy(final.predict(x_test, verbose=0), y_test)
 
     print("4. Export, and read the files back")
-    out = args.out or pathlib.Path(tempfile.mkdtemp()) / "digits_2_4"
+    out = digits.target(args)
     tfmot_asp.export.saved_model(final, out)
     check = tfmot_asp.export.verify(out)
     signature = tf.saved_model.load(str(out)).signatures["serving_default"]
@@ -133,9 +117,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print(f"\nPermutation changed the outputs by {change:.1e} of their size.")
     print(f"\nSavedModel {out}: predictions as the model's (largest difference {difference:.1e})")
     print(check)
-    print(f"\n{'model':<28}test accuracy ({len(x_test)} digits)")
-    for name, value in results.items():
-        print(f"{name:<28}{value:6.2f} %")
+    print()
+    digits.show(results, len(x_test))
     print(f"\n{time.monotonic() - started:.0f} s in all")
     return results
 

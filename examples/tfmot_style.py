@@ -8,18 +8,13 @@ script that tfmot's guide would have is the import, and that the model is permut
 
 from __future__ import annotations
 
-import argparse
 import os
-import pathlib
-import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np
+import digits
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from tf_keras import layers
 
 import tfmot_asp
@@ -46,47 +41,34 @@ def train(model: tf_keras.Model, data: tuple, epochs: int, callbacks: tuple = ()
     model.fit(*data, batch_size=32, epochs=epochs, verbose=2, callbacks=list(callbacks))
 
 
-def accuracy(model: tf_keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
-    return 100 * float(np.mean(model.predict(images, verbose=0).argmax(-1) == labels))
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=15, help="of dense training")
-    parser.add_argument("--fine-tune-epochs", type=int, default=10, help="of training while the sparsity rises")
-    parser.add_argument("--out", type=pathlib.Path, help="where the SavedModel goes (default: a temporary directory)")
-    args = parser.parse_args(argv)
+    args = digits.arguments(__doc__, epochs=15, fine_tune_epochs=10, out="digits_2_4").parse_args(argv)
     tf_keras.utils.set_random_seed(0)
-    out = args.out or pathlib.Path(tempfile.mkdtemp()) / "digits_2_4"
-
-    digits = load_digits()
-    images = (digits.images[..., None] / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(images, digits.target, test_size=0.3, random_state=0)
-    steps = -(-len(x_train) // 32)
+    train_data, (x_test, y_test) = digits.load()
+    steps = -(-len(train_data[0]) // 32)
 
     model = build_model()
-    train(model, (x_train, y_train), args.epochs)
-    results = {"dense": accuracy(model, x_test, y_test)}
+    train(model, train_data, args.epochs)
+    results = {"dense": digits.accuracy(model.predict(x_test, verbose=0), y_test)}
 
     tfmot_asp.permute(model)  # the same function; and now two of every four weights matter less
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     one_shot = tfmot_asp.strip_pruning(tfmot_asp.prune_low_magnitude(copy, permute=False))
-    results["2:4, one shot"] = accuracy(one_shot, x_test, y_test)
+    results["2:4, one shot"] = digits.accuracy(one_shot.predict(x_test, verbose=0), y_test)
 
     halfway = args.fine_tune_epochs * steps // 2
     schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.5, begin_step=0, end_step=halfway, frequency=10)
     pruned = tfmot_asp.prune_low_magnitude(model, pruning_schedule=schedule, permute=False)
-    train(pruned, (x_train, y_train), args.fine_tune_epochs, [tfmot_asp.UpdatePruningStep()])
+    train(pruned, train_data, args.fine_tune_epochs, [tfmot_asp.UpdatePruningStep()])
     final = tfmot_asp.strip_pruning(pruned)
-    results["2:4, fine-tuned"] = accuracy(final, x_test, y_test)
+    results["2:4, fine-tuned"] = digits.accuracy(final.predict(x_test, verbose=0), y_test)
 
-    check = tfmot_asp.export.saved_model(final, out)
+    check = tfmot_asp.export.saved_model(final, digits.target(args))
     print(f"\n{check}\n")
     if not check.ok:
         raise SystemExit("the written file is not 2:4")
-    for name, value in results.items():
-        print(f"{name:<20}{value:6.2f} % of {len(x_test)} test digits")
+    digits.show(results, len(x_test))
     return results
 
 

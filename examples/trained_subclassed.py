@@ -8,18 +8,14 @@ are constraints of the kernel variables, and every optimizer applies them as par
 
 from __future__ import annotations
 
-import argparse
 import os
-import pathlib
-import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import digits
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from tf_keras import layers
 
 import tfmot_asp
@@ -67,41 +63,29 @@ def train(model: Classifier, images: np.ndarray, labels: np.ndarray, epochs: int
         print(f"epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.4f}")
 
 
-def accuracy(model: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
-    return 100 * float(np.mean(model(images).numpy().argmax(-1) == labels))
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=15, help="of dense training")
-    parser.add_argument("--fine-tune-epochs", type=int, default=10, help="of training with the 2:4 masks")
-    parser.add_argument("--out", type=pathlib.Path, help="where the SavedModel goes (default: a temporary directory)")
-    args = parser.parse_args(argv)
+    args = digits.arguments(__doc__, epochs=15, fine_tune_epochs=10, out="digits_2_4").parse_args(argv)
     tf_keras.utils.set_random_seed(0)
-    out = args.out or pathlib.Path(tempfile.mkdtemp()) / "digits_2_4"
 
-    digits = load_digits()
-    images = (digits.images / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(images, digits.target, test_size=0.3, random_state=0)
+    (x_train, y_train), (x_test, y_test) = digits.load()
 
     model = Classifier()
     model(x_train[:1])  # builds it: a subclassed model has no weights before its first call
     train(model, x_train, y_train, args.epochs, 1e-3)
-    results = {"dense": accuracy(model, x_test, y_test)}
+    results = {"dense": digits.accuracy(model(x_test).numpy(), y_test)}
 
     pruned = tfmot_asp.prune_trained_model(model)  # permutes, prunes and masks, in place
-    results["2:4, one shot"] = accuracy(model, x_test, y_test)
+    results["2:4, one shot"] = digits.accuracy(model(x_test).numpy(), y_test)
 
     train(model, x_train, y_train, args.fine_tune_epochs, 5e-4)
-    results["2:4, fine-tuned"] = accuracy(model, x_test, y_test)
+    results["2:4, fine-tuned"] = digits.accuracy(model(x_test).numpy(), y_test)
 
     print(f"\n{pruned.report}\n")
-    check = tfmot_asp.export.saved_model(model, out)
+    check = tfmot_asp.export.saved_model(model, digits.target(args))
     print(f"{check}\n")
     if not check.ok:
         raise SystemExit("the written file is not 2:4")
-    for name, value in results.items():
-        print(f"{name:<20}{value:6.2f} % of {len(x_test)} test digits")
+    digits.show(results, len(x_test))
     return results
 
 

@@ -18,7 +18,11 @@ def load_example(name):
     module = importlib.util.module_from_spec(spec)
     # Registered while it lives: pickling, dataclasses and Keras' serialization look a class's module up by name.
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: they share digits.py
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(EXAMPLES))
     return module
 
 
