@@ -85,6 +85,8 @@ def test_forms_of_one_input(k, form):
         lambda a, b: ([a, b], Y),
         lambda a, b: ({"a": a, "b": b}, Y, W),
         lambda a, b: [[a[p], b[p]] for p in pieces()],
+        lambda a, b: [(a[p], b[p]) for p in pieces()],
+        lambda a, b: [[[a[p], b[p]], Y[p]] for p in pieces()],
         lambda a, b: [({"a": a[p], "b": b[p]}, Y[p]) for p in pieces()],
         lambda a, b: tf.data.Dataset.from_tensor_slices({"a": a, "b": b}).batch(20),
         lambda a, b: tf.data.Dataset.from_tensor_slices(((a, b), Y)).batch(20),

@@ -2,6 +2,7 @@
 
 import itertools
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,6 +22,17 @@ def endless():
         yield X
 
 
+class Batches(keras.utils.PyDataset):
+    """Has a length and items, and no iterator that ends."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        part = slice(10 * index, 10 * index + 10)
+        return X[part], IDS[part]
+
+
 ONE_INPUT = {
     "array": X,
     "float64": X.astype(np.float64),
@@ -36,6 +48,7 @@ ONE_INPUT = {
     "dataset with labels": tf.data.Dataset.from_tensor_slices((X, IDS)).batch(6),
     "dataset of dicts with labels": tf.data.Dataset.from_tensor_slices(({"image": X}, IDS)).batch(6),
     "endless, cut": itertools.islice(endless(), 1),
+    "Keras 3's PyDataset, with labels": Batches(),
 }
 
 
@@ -63,6 +76,11 @@ def test_forms_for_two_inputs(form):
     np.testing.assert_array_equal(np.concatenate([batch["ids"] for batch in batches]), IDS)
 
 
+def test_what_is_no_data_is_refused():
+    with pytest.raises(TypeError, match=r"an iterable of batches .*, got int"):
+        list(calibration_batches(3, IMAGE))
+
+
 def test_a_fixed_batch_size_is_kept_and_what_is_left_over_is_dropped():
     assert [batch["image"].shape for batch in calibration_batches(X, FIXED)] == [(8, 4), (8, 4)]
 
@@ -70,7 +88,6 @@ def test_a_fixed_batch_size_is_kept_and_what_is_left_over_is_dropped():
 WRONG = {
     "none": (None, IMAGE, "precision='int8' needs calibration_data"),
     "path": ("data.npy", IMAGE, "must hold inputs, got 'data.npy'; load the file first"),
-    "number": (3, IMAGE, "must be arrays or an iterable of batches, got a int"),
     "empty list": ([], IMAGE, "calibration_data is empty"),
     "empty array": (X[:0], IMAGE, "calibration_data is empty"),
     "empty batch": ([X[:0]], IMAGE, "batch 1 is empty"),

@@ -67,7 +67,7 @@ def collect(model: Any, data: Any, samples: int | None = None) -> list[Calibrati
         batches = _cut(*whole, samples)
     else:
         _check_ends(data, samples)
-        batches = _limited(map(inputs.split, _iterate(data)), samples)
+        batches = _limited(map(inputs.split, iterate(data)), samples)
     found: list[CalibrationBatch] = []
     for x, weights in batches:
         x = inputs.prepared(x, f"batch {len(found)}")
@@ -100,10 +100,10 @@ class _Inputs:
 
     def as_whole(self, data: Any) -> tuple[Any, Any] | None:
         """(x, sample_weight) if the data is arrays of all samples; None if it is batches."""
-        if _is_array(data):
+        if is_array(data):
             return data, None
         if isinstance(data, Mapping):
-            if not data or not all(_is_array(value) for value in data.values()):
+            if not data or not all(is_array(value) for value in data.values()):
                 raise TypeError(f"a dict of calibration data must hold arrays by input name, got {_summary(data)}")
             return dict(data), None
         if isinstance(data, (list, tuple)) and data:
@@ -117,17 +117,9 @@ class _Inputs:
 
     def split(self, batch: Any) -> tuple[Any, Any]:
         """x and sample weights of one batch."""
-        one_input = self.count in (None, 1)
-        if isinstance(batch, list) and one_input and len(batch) in (2, 3) and self.count == 1 and _is_array(batch[0]):
-            batch = tuple(batch)  # as PyTorch's loaders give (x, y)
-        if isinstance(batch, tuple):
-            if not 1 <= len(batch) <= 3:
-                raise ValueError(
-                    f"a batch that is a tuple must be (x,), (x, y) or (x, y, sample_weight), got {len(batch)} entries; "
-                    "several inputs go in a list or dict"
-                )
-            return batch[0], batch[2] if len(batch) == 3 else None
-        return batch, None
+        if isinstance(batch, tuple) and self.count is not None and self.count > 1 and self._fits(list(batch)):
+            return list(batch), None
+        return split(batch, self.count)
 
     def prepared(self, x: Any, where: str) -> Any:
         """x as tensors of the dtypes that the model takes, checked."""
@@ -135,7 +127,7 @@ class _Inputs:
             x = list(x)
         specs = self._specs_for(x)
         leaves = tf.nest.flatten(x)
-        if not leaves or not all(_is_array(leaf) or isinstance(leaf, (list, str, int, float)) for leaf in leaves):
+        if not leaves or not all(is_array(leaf) or isinstance(leaf, (list, str, int, float)) for leaf in leaves):
             raise TypeError(f"{where} of calibration_data must hold arrays, got {_summary(x)}")
         tensors = [
             self._tensor(leaf, spec, where) for leaf, spec in zip(leaves, specs or [None] * len(leaves), strict=True)
@@ -194,16 +186,40 @@ class _Inputs:
     def _fits(self, arrays: list[Any]) -> bool:
         """Whether a list holds one array for each input, of equally many samples."""
         assert self.specs is not None
-        if len(arrays) != self.count or not all(_is_array(array) and len(array.shape) for array in arrays):
+        if len(arrays) != self.count or not all(is_array(array) and len(array.shape) for array in arrays):
             return False
         shapes = map(self._shape, self.specs)
         same = len({int(array.shape[0]) for array in arrays}) == 1
         return same and all(s.is_compatible_with(a.shape) for s, a in zip(shapes, arrays, strict=True))
 
     def _is_x(self, value: Any) -> bool:
-        if _is_array(value) or (isinstance(value, Mapping) and all(_is_array(item) for item in value.values())):
+        if is_array(value) or (isinstance(value, Mapping) and all(is_array(item) for item in value.values())):
             return True
         return isinstance(value, (list, tuple)) and bool(self.count and self.count > 1) and self._fits(list(value))
+
+
+def split(batch: Any, inputs: int | None) -> tuple[Any, Any]:
+    """x and sample weights of a batch by Keras' conventions.
+
+    Args:
+        batch: x, or (x,), (x, y), (x, y, sample_weight).
+        inputs: how many the model has; None if that is not known.
+
+    Raises:
+        ValueError: for a longer tuple.
+    """
+    if isinstance(batch, list) and 1 <= len(batch) <= 3:  # as PyTorch's loaders give (x, y)
+        alone, several = is_array(batch[0]), isinstance(batch[0], (tuple, list, Mapping))
+        if alone if inputs == 1 else several and not _is_nested_numbers(batch[0]):
+            batch = tuple(batch)
+    if not isinstance(batch, tuple):
+        return batch, None
+    if not 1 <= len(batch) <= 3:
+        raise ValueError(
+            f"a batch that is a tuple must be (x,), (x, y) or (x, y, sample_weight), got {len(batch)} entries; "
+            "several inputs go in a list or dict"
+        )
+    return batch[0], batch[2] if len(batch) == 3 else None
 
 
 def _cut(x: Any, weights: Any, samples: int | None) -> Iterator[tuple[Any, Any]]:
@@ -249,14 +265,19 @@ def _check_ends(data: Any, samples: int | None) -> None:
         raise ValueError("calibration_data is a dataset without an end: say how many samples, calibration_samples=256")
 
 
-def _iterate(data: Any) -> Iterator[Any]:
+def iterate(data: Any) -> Iterator[Any]:
+    """The batches of anything that holds or gives batches.
+
+    Raises:
+        TypeError: for something that does neither.
+    """
     # A list, Keras' Sequence and PyDataset; a tf.data.Dataset has a length, but no items.
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return (data[index] for index in range(len(data)))
     if hasattr(data, "__iter__"):
         return iter(data)
     if callable(data):
-        return _iterate(data())
+        return iterate(data())
     raise TypeError(
         "calibration_data must be an array, a dict of arrays, or an iterable of batches (a list, a generator function, "
         f"a tf.data.Dataset, ...), got {_summary(data)}"
@@ -283,10 +304,11 @@ def _labels(data: tuple[Any, ...]) -> bool:
     if second is None:
         return True
     leaves = tf.nest.flatten(second)
-    return all(_is_array(leaf) and len(leaf.shape) and leaf.shape[0] == first.shape[0] for leaf in leaves)
+    return all(is_array(leaf) and len(leaf.shape) and leaf.shape[0] == first.shape[0] for leaf in leaves)
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether a value is an array or tensor, of any library."""
     return hasattr(value, "shape") and hasattr(value, "dtype") and not callable(getattr(value, "batch", None))
 
 

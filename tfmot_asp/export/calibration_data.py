@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfmot_asp.calibration.data import is_array, iterate, split
 from tfmot_asp.graph.probes import NamedArrays
 
 # Where an open batch axis leaves the choice: little, since the activations of all layers are kept at once.
@@ -34,7 +35,8 @@ def calibration_batches(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[N
         Batches, in the dtypes of ``specs``.
 
     Raises:
-        ValueError: if there is no data, a batch does not fit the inputs, or it holds NaN or infinity.
+        TypeError: for something that is no data.
+        ValueError: if there is none, a batch does not fit the inputs, or it holds NaN or infinity.
     """
     if data is None:
         raise ValueError(
@@ -53,14 +55,10 @@ def calibration_batches(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[N
 
 
 def _split(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[NamedArrays]:
-    if callable(data) and not tf.is_tensor(data):
-        data = data()
-    is_whole = isinstance(data, (np.ndarray, Mapping)) or tf.is_tensor(data)
-    is_whole = is_whole or (isinstance(data, tuple) and len(data) == len(specs) > 1 and all(map(_is_array, data)))
+    is_whole = is_array(data) or isinstance(data, Mapping)
+    is_whole = is_whole or (isinstance(data, tuple) and len(data) == len(specs) > 1 and all(map(is_array, data)))
     if not is_whole:
-        if not isinstance(data, Iterable):
-            raise ValueError(f"calibration_data must be arrays or an iterable of batches, got a {type(data).__name__}")
-        yield from (_by_name(batch, specs) for batch in data)
+        yield from (_by_name(batch, specs) for batch in iterate(data))
         return
     samples = _by_name(data, specs)
     counts = {name: array.shape[0] if array.ndim else 0 for name, array in samples.items()}
@@ -76,17 +74,11 @@ def _split(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[NamedArrays]:
         yield {name: array[start : start + size] for name, array in samples.items()}
 
 
-def _is_array(thing: Any) -> bool:
-    return isinstance(thing, np.ndarray) or tf.is_tensor(thing)
-
-
 def _by_name(batch: Any, specs: Sequence[tf.TensorSpec]) -> NamedArrays:
     """A batch in any of its forms as a dict."""
     names = [spec.name for spec in specs]
-    if isinstance(batch, (tuple, list)) and batch:
-        nested = isinstance(batch[0], (tuple, list, Mapping))
-        if nested or (len(names) == 1 and (_is_array(batch[0]) and len(batch) <= 3)):
-            batch = batch[0]  # (inputs, labels) or (inputs, labels, weights)
+    if not (isinstance(batch, tuple) and len(batch) == len(names) > 1 and all(map(is_array, batch))):
+        batch, _ = split(batch, len(names))
     if isinstance(batch, Mapping):
         if set(batch) != set(names):
             raise ValueError(f"calibration_data has the inputs {sorted(map(str, batch))}, the model {sorted(names)}")
