@@ -210,7 +210,9 @@ class Axes:
     def classes(self) -> Classes:
         """The axis classes as the ties and pins are now."""
         a, b, _ = self.ties()
-        adjacency = coo_array((np.ones(len(a)), (a, b)), shape=(self.count, self.count))
+        # scipy 1.11.1 labels components wrongly for indices of 64 bits.
+        ends = a.astype(np.int32), b.astype(np.int32)
+        adjacency = coo_array((np.ones(len(a)), ends), shape=(self.count, self.count))
         component = connected_components(adjacency, directed=False)[1]
         pin = np.full(self.count, -1, np.int64)
         for ids, reason in reversed(self._pins):
