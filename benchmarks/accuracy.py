@@ -9,7 +9,6 @@ One network's one-shot accuracy is noisy; the paired difference over seeds is wh
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import platform
@@ -20,19 +19,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import tfmot_asp
 
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def quickstart():
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "examples" / "quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+import digits
+import quickstart
 
 
 def main() -> None:
@@ -41,12 +33,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--effort", default="balanced", choices=("fast", "balanced", "thorough"))
     args = parser.parse_args()
-    demo = quickstart()
-    digits = load_digits()
-    images = (digits.images[..., None] / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, digits.target, test_size=0.3, random_state=0, stratify=digits.target
-    )
+    (x_train, y_train), (x_test, y_test) = digits.load()
 
     print(f"$ python benchmarks/accuracy.py {' '.join(sys.argv[1:])}".rstrip())
     print(
@@ -57,13 +44,13 @@ def main() -> None:
     rows = []
     for seed in range(args.seeds):
         tf_keras.utils.set_random_seed(seed)
-        model = demo.build_model()
-        demo.compile_model(model, 2e-3, args.epochs * -(-len(x_train) // 32))
+        model = quickstart.build_model()
+        quickstart.compile_model(model, 2e-3, args.epochs * -(-len(x_train) // 32))
         model.fit(x_train, y_train, batch_size=32, epochs=args.epochs, verbose=0)
-        dense = demo.accuracy(model, x_test, y_test)
-        plain = demo.accuracy(demo.one_shot(model, permute=False), x_test, y_test)
+        dense = digits.accuracy(model.predict(x_test, verbose=0), y_test)
+        plain = digits.accuracy(quickstart.one_shot(model).predict(x_test, verbose=0), y_test)
         report = tfmot_asp.permute(model, effort=args.effort)
-        permuted = demo.accuracy(demo.one_shot(model, permute=False), x_test, y_test)
+        permuted = digits.accuracy(quickstart.one_shot(model).predict(x_test, verbose=0), y_test)
         kept = [(e.retained_before, e.retained_after) for e in report.layers if e.status != "dense"]
         before, after = 100 * np.mean(kept, axis=0)
         rows.append((dense, plain, permuted, permuted - plain, before, after))

@@ -11,9 +11,9 @@ Each file must hold the pattern in all pruned kernels.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,33 +23,26 @@ import numpy as np
 import onnxruntime
 import tf_keras
 from onnxruntime import quantization
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from train_step import environment
 
 import tfmot_asp
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import digits
+import quickstart
 
 CALIBRATION = 256
 METHODS = ("percentile", "mse", "entropy", "minmax")
 
 
-def quickstart():
-    """The module of examples/quickstart.py."""
-    path = Path(__file__).parents[1] / "examples" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def sparse_network(example, images, labels, seed, epochs, fine_tune_epochs):
+def sparse_network(images, labels, seed, epochs, fine_tune_epochs):
     tf_keras.utils.set_random_seed(seed)
     steps = -(-len(images) // 32)
-    model = example.build_model()
-    example.compile_model(model, 2e-3, epochs * steps)
+    model = quickstart.build_model()
+    quickstart.compile_model(model, 2e-3, epochs * steps)
     model.fit(images, labels, batch_size=32, epochs=epochs, verbose=0)
     pruned = tfmot_asp.prune_low_magnitude(model)
-    example.compile_model(pruned, 1e-3, fine_tune_epochs * steps)
+    quickstart.compile_model(pruned, 1e-3, fine_tune_epochs * steps)
     pruned.fit(images, labels, batch_size=32, epochs=fine_tune_epochs, verbose=0)
     return tfmot_asp.strip_pruning(pruned)
 
@@ -120,14 +113,10 @@ def main():
     for name, value in facts.items():
         print(f"{name:<12} {value}")
 
-    digits = load_digits()
-    images = (digits.images[..., None] / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, digits.target, test_size=0.3, random_state=0, stratify=digits.target
-    )
-    example, runs = quickstart(), []
+    (x_train, y_train), (x_test, y_test) = digits.load()
+    runs = []
     for seed in range(arguments.seeds):
-        model = sparse_network(example, x_train, y_train, seed, arguments.epochs, arguments.fine_tune_epochs)
+        model = sparse_network(x_train, y_train, seed, arguments.epochs, arguments.fine_tune_epochs)
         with tempfile.TemporaryDirectory() as folder:
             runs.append(measure(model, x_train, x_test, y_test, Path(folder)))
 

@@ -291,7 +291,7 @@ def test_the_quickstart_network_loses_less_than_a_point_of_accuracy(tmp_path):
     quickstart.compile_model(pruned, 1e-3, 2 * 75)
     pruned.fit(x[train], y[train], batch_size=16, epochs=2, verbose=0, callbacks=[tfmot_asp.UpdatePruningStep()])
     final = tfmot_asp.strip_pruning(pruned)
-    exact = quickstart.accuracy(final, x[test], y[test])
+    exact = 100 * float(np.mean(final.predict(x[test], verbose=0).argmax(-1) == y[test]))
     assert exact > 85, "not trained"
     report = tfmot_asp.export.onnx(final, tmp_path / "m.onnx", precision="int8", calibration_data=x[train][:256])
     assert report.ok
