@@ -20,7 +20,7 @@ _HOME = {
     "PruneForSparseTensorCores": "tfmot_asp.hardware.rule",
     "PruneLowMagnitude": "tfmot_asp.training.wrapper",
     "prune_low_magnitude": "tfmot_asp.training.prune",
-    "strip_pruning": "tfmot_asp.training.prune",
+    "strip_pruning": "tfmot_asp.training.strip",
     "prune_scope": "tfmot_asp.training.prune",
     "prune_trained_model": "tfmot_asp.training.trained",
     "PrunedModel": "tfmot_asp.training.trained",
@@ -41,14 +41,13 @@ _HOME = {
     "SparsityReport": "tfmot_asp.reports.sparsity_report",
     "check_pruned_layers": "tfmot_asp.training.tf_asp.check",
 }
-_SUBPACKAGES = ("export", "hardware", "loading", "permutation")
+_SUBPACKAGES = ("export", "loading", "permutation")
 
 __all__ = [*sorted(_HOME), *_SUBPACKAGES]
 
 
 if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
     from tfmot_asp import export as export
-    from tfmot_asp import hardware as hardware
     from tfmot_asp import loading as loading
     from tfmot_asp import permutation as permutation
     from tfmot_asp.hardware.rule import PruneForSparseTensorCores as PruneForSparseTensorCores
@@ -69,7 +68,7 @@ if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
     from tfmot_asp.training.callbacks import UpdatePruningStep as UpdatePruningStep
     from tfmot_asp.training.prune import prune_low_magnitude as prune_low_magnitude
     from tfmot_asp.training.prune import prune_scope as prune_scope
-    from tfmot_asp.training.prune import strip_pruning as strip_pruning
+    from tfmot_asp.training.strip import strip_pruning as strip_pruning
     from tfmot_asp.training.tf_asp.check import check_pruned_layers as check_pruned_layers
     from tfmot_asp.training.tf_asp.messages import SHOW_PERMUTATION_DEBUG_INFO as SHOW_PERMUTATION_DEBUG_INFO
     from tfmot_asp.training.tf_asp.messages import SHOW_PERMUTATION_INFO as SHOW_PERMUTATION_INFO

@@ -280,7 +280,7 @@ def test_models_that_cannot_be_wrapped_are_refused():
     net = Net()
     net(tf.zeros((1, 16)))
     policy = PruneForSparseTensorCores()
-    with pytest.raises(ValueError, match=r"Model .net. is a subclassed Net.*Rebuild it as a functional model"):
+    with pytest.raises(ValueError, match=r"Model .net. is a subclassed Net.*prune_trained_model"):
         policy.ensure_model_supports_pruning(net)
     outer = tf_keras.Sequential([layers.Input((16,)), net], name="outer")
     with pytest.raises(ValueError, match="Model 'net', inside 'outer', is a subclassed Net"):

@@ -141,3 +141,37 @@ def test_steps_unrolled_in_one_function_are_all_counted():
 
     run()
     assert int(pruned.layers[0].pruning_step) == 3
+
+
+class Steps(tfmot.sparsity.keras.PruningSchedule):
+    """A schedule of the user's own, which says neither when nor where it ends."""
+
+    def __call__(self, step):
+        return tf.equal(step % 3, 0), tf.where(step < 5, 0.25, 0.5)
+
+    def get_config(self):
+        return {"class_name": type(self).__name__, "config": {}}
+
+
+@pytest.mark.parametrize(
+    ("pruning_schedule", "end"),
+    [
+        (PolynomialDecay(0.0, 0.5, 0, 7), 7),
+        (PolynomialDecay(0.1, 0.5, 2, 7, frequency=3), 7),
+        (PolynomialDecay(0.0, 0.5, 1, 6, frequency=4, power=1), 6),
+        (PolynomialDecay(0.0, 0.5, 3, 3), 3),
+        (PolynomialDecay(0.0, 0.5, 0, 0), 1),
+        (Steps(), 5),
+    ],
+    ids=["default frequency", "no multiple", "linear", "at once", "never", "custom"],
+)
+def test_a_schedule_ends_at_the_pattern_when_it_ends_whatever_its_frequency(pruning_schedule, end):
+    _, record = trained(pruning_schedule, 8)
+    assert [share == 0.5 for share in record.masked] == [step >= end for step in range(1, 9)]
+
+
+def test_a_schedule_above_the_pattern_warns_with_both_figures():
+    with pytest.warns(UserWarning, match=r"PolynomialDecay asks for a sparsity of 0\.8, but 2:4 is a sparsity of 0\.5"):
+        tfmot_asp.prune_low_magnitude(mlp(), PolynomialDecay(0.5, 0.8, 0, 8), permute=False)
+    with pytest.warns(UserWarning, match=r"ConstantSparsity asks for a sparsity of 0\.7, .* 0\.25"):
+        tfmot_asp.prune_low_magnitude(tf_keras.layers.Dense(8), ConstantSparsity(0.7, 0), sparsity_m_by_n="3:4")

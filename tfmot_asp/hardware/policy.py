@@ -35,12 +35,18 @@ def why_dense(policy: Any, layer: Any) -> Reason | None:
     )
 
 
-def no_prunable_layer_message(model: Any, reasons: Sequence[Reason | None]) -> str:
-    """The error text for a model in which a policy finds nothing: the reason of each layer with a kernel, a few."""
+def no_prunable_layer_message(model: Any, reasons: Sequence[Reason | None], remedy: str = "") -> str:
+    """The error text for a model in which a policy finds nothing: the reason of each layer with a kernel, a few.
+
+    Args:
+        model: the model.
+        reasons: of its layers with kernels.
+        remedy: what can be done, a sentence.
+    """
     found = [reason for reason in reasons if reason is not None]
     shown = [f"  - {reason}" for reason in found[:_MAX_REASONS]]
     if len(found) > _MAX_REASONS:
         shown.append(f"  - and {len(found) - _MAX_REASONS} more (sparsity_report(model) lists all)")
-    if not shown:
+    if not shown and not remedy:
         shown = ["  - none of its layers has a kernel that can be pruned"]
-    return "\n".join([f"Model {model.name!r} has no layer to prune:", *shown])
+    return "\n".join([f"Model {model.name!r} has no layer to prune:", *shown, *([remedy] if remedy else [])])

@@ -6,6 +6,7 @@ tfmot asks for no more.
 
 from __future__ import annotations
 
+import logging
 import operator
 import sys
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.hardware.left_dense import LeftDense, left_dense
 from tfmot_asp.hardware.policy import no_prunable_layer_message
 from tfmot_asp.keras_models.kernels import Kernel, kernels_of
 from tfmot_asp.keras_models.layers import all_layers
@@ -23,6 +25,8 @@ from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.keras_models.wrappable import check_structure, outer_layers
 from tfmot_asp.keras_models.wrappers import is_called, unwrap
 from tfmot_asp.reason import Reason
+
+logger = logging.getLogger(__name__)
 
 # The least that fp16 sparse kernels ask of a weight: whole blocks of 16 along the reduction axis, where the zeros are,
 # and the 8 values of a 16-byte access along the other. NVIDIA's ASP for PyTorch and for TensorFlow have the same rule.
@@ -150,6 +154,8 @@ class PruneForSparseTensorCores:
                     "tfmot_asp.prune_low_magnitude, which does, or keep the layer dense with "
                     "PruneForSparseTensorCores(skip=[layer])."
                 )
+        if left := self._left_dense(model):
+            logger.warning("%s", left.line(model))
 
     def check_model(self, model: Any) -> None:
         """Checks that a model is a functional or sequential one, built, with at least one layer to prune.
@@ -159,9 +165,12 @@ class PruneForSparseTensorCores:
         """
         check_structure(model)
         check_not_quantized(model)
-        reasons = [self.reason_for(layer) for _, layer in outer_layers(model) if kernels_of(layer)]
-        if all(reason is not None for reason in reasons):
-            raise ValueError(no_prunable_layer_message(model, reasons))
+        left = self._left_dense(model)
+        if not left.wrapped:
+            raise ValueError(no_prunable_layer_message(model, [reason for _, reason in left.by_policy], left.remedy))
+
+    def _left_dense(self, model: Any) -> LeftDense:
+        return left_dense(model, self, {id(layer) for _, layer in outer_layers(model) if self.allow_pruning(layer)})
 
     def _why(self, layer: Any, inner: Any, kind: str | None) -> str | None:
         if kind is None:

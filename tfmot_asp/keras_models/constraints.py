@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.distribute import distribute_lib
 
 from tfmot_asp import masks
 from tfmot_asp.keras_models.variables import read, underlying_variable
@@ -115,7 +116,9 @@ def in_cross_replica_context(fn: Callable[..., Any], *args: Any) -> Any:
 
 
 def assign(strategy: Any, variable: Any, value: Any) -> Any:
-    """Assigns a variable in cross-replica context."""
+    """Assigns a variable in cross-replica context: on all replicas, or on the one that is being updated there."""
+    if distribute_lib.get_update_replica_id() is not None:  # legacy optimizers update one replica after another
+        return variable.assign(value)
     return strategy.extended.update(variable, lambda component, new: component.assign(new), args=(value,))
 
 

@@ -10,6 +10,7 @@ from tfmot_asp import masks
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.kernels import kernels_by_name, kernels_of, layers_with_kernels
 from tfmot_asp.keras_models.which_keras import is_keras3, is_keras_model
+from tfmot_asp.keras_models.wrappable import is_graph, outer_layers
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 
 
@@ -42,6 +43,13 @@ def plain_model(model: Any, sparsity_m_by_n: PatternLike | None = None) -> tuple
     ]
     if not wrappers:
         return model, given or TWO_FOUR
+    outer = {id(layer) for _, layer in outer_layers(model)} if is_graph(model) else set()
+    inside = next((wrapper for wrapper in wrappers if id(wrapper) not in outer), None)
+    if inside is not None:
+        raise ValueError(
+            f"Layer {inside.layer.name!r} is wrapped inside a subclassed model or a custom layer, where its wrapper "
+            "can only be taken off for good: export what tfmot_asp.strip_pruning(model) returns"
+        )
     patterns = {Pattern.of(wrapper.sparsity_m_by_n) for wrapper in wrappers if wrapper.sparsity_m_by_n}
     if len(patterns) > 1:
         mixed = " and ".join(map(str, sorted(patterns)))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
+from tfmot_asp.hardware.left_dense import left_dense
 from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_finite
@@ -23,7 +25,7 @@ from tfmot_asp.keras_models.wrappable import check_structure, outer_layers
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.training import schedule
 from tfmot_asp.training.wrapper import PruneLowMagnitude
-from tfmot_asp.types import CalibrationData, Policy
+from tfmot_asp.types import CalibrationData, Policy, Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ _OF_KERAS_LAYERS = (
 
 def prune_low_magnitude(
     to_prune: Any,
-    pruning_schedule: Any = None,
+    pruning_schedule: Schedule | None = None,
     block_size: tuple[int, int] = (1, 1),
     block_pooling_type: str = "AVG",
     pruning_policy: Policy | None = None,
@@ -118,6 +120,8 @@ def prune_low_magnitude(
         "block_pooling_type": block_pooling_type,
         "sparsity_m_by_n": pattern,
     }
+    if not isinstance(to_prune, keras.Model):
+        schedule.warn_of_excess(pruning_schedule, pattern, stacklevel=2)
     if isinstance(to_prune, (list, tuple)):
         return [_wrap_explicit(layer, options) for layer in to_prune]
     if not isinstance(to_prune, keras.Model):
@@ -126,46 +130,13 @@ def prune_low_magnitude(
     policy = PruneForSparseTensorCores() if policy is None else policy
     chosen = _layers_to_wrap(to_prune, policy)
     _check_finite(chosen)
-    layers = [LayerWithKernels(name, layer, tuple(kernels_of(layer))) for name, layer in chosen]
-    wrapped = _wrap_model(to_prune, {id(layer) for _, layer in chosen}, options)
-    try:
-        if calibration_data is not None:
-            _prune_on_data(to_prune, layers, calibration_data, policy, pattern, permute)
-        elif permute:
-            _permute(to_prune, policy, pattern, permute if isinstance(permute, Mapping) else {})
-    except BaseException:  # Ctrl-C during the search included: leave no constraint behind
-        _release(wrapped)
-        raise
+    schedule.warn_of_excess(pruning_schedule, pattern, stacklevel=2)
+    with _without_a_trace(to_prune) as wrappers:
+        wrapped = _wrap_model(to_prune, {id(layer) for _, layer in chosen}, options, wrappers)
+        _prune_or_permute(to_prune, chosen, calibration_data, policy, pattern, permute)
+    if left := left_dense(to_prune, policy, {id(layer) for _, layer in chosen}):
+        logger.warning("%s", left.line(to_prune))
     return wrapped
-
-
-def strip_pruning(model: Any) -> Any:
-    """Takes the pruning wrappers off again.
-
-    Masks are applied first, and completed where training stopped short of the pattern (with a warning), so that every
-    kernel that was wrapped with ``sparsity_m_by_n`` has exactly that pattern in the result.
-
-    Args:
-        model: a model with pruning wrappers, ours or tfmot's.
-
-    Returns:
-        A plain, uncompiled Keras model that shares its layers with ``model``; it saves and loads without this package.
-
-    Raises:
-        ValueError: if it is not a functional or sequential tf_keras model.
-
-    Example:
-        >>> sparse = tfmot_asp.strip_pruning(pruned)
-        >>> sparse.save("sparse.keras")
-    """
-    if is_keras3(model) or not isinstance(model, keras.Model):
-        raise ValueError(f"strip_pruning takes a tf_keras model with pruning wrappers, got {model!r:.80}")
-    check_structure(model)
-    for wrapper in _wrappers_in(model):
-        wrapper.finish_pruning()
-    stripped = tfmot.sparsity.keras.strip_pruning(model)
-    _release(model)
-    return stripped
 
 
 def prune_scope() -> Any:
@@ -203,9 +174,9 @@ def _check_type(to_prune: Any) -> None:
     for item in to_prune if is_list else [to_prune]:
         if is_keras3(item):
             raise ValueError(
-                f"{item.name!r} ({type(item).__name__}) belongs to Keras 3, which tfmot's wrappers do not support. "
-                "Build it with tf_keras instead: import tf_keras, or set TF_USE_LEGACY_KERAS=1 before importing "
-                "TensorFlow. tfmot_asp.permute works on Keras 3 models as they are."
+                f"{item.name!r} ({type(item).__name__}) belongs to Keras 3, which tfmot's wrappers do not support. Use "
+                "tfmot_asp.prune_trained_model(model), which takes Keras 3 models as they are, or build it with "
+                "tf_keras: import tf_keras, or set TF_USE_LEGACY_KERAS=1 before importing TensorFlow."
             )
         if not isinstance(item, keras.layers.Layer):
             raise ValueError(
@@ -230,12 +201,9 @@ def _wrap_explicit(layer: Any, options: dict[str, Any]) -> Any:
 
 def _layers_to_wrap(model: Any, policy: Policy) -> list[NamedLayer]:
     """The layers of a model that a policy allows, after all checks that a policy or its absence calls for."""
-    if isinstance(policy, PruneForSparseTensorCores):
-        policy.check_model(model)
-    else:
-        check_structure(model)
-        if hasattr(policy, "ensure_model_supports_pruning"):
-            policy.ensure_model_supports_pruning(model)
+    check_structure(model)
+    if not isinstance(policy, PruneForSparseTensorCores) and hasattr(policy, "ensure_model_supports_pruning"):
+        policy.ensure_model_supports_pruning(model)
     # tfmot asks its policies about every layer; others are asked about those with kernels, as by the other doors.
     asked = [
         (named, why_dense(policy, named.layer))
@@ -244,8 +212,8 @@ def _layers_to_wrap(model: Any, policy: Policy) -> list[NamedLayer]:
     ]
     chosen = [named for named, reason in asked if reason is None]
     if not chosen:
-        reasons = [reason for named, reason in asked if kernels_of(named.layer)]
-        raise ValueError(no_prunable_layer_message(model, reasons))
+        left = left_dense(model, policy, ())
+        raise ValueError(no_prunable_layer_message(model, [reason for _, reason in left.by_policy], left.remedy))
     return chosen
 
 
@@ -253,9 +221,11 @@ def _check_finite(chosen: Sequence[NamedLayer]) -> None:
     check_finite({kernel_name(name, k.attribute): k.variable for name, layer in chosen for k in kernels_of(layer)})
 
 
-def _wrap_model(model: Any, chosen: set[int], options: dict[str, Any]) -> Any:
-    """A clone of the model with wrappers around the chosen layers; all layers are shared with the original."""
-    wrappers: dict[int, Any] = {}
+def _wrap_model(model: Any, chosen: set[int], options: dict[str, Any], wrappers: dict[int, Any]) -> Any:
+    """A clone of the model with wrappers around the chosen layers; all layers are shared with the original.
+
+    Fills ``wrappers``, by the ids of the layers in them.
+    """
 
     def wrap(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
@@ -267,51 +237,58 @@ def _wrap_model(model: Any, chosen: set[int], options: dict[str, Any]) -> Any:
             wrappers[id(layer)] = PruneLowMagnitude(layer, **options)
         return wrappers[id(layer)]
 
+    return wrap(model)
+
+
+@contextlib.contextmanager
+def _without_a_trace(model: Any) -> Iterator[dict[int, PruneLowMagnitude]]:
+    """Takes back what wrapping does to the layers of a model, unless it comes to a good end.
+
+    Yields:
+        A dict for the wrappers that are made.
+    """
+    layers = list(model._flatten_layers())
+    nodes = [(kept, list(kept)) for layer in layers for kept in (layer._inbound_nodes, layer._outbound_nodes)]
+    wrappers: dict[int, PruneLowMagnitude] = {}
     try:
-        return wrap(model)
-    except BaseException:
+        yield wrappers
+    except BaseException:  # Ctrl-C during the search included
         for wrapper in wrappers.values():
             wrapper.release()
+        for kept, before in nodes:
+            kept[:] = before
         raise
 
 
-def _permute(model: Any, policy: Policy, pattern: Pattern, options: Mapping[str, Any]) -> None:
-    if any(isinstance(layer, pruning_wrapper.PruneLowMagnitude) for _, layer in outer_layers(model)):
-        logger.warning(
-            "Model %r already holds pruning wrappers: it is not permuted, since that would break their masks.",
-            model.name,
-        )
-        return
-    from tfmot_asp.permutation import permute  # here: it is not needed for permute=False, and takes time to import
-
-    report = permute(model, **{"policy": policy, "sparsity_m_by_n": pattern, **options})
-    logger.info("%s", report)
-
-
-def _prune_on_data(
+def _prune_or_permute(
     model: Any,
-    layers: Sequence[LayerWithKernels],
-    data: CalibrationData,
+    chosen: Sequence[NamedLayer],
+    data: CalibrationData | None,
     policy: Policy,
     pattern: Pattern,
     permute: bool | Mapping[str, Any],
 ) -> None:
-    """Prunes the weights themselves; the wrappers' masks, which go by magnitude, then find the same zeros."""
-    from tfmot_asp.calibration.in_place import DataOptions, prune_in_place  # here: it takes time to import
-    from tfmot_asp.calibration.restore import all_or_nothing
-
+    """Prunes the weights on data, after which the wrappers' masks find the same zeros; without, permutes them."""
+    if data is None and not permute:
+        return
     if any(isinstance(layer, pruning_wrapper.PruneLowMagnitude) for _, layer in outer_layers(model)):
-        raise ValueError(f"{model.name!r} holds pruning wrappers already: calibrate it when it is wrapped first")
-    kernels = kernels_by_name(layers, masked=True)
-    with all_or_nothing(model, ()):
-        done = prune_in_place(model, kernels, DataOptions(data), policy=policy, pattern=pattern, permute=permute)
-    logger.info("%s", done.calibration)
+        if data is not None:
+            raise ValueError(f"{model.name!r} holds pruning wrappers already: calibrate it when it is wrapped first")
+        logger.warning(
+            "Model %r already holds pruning wrappers: it is not permuted, since that would break their masks.",
+            model.name,
+        )
+    elif data is not None:
+        from tfmot_asp.calibration.in_place import DataOptions, prune_in_place  # here: it takes time to import
+        from tfmot_asp.calibration.restore import all_or_nothing
 
+        layers = [LayerWithKernels(name, layer, tuple(kernels_of(layer))) for name, layer in chosen]
+        kernels = kernels_by_name(layers, masked=True)
+        with all_or_nothing(model, ()):
+            done = prune_in_place(model, kernels, DataOptions(data), policy=policy, pattern=pattern, permute=permute)
+        logger.info("%s", done.calibration)
+    else:
+        from tfmot_asp.permutation import permute as reorder  # here: it takes time to import
 
-def _wrappers_in(model: Any) -> list[PruneLowMagnitude]:
-    return [layer for _, layer in outer_layers(model) if isinstance(layer, PruneLowMagnitude)]
-
-
-def _release(model: Any) -> None:
-    for wrapper in _wrappers_in(model):
-        wrapper.release()
+        given = permute if isinstance(permute, Mapping) else {}
+        logger.info("%s", reorder(model, **{"policy": policy, "sparsity_m_by_n": pattern, **given}))
