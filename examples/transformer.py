@@ -2,7 +2,7 @@
 
     python examples/transformer.py [--epochs 25] [--fine-tune-epochs 15] [--out DIR]
 
-The policy takes attention layers if it is told to: their projections are EinsumDense kernels. The task is to read a
+The policy takes attention layers too: their projections are EinsumDense kernels. The task is to read a
 handwritten digit row by row, as eight tokens of eight pixels, so attention is what brings the rows together.
 """
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train(model, train_data, args.epochs)
     results = {"dense": digits.accuracy(model.predict(x_test, verbose=0), y_test)}
 
-    policy = tfmot_asp.PruneForSparseTensorCores(kinds=("Dense", "EinsumDense"))
+    policy = tfmot_asp.PruneForSparseTensorCores()
     report = tfmot_asp.permute(model, policy=policy)
     pruned = tfmot_asp.prune_low_magnitude(model, pruning_policy=policy, permute=False)
     results["2:4, one shot"] = digits.accuracy(tfmot_asp.strip_pruning(pruned).predict(x_test, verbose=0), y_test)

@@ -44,11 +44,7 @@ REFUSED = {
     "has 2 groups": lambda: made(layers.Conv2D(16, 1, groups=2, name="x"), 1, 4, 4, 32),
     "depthwise kernel, which sums over no channels": lambda: made(layers.DepthwiseConv2D(1, name="x"), 1, 4, 4, 16),
     "is a transposed convolution": lambda: made(layers.Conv2DTranspose(16, 1, name="x"), 1, 4, 4, 16),
-    "SeparableConv2D is not among the kinds to prune": lambda: made(
-        layers.SeparableConv2D(16, 1, name="x"), 1, 4, 4, 16
-    ),
-    "Conv1D is not among the kinds": lambda: made(layers.Conv1D(16, 1, name="x"), 1, 4, 16),
-    "EinsumDense is not among the kinds": lambda: made(layers.EinsumDense("ab,bc->ac", 16, name="x"), 1, 16),
+    "Conv3D is not among the kinds to prune": lambda: made(layers.Conv3D(16, 1, name="x"), 1, 2, 2, 2, 16),
     "is not built": lambda: layers.Dense(16, name="x"),
     "has no kernel": lambda: made(layers.ReLU(name="x"), 1, 16),
 }
@@ -59,6 +55,66 @@ def test_refused_layers_say_why_and_who(reason):
     why = SparseTensorCoreRule().why(REFUSED[reason]())
     assert reason in why
     assert "'x'" in why
+
+
+DEFAULT = {
+    "Dense": lambda: made(layers.Dense(16), 1, 16),
+    "Conv1D": lambda: made(layers.Conv1D(16, 1), 1, 4, 16),
+    "Conv2D": lambda: made(layers.Conv2D(16, 1), 1, 4, 4, 16),
+    "EinsumDense": lambda: made(layers.EinsumDense("abc,cd->abd", (None, 16)), 1, 4, 16),
+    "MultiHeadAttention": lambda: attention(),
+    "SeparableConv1D": lambda: made(layers.SeparableConv1D(16, 1), 1, 4, 16),
+    "SeparableConv2D": lambda: made(layers.SeparableConv2D(16, 1), 1, 4, 4, 16),
+}
+
+
+def attention():
+    layer = layers.MultiHeadAttention(2, 8)
+    layer(tf.zeros((1, 3, 16)), tf.zeros((1, 3, 16)))
+    return layer
+
+
+@pytest.mark.parametrize("kind", DEFAULT)
+def test_by_default_every_kind_that_sparse_tensor_cores_run_is_pruned(kind):
+    """tfmot's own wrapper, and the door that is as TF-ASP's, know two of them."""
+    layer = DEFAULT[kind]()
+    policy = PruneForSparseTensorCores()
+    assert policy.why(layer) is None
+    assert policy.allows(layer)
+    assert policy.allow_pruning(layer) == (kind in ("Dense", "Conv2D"))
+    assert PruneForSparseTensorCores(kinds=SUPPORTED_KINDS).allow_pruning(layer)
+
+
+def mixed_model():
+    x = layers.Input((4, 16))
+    y = layers.Conv1D(16, 1, name="conv1d")(x)
+    y = layers.MultiHeadAttention(2, 8, name="attention")(y, y)
+    y = layers.EinsumDense("abc,cd->abd", (4, 16), name="einsum")(y)
+    y = layers.Reshape((2, 2, 16))(y)
+    y = layers.SeparableConv2D(16, 1, name="separable")(layers.Conv2D(16, 1, name="conv2d")(y))
+    return tf_keras.Model(x, layers.Dense(8, name="dense")(layers.Flatten()(y)), name="mixed")
+
+
+def test_each_door_prunes_the_kinds_that_it_can(caplog):
+    every = {"conv1d", "attention", "einsum", "separable", "conv2d", "dense"}
+
+    def wrapped(model):
+        return {layer.name.removeprefix("prune_low_magnitude_") for layer in model.layers if hasattr(layer, "layer")}
+
+    assert wrapped(tfmot_asp.prune_low_magnitude(mixed_model(), permute=False)) == every
+    pruned = tfmot_asp.prune_trained_model(mixed_model(), permute=False)
+    projections = {"query", "key", "value", "attention_output"}
+    assert {name.split(".")[0] for name in pruned.masks} == every - {"attention"} | projections
+    asp = tfmot_asp.AspOptimizerWrapperV2(tf_keras.optimizers.SGD(), mixed_model(), permute=False)
+    assert set(asp._asp.masks) == {"conv2d", "dense"}
+    model = tfmot.sparsity.keras.prune_low_magnitude(
+        mixed_model(), pruning_policy=PruneForSparseTensorCores(), sparsity_m_by_n=(2, 4)
+    )
+    assert wrapped(model) == {"conv2d", "dense"}
+    assert "tfmot's own wrapper leaves 4 of 6 layers dense (conv1d, attention, einsum, ...)" in caplog.text
+    only = tf_keras.Sequential([layers.Input((4, 16)), layers.Conv1D(16, 1)], name="only")
+    with pytest.raises(ValueError, match=r"(?s)'only': tfmot's own wrapper leaves 1 of 1.*use tfmot_asp.prune_low"):
+        tfmot.sparsity.keras.prune_low_magnitude(only, pruning_policy=PruneForSparseTensorCores())
 
 
 def test_the_stem_message_has_the_numbers():

@@ -34,8 +34,12 @@ logger = logging.getLogger(__name__)
 INPUT_MULTIPLE = 16
 OUTPUT_MULTIPLE = 8
 
-DEFAULT_KINDS = ("Dense", "Conv2D")
 SUPPORTED_KINDS = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv1D", "SeparableConv2D")
+# What becomes a product with one matrix, or a 1-D or 2-D convolution, when deployed: sparse Tensor Cores run these.
+# Of 3-D convolutions TensorRT documents no sparse kernel.
+DEFAULT_KINDS = tuple(kind for kind in SUPPORTED_KINDS if kind != "Conv3D")
+# NVIDIA's ASP for TensorFlow prunes these two, and they are what tfmot's own wrapper masks along the reduction axis.
+TF_ASP_KINDS = ("Dense", "Conv2D")
 
 _NO_CHANNEL_SUM = (
     "has a depthwise kernel, which sums over no channels, so it is no matrix product that Tensor Cores could shorten"
@@ -67,10 +71,11 @@ class PruneForSparseTensorCores:
         padding: accept Dense kernels of any input size; their incomplete last stripe counts as padded with zeros.
         skip: layers to keep dense: a layer or model object, a ``callable(layer) -> bool``, or an iterable of these.
             A model keeps out all the layers it holds.
-        kinds: layer kinds to accept, out of ``SUPPORTED_KINDS``. The default is Dense and Conv2D, the layers that
-            TensorRT has sparse kernels for and tfmot can wrap; subclasses of them count. The others are accepted by
-            naming them. An attention layer is accepted if EinsumDense is and all its projections qualify; of a
-            SeparableConv the pointwise kernel is pruned, and the depthwise one stays dense.
+        kinds: layer kinds to accept, out of ``SUPPORTED_KINDS``; subclasses of them count. The default is all but
+            Conv3D, of which TensorRT documents no sparse kernel. An attention layer is accepted if EinsumDense is and
+            all its projections qualify; of a SeparableConv the pointwise kernel is pruned, and the depthwise one stays
+            dense. tfmot's own wrapper knows fewer: under the default it is given Dense and Conv2D, and the log says
+            what stays dense for that reason.
         min_channels: keep a layer dense if one of its kernels has fewer input or output channels than this; None for
             no limit. Small kernels are seldom faster sparse: TensorRT times both and takes the faster, and NVIDIA's
             engineers see sparse convolutions win from about 256 channels on (github.com/NVIDIA/TensorRT, issues 3849
@@ -130,11 +135,13 @@ class PruneForSparseTensorCores:
         why = self._why(layer, inner, kind_of(inner))
         return None if why is None else Reason(f"{type(inner).__name__} {getattr(inner, 'name', '?')!r}", why)
 
-    def allow_pruning(self, layer: Any) -> bool:
-        """Whether the layer is to be pruned (tfmot's interface)."""
+    def allows(self, layer: Any) -> bool:
+        """Whether the layer is to be pruned."""
         return self.reason_for(layer) is None
 
-    allows = allow_pruning
+    def allow_pruning(self, layer: Any) -> bool:
+        """Whether tfmot's own wrapper is to prune the layer (tfmot's interface): of the default kinds, what it can."""
+        return self.allows(layer) and not self._beyond_tfmot(layer)
 
     def ensure_model_supports_pruning(self, model: Any) -> None:
         """Checks a model before tfmot's own ``prune_low_magnitude`` wraps it (tfmot's interface).
@@ -144,6 +151,14 @@ class PruneForSparseTensorCores:
                 prune that tfmot's wrapper has no support for.
         """
         self.check_model(model)
+        allowed = [(name, layer) for name, layer in outer_layers(model) if self.allows(layer)]
+        beyond = [name for name, layer in allowed if self._beyond_tfmot(layer)]
+        if beyond:
+            few = ", ".join(beyond[:3]) + (", ..." if len(beyond) > 3 else "")
+            text = f"tfmot's own wrapper leaves {len(beyond)} of {len(allowed)} layers dense ({few})"
+            if len(beyond) == len(allowed):
+                raise ValueError(f"Model {model.name!r}: {text}; use tfmot_asp.prune_low_magnitude, which prunes them.")
+            logger.warning("%s; tfmot_asp.prune_low_magnitude prunes them", text)
         # Which layers those are, tfmot knows, and it is loaded if it asks.
         registry: Any = sys.modules.get("tensorflow_model_optimization.python.core.sparsity.keras.prune_registry")
         for name, layer in outer_layers(model) if registry is not None else ():
@@ -171,6 +186,10 @@ class PruneForSparseTensorCores:
 
     def _left_dense(self, model: Any) -> LeftDense:
         return left_dense(model, self, {id(layer) for _, layer in outer_layers(model) if self.allow_pruning(layer)})
+
+    def _beyond_tfmot(self, layer: Any) -> bool:
+        """Whether a layer is of a kind that is pruned by default, but that tfmot's own wrapper gives no pattern."""
+        return self.kinds == DEFAULT_KINDS and kind_of(layer) not in TF_ASP_KINDS
 
     def _why(self, layer: Any, inner: Any, kind: str | None) -> str | None:
         if kind is None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfmot_asp.hardware.policy import why_dense
-from tfmot_asp.hardware.rule import PruneForSparseTensorCores
+from tfmot_asp.hardware.rule import TF_ASP_KINDS, PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.constraints import is_masked
 from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
@@ -94,7 +94,7 @@ class AspOptimizerWrapperV2:
         device = messages.check_arguments(search_device, search_time_limit)
         if policy is not None and padding:
             raise ValueError("padding=True is an option of the default policy: PruneForSparseTensorCores(padding=True)")
-        policy = PruneForSparseTensorCores(padding=padding) if policy is None else policy
+        policy = PruneForSparseTensorCores(padding=padding, kinds=TF_ASP_KINDS) if policy is None else policy
         kernels = _prunable_kernels(model, policy)
         in_force = any(is_masked(kernel.variable) for kernel in kernels.values())
         if permute and in_force:
