@@ -327,6 +327,79 @@ def _(g, x):
     return tf.einsum("bic,bjc->bij", x, x) / channels(x)
 
 
+def _table(g: Grower, z: Any, shape: tuple[int, ...]) -> Any:
+    return tf.constant(np.random.default_rng(g.draw(st.integers(0, 99))).uniform(0.5, 1.5, shape), z.dtype)
+
+
+def _normalized(g: Grower, z: Any) -> Any:
+    mean, variance = tf.nn.moments(z, g.choose(([-1], [*range(1, len(z.shape) - 2), -1])), keepdims=True)
+    return (z - mean) * tf.math.rsqrt(variance + 0.1)
+
+
+def _rotated(g: Grower, z: Any) -> Any:
+    axis = g.choose((-1, -2))
+    first, *rest = tf.split(z, 2, axis) if z.shape[axis] % 2 == 0 else (z,)
+    return z + 0.5 * tf.concat([*(-r for r in rest), first], axis)
+
+
+def _unstacked(g: Grower, z: Any) -> Any:
+    axis = g.choose((-1, -2))
+    first, *rest = tf.unstack(z, axis=axis)
+    return tf.stack([first * 2.0, *rest], axis)
+
+
+# On (..., groups, channels of a group). Some treat groups alike and apart, so that each may have an order of its own;
+# the others must be seen to forbid that.
+WITHIN_GROUPS: dict[str, Callable[[Grower, Any], Any]] = {
+    "normalize": _normalized,
+    "table of channels": lambda g, z: z * _table(g, z, z.shape[-1:]),
+    "table of groups": lambda g, z: z + _table(g, z, (z.shape[-2], 1)),
+    "table of both": lambda g, z: z * _table(g, z, z.shape[-2:]),
+    "softmax": lambda g, z: z * tf.nn.softmax(z),
+    "softmax across groups": lambda g, z: z * tf.nn.softmax(z, g.choose((-1, -2))),
+    "mean of the groups": lambda g, z: z - tf.reduce_mean(z, -2, keepdims=True),
+    "largest of the channels": lambda g, z: z - 0.5 * tf.reduce_max(z, -1, keepdims=True),
+    "reverse": lambda g, z: z + 0.5 * tf.reverse(z, [g.choose((-1, -2))]),
+    "accumulate": lambda g, z: tf.cumsum(z, g.choose((-1, -2))) / 2.0,
+    "rotate": _rotated,
+    "unstack": _unstacked,
+    "dense": lambda g, z: z + layers.Dense(z.shape[-1])(z),
+    "first channel": lambda g, z: z * tf.sigmoid(z[..., :1]),
+    "first group": lambda g, z: z * tf.sigmoid(z[..., :1, :]),
+    "products": lambda g, z: z + tf.matmul(tf.matmul(z, z, transpose_b=True), z) / 8.0,
+    "products of channels": lambda g, z: z + tf.matmul(z, tf.matmul(z, z, transpose_a=True)) / 8.0,
+    "split again": lambda g, z: tf.reshape(z, (-1, *z.shape[1:-1], 1, z.shape[-1]))[..., 0, :],
+}
+
+
+@kind("within groups", lambda x: channels(x) in (4, 6, 8, 12, 16))
+def _(g, x):
+    shape, c = [int(n) for n in x.shape[1:-1]], channels(x)
+    groups = g.choose([n for n in (2, 3, 4, 6, 8) if c % n == 0 and n < c])
+    z = tf.reshape(x, (-1, *shape, groups, c // groups))
+    for _ in range(g.draw(st.integers(1, 3))):
+        name = g.choose(WITHIN_GROUPS)
+        g.kinds.append(name)
+        z = WITHIN_GROUPS[name](g, z)
+    if g.draw(st.integers(0, 3)) == 0:
+        z = tf.linalg.matrix_transpose(z)
+    return tf.reshape(z, (-1, *shape, c))
+
+
+@kind("fused projections", lambda x: sequence(x) and channels(x) in (4, 8, 12) and int(x.shape[1]) <= 16)
+def _(g, x):
+    n, c, heads = int(x.shape[1]), channels(x), g.choose((2, 4))
+    split = tf.reshape(layers.Dense(3 * c)(x), (-1, n, 3, heads, c // heads))
+    if g.draw(st.booleans()):
+        q, k, v = tf.unstack(tf.transpose(split, (2, 0, 3, 1, 4)))
+    else:
+        q, k, v = (tf.transpose(split[:, :, i], (0, 2, 1, 3)) for i in range(3))
+    if g.draw(st.booleans()):
+        q, k = q * _table(g, q, (n, c // heads)), k * _table(g, k, (n, c // heads))
+    y = tf.matmul(tf.nn.softmax(tf.matmul(q, k, transpose_b=True)), v)
+    return layers.Dense(c)(tf.reshape(tf.transpose(y, (0, 2, 1, 3)), (-1, n, c)))
+
+
 @kind("noise", lambda x: True)
 def _(g, x):
     return layers.Dropout(0.3)(layers.GaussianNoise(0.1)(x))

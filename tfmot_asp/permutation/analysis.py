@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 from tfmot_asp.graph.flat_graph import Graph, Op
-from tfmot_asp.permutation.axes import Axes, Axis, Outputs
+from tfmot_asp.permutation.axes import Axes, Axis, Nested, Outputs
 from tfmot_asp.permutation.rearrange import Rearrangement, find_rearrangements
 from tfmot_asp.permutation.regrouping import resolve
 from tfmot_asp.permutation.rules import rule_for
+from tfmot_asp.permutation.rules.nesting import nesting_rule
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +59,22 @@ def _ruled(op: Op, axes: Axes) -> Outputs:
     if rule is None:
         return axes.pin_all(op, "an op that tfmot_asp has no permutation rule for")
     try:
-        outputs = rule(op, axes)
+        outputs = _nesting(op, axes) or rule(op, axes)
         _check(op, outputs)
     except Exception as error:  # a rule may be the user's, and one odd op must not stop a whole model
         logger.warning("the permutation rule of %s failed, so what it touches stays in place: %r", op, error)
         return axes.pin_all(op, f"the permutation rule of this op failed: {error}")
     return outputs
+
+
+def _nesting(op: Op, axes: Axes) -> Outputs | None:
+    """The axes of the op's outputs, if one of its inputs is nested and the op keeps it so."""
+    rule = nesting_rule(op.type)
+    if rule is None:
+        return None
+    if not any(isinstance(axis, Nested) for t in op.inputs if not t.is_resource for axis in axes.nested(t)):
+        return None
+    return rule(op, axes)  # type: ignore[return-value]
 
 
 def _check(op: Op, outputs: Outputs) -> None:

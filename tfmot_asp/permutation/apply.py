@@ -57,7 +57,10 @@ def apply(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any = None, *, v
 
 
 def variable_moves(plan: ModelPlan, orders: Sequence[np.ndarray]) -> dict[int, Moves]:
-    """For each variable that changes, how. The keys are positions in the graph's variables."""
+    """For each variable that changes, how. The keys are positions in the graph's variables.
+
+    Groups are reordered one after the other: channels within their block first, then blocks as wholes.
+    """
     _check_orders(plan, orders)
     moves: dict[int, dict[int, np.ndarray]] = {}
     for group, order in zip(plan.plan.groups, orders, strict=True):
@@ -66,7 +69,7 @@ def variable_moves(plan: ModelPlan, orders: Sequence[np.ndarray]) -> dict[int, M
         for place in group.places:
             size = int(plan.graph.variables[place.variable].shape[place.axis])
             index = moves.setdefault(place.variable, {}).setdefault(place.axis, np.arange(size))
-            index[place.positions] = place.positions[order]
+            index[place.positions] = index[place.positions[order]]  # after what groups before it have moved
     return {variable: sorted(by_axis.items()) for variable, by_axis in sorted(moves.items())}
 
 

@@ -31,6 +31,25 @@ from tfmot_asp.reason import OpName, Reason
 Axis = np.ndarray | None
 """One axis of a tensor: the element id of each position (int64), or None if the axis is uniform."""
 
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Nested:
+    """An axis whose order may differ from position to position of other axes, as within each group or head.
+
+    Attributes:
+        ids: the element ids, shape (sizes of the axes `over`..., size of this axis).
+        over: the axes of the tensor that it depends on, ascending.
+    """
+
+    ids: np.ndarray
+    over: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.ids.shape[-1]
+
+
+AnyAxis = Axis | Nested
+
 Outputs = Sequence[Sequence[Axis]]
 """The axes of every output of an op."""
 
@@ -84,11 +103,13 @@ class Classes:
         of: the class of each element.
         pin: index into `Axes.reasons` of each element's own pin, the first of them; -1 where it has none.
         pinned: for each class whether one of its elements is pinned, and so all must stay.
+        level: blocks of at most that size move as wholes, see `Axes.blocks`.
     """
 
     of: np.ndarray
     pin: np.ndarray
     pinned: np.ndarray
+    level: int = 0
 
     def holding(self, elements: Iterable[np.ndarray]) -> np.ndarray:
         """For each class whether it has one of these elements."""
@@ -108,10 +129,12 @@ class Axes:
         self.reasons: list[Reason] = []
         self.regroupings: list[Regrouping] = []
         self._axis_sizes: list[int] = []
-        self._tensors: dict[int, tuple[Axis, ...]] = {}
+        self._tensors: dict[int, tuple[AnyAxis, ...]] = {}
         self._edges: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._ties = 0
         self._pins: list[tuple[np.ndarray, int]] = []
+        self._blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._marks: list[tuple[np.ndarray, np.ndarray, int]] = []
         for i, variable in enumerate(graph.variables):
             for axis, size in enumerate(variable.shape.as_list() or []):
                 self.variable_axes[i, axis] = self.fresh(size or 0)
@@ -119,7 +142,14 @@ class Axes:
     # What rules use
 
     def __getitem__(self, tensor: Tensor) -> tuple[Axis, ...]:
-        """The axes of `tensor`."""
+        """The axes of `tensor`. An axis that depended on others no longer does: its order is the same for all."""
+        axes = self.nested(tensor)
+        if any(isinstance(axis, Nested) for axis in axes):
+            axes = self._tensors[id(tensor)] = tuple(self.alike(axis) for axis in axes)
+        return axes  # type: ignore[return-value]
+
+    def nested(self, tensor: Tensor) -> tuple[AnyAxis, ...]:
+        """The axes of `tensor`, of which some may depend on others."""
         axes = self._tensors.get(id(tensor))
         if axes is None:
             if tensor.value is None:
@@ -127,7 +157,7 @@ class Axes:
             axes = self._tensors[id(tensor)] = self._constant(tensor.value, tensor.op)
         return axes
 
-    def __setitem__(self, tensor: Tensor, axes: Sequence[Axis]) -> None:
+    def __setitem__(self, tensor: Tensor, axes: Sequence[AnyAxis]) -> None:
         self._tensors[id(tensor)] = tuple(axes)
 
     def fresh(self, size: int) -> np.ndarray:
@@ -167,14 +197,38 @@ class Axes:
         self.tie(axis[positions], picked)
         return picked
 
+    def alike(self, axis: AnyAxis) -> Axis:
+        """The axis, or if it is nested a new one whose order is that at every position of the axes it depends on."""
+        return self.alike_along(axis.ids, range(axis.ids.ndim - 1)) if isinstance(axis, Nested) else axis
+
+    def alike_along(self, ids: np.ndarray, along: Iterable[int]) -> np.ndarray:
+        """Element ids that no longer depend on some of the first axes of `ids`: the same order at each of those."""
+        along = tuple(along)
+        kept = [i for i in range(ids.ndim) if i not in along]
+        shape = [ids.shape[i] for i in kept]
+        common = self.fresh(int(np.prod(shape))).reshape(shape)
+        apart = ids.transpose([*along, *kept]).reshape(-1, common.size)
+        label = np.repeat(np.arange(len(apart)), common.size)
+        self.tie(apart.ravel(), np.tile(common.ravel(), len(apart)), label)
+        return common
+
+    def enclose(self, members: np.ndarray, blocks: np.ndarray, size: int) -> None:
+        """Says that each of `members` lies in one of `blocks`, element by element; a block holds `size` channels.
+
+        A member may move within its block; a block may move as a whole, and its members with it.
+        """
+        self._blocks.append((members.ravel(), blocks.ravel(), np.full(members.size, size, np.int64)))
+
+    def mark(self, axis: Nested, reason: str, op: Op | None = None) -> None:
+        """Forbids positions of a nested axis to be exchanged; the blocks that they lie in may be."""
+        positions = np.broadcast_to(np.arange(len(axis)), axis.ids.shape)
+        self._marks.append((axis.ids.ravel(), positions.ravel(), self._reason(reason, op)))
+
     def pin(self, axis: Axis, reason: str, op: Op | None = None) -> None:
         """Forbids the elements of `axis` to move, and says why and which op is to blame."""
         if axis is None or not len(axis):
             return
-        entry = Reason("", reason, None if op is None else OpName(op.type, op.name))
-        if not self.reasons or self.reasons[-1] != entry:
-            self.reasons.append(entry)
-        self._pins.append((axis, len(self.reasons) - 1))
+        self._pins.append((axis, self._reason(reason, op)))
 
     def pin_as(self, axis: np.ndarray, reason: int) -> None:
         """Forbids the elements of `axis` to move, for a reason that is known, by its index in `reasons`."""
@@ -195,21 +249,42 @@ class Axes:
                 for axis in range(len(self.graph.variables[tensor.variable].shape)):
                     self.pin(self.variable_axes[tensor.variable, axis], reason, op)
             elif tensor.value is None:
-                for ids in self._tensors.get(id(tensor), ()):
+                for ids in self[tensor] if id(tensor) in self._tensors else ():
                     self.pin(ids, reason, op)
         return [[self.pinned(n, reason, op) for n in t.shape] if t.shape is not None else [] for t in op.outputs]
 
     # The result
 
-    def ties(self) -> Ties:
-        """All ties, in the order in which they were made."""
-        if not self._edges:
+    def ties(self, level: int = 0) -> Ties:
+        """All ties, in the order in which they were made, then those of members to their blocks up to that size."""
+        edges = list(self._edges)
+        for number, (member, block, size) in enumerate(self._blocks, start=self._ties):
+            if len(size) and size[0] <= level:
+                edges.append((member, block, np.full(len(member), number << 32)))
+        if not edges:
             return Ties(*np.zeros((3, 0), np.int64))
-        return Ties(*map(np.concatenate, zip(*self._edges, strict=True)))
+        return Ties(*map(np.concatenate, zip(*edges, strict=True)))
 
-    def classes(self) -> Classes:
-        """The axis classes as the ties and pins are now."""
-        a, b, _ = self.ties()
+    def levels(self) -> list[int]:
+        """0, then the sizes of blocks, ascending: at each level blocks of at most that size move as wholes."""
+        return [0, *sorted({int(size[0]) for _, _, size in self._blocks if len(size)})]
+
+    def constraints(self, level: int) -> Ties:
+        """What an exchange at a level must keep of elements (`a`): their blocks and marks (`b`), by kind (`label`)."""
+        found = [
+            (member, block, np.full(len(member), number, np.int64))
+            for number, (member, block, size) in enumerate(self._blocks)
+            if len(size) and size[0] > level
+        ]
+        found += [
+            (ids, position, np.full(len(ids), -1 - number, np.int64))
+            for number, (ids, position, _) in enumerate(self._marks)
+        ]
+        return Ties(*map(np.concatenate, zip(*found, strict=True))) if found else Ties(*np.zeros((3, 0), np.int64))
+
+    def classes(self, level: int = 0) -> Classes:
+        """The axis classes as the ties and pins are now, where blocks of up to a size move as wholes."""
+        a, b, _ = self.ties(level)
         # scipy 1.11.1 labels components wrongly for indices of 64 bits.
         ends = a.astype(np.int32), b.astype(np.int32)
         adjacency = coo_array((np.ones(len(a)), ends), shape=(self.count, self.count))
@@ -219,7 +294,22 @@ class Axes:
             pin[ids] = reason
         pinned = np.zeros(component.max(initial=-1) + 1, bool)
         pinned[component[pin >= 0]] = True
-        return Classes(component, pin, pinned)
+        return Classes(component, pin, pinned, level)
+
+    def held(self, classes: Classes) -> np.ndarray:
+        """For each class whether it stays since it has a block that does not move as a whole at this level."""
+        return classes.holding(block for _, block, size in self._blocks if len(size) and size[0] > classes.level)
+
+    def whole_blocks(self, classes: Classes) -> np.ndarray:
+        """For each class whether it has a block of just the size of its level."""
+        return classes.holding(block for _, block, size in self._blocks if len(size) and size[0] == classes.level)
+
+    def mark_reasons(self) -> np.ndarray:
+        """For each element the index of the reason of its first mark; -1 where it has none."""
+        found = np.full(self.count, -1, np.int64)
+        for ids, _, reason in reversed(self._marks):
+            found[ids] = reason
+        return found
 
     def causes(self) -> np.ndarray:
         """For each element the first reason for which its class is pinned; len(reasons) where it is not."""
@@ -238,6 +328,12 @@ class Axes:
         return np.repeat(np.arange(len(self._axis_sizes)), self._axis_sizes)
 
     # Internals
+
+    def _reason(self, reason: str, op: Op | None) -> int:
+        entry = Reason("", reason, None if op is None else OpName(op.type, op.name))
+        if not self.reasons or self.reasons[-1] != entry:
+            self.reasons.append(entry)
+        return len(self.reasons) - 1
 
     def _constant(self, value: np.ndarray, op: Op | None) -> tuple[Axis, ...]:
         axes: list[Axis] = []

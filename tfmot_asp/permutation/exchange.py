@@ -4,7 +4,9 @@ Definition. Two classes may be exchanged if there is a one-to-one map from the e
 such that
 
 1. each element and its counterpart lie in the same axis, and
-2. there is a tie from a to b with some label exactly if there is one from a's to b's counterpart with that label.
+2. there is a tie from a to b with some label exactly if there is one from a's to b's counterpart with that label;
+3. each element and its counterpart have the same marks, and lie in the same blocks, but for blocks that move with their
+   class: at level s those of at most s channels are ties as in 2, and the others stay where they are.
 
 Then swapping each element with its counterpart reorders every axis and maps the graph of ties onto itself, so by the
 promise of the rules no output changes. Being exchangeable is an equivalence: such classes form a permutation group.
@@ -43,8 +45,8 @@ def exchangeable(axes: Axes, classes: Classes, members: np.ndarray) -> list[np.n
     if not len(members):
         return []
     axis, component = axes.axis_of()[members], classes.of[members]
-    ties = _within(axes, members)
-    name = _names(axis, component, ties)
+    ties = _within(axes, members, classes.level)
+    name = _names(_first_colours(axes, members, axis, classes.level), component, ties)
     by_class = np.lexsort((np.arange(len(name)), name, component))
     labels, starts, sizes = np.unique(component[by_class], return_index=True, return_counts=True)
     signature = np.stack([_signatures(component, name, ties)[labels], sizes.astype(np.uint64)], 1)
@@ -61,18 +63,29 @@ def exchangeable(axes: Axes, classes: Classes, members: np.ndarray) -> list[np.n
     return tables
 
 
-def _within(axes: Axes, members: np.ndarray) -> Ties:
+def _first_colours(axes: Axes, members: np.ndarray, axis: np.ndarray, level: int) -> np.ndarray:
+    """Hashes for each element what its counterparts share by condition 1 and 3: its axis, blocks and marks."""
+    colour = _mix(axis.astype(np.uint64))
+    kept = axes.constraints(level)
+    if len(kept.a):
+        seen = np.zeros(axes.count, np.uint64)
+        np.add.at(seen, kept.a, _mix(_mix(kept.label.astype(np.uint64)) + kept.b.astype(np.uint64)))
+        colour = _mix(colour + seen[members])
+    return colour
+
+
+def _within(axes: Axes, members: np.ndarray, level: int) -> Ties:
     """The ties among `members`, as positions in `members`. A class has all its ties within itself."""
     position = np.full(axes.count, -1, np.int64)
     position[members] = np.arange(len(members))
-    a, b, label = axes.ties()
+    a, b, label = axes.ties(level)
     keep = position[a] >= 0
     return Ties(position[a[keep]], position[b[keep]], label[keep].astype(np.uint64))
 
 
-def _names(axis: np.ndarray, component: np.ndarray, ties: Ties) -> np.ndarray:
+def _names(colour: np.ndarray, component: np.ndarray, ties: Ties) -> np.ndarray:
     """A uint64 for each element: unique within its class, and equal for the counterparts in an exchangeable class."""
-    colour = _colours(axis, component, ties)
+    colour = _colours(colour, component, ties)
     # What has one colour within a class are copies with equal surroundings: they are numbered by position. The
     # signature, which hashes ties with these names, then decides whether that was consistent over two classes; if not,
     # the two are not exchanged.
@@ -84,9 +97,8 @@ def _names(axis: np.ndarray, component: np.ndarray, ties: Ties) -> np.ndarray:
     return _mix(colour + _mix(number))
 
 
-def _colours(axis: np.ndarray, component: np.ndarray, ties: Ties) -> np.ndarray:
-    """Weisfeiler-Leman refinement: hashes each element's axis with those that it is tied to, and so on."""
-    colour = _mix(axis.astype(np.uint64))
+def _colours(colour: np.ndarray, component: np.ndarray, ties: Ties) -> np.ndarray:
+    """Weisfeiler-Leman refinement: hashes each element's colour with those that it is tied to, and so on."""
     salt = _mix(ties.label)
     distinct = 0
     for _ in range(_MAX_ROUNDS):

@@ -26,29 +26,30 @@ def output_orders(plan: ModelPlan, orders: Sequence[np.ndarray]) -> tuple[np.nda
         For each output of the model where its channels come from, ``new[..., i] = old[..., order[i]]``; None if they
         stay in place.
     """
-    classes = plan.axes.classes().of
-    channel = np.full(classes.max(initial=-1) + 1, -1)
-    group_of = channel.copy()
-    for number, group in enumerate(plan.plan.groups):
-        place = group.places[0]
-        members = classes[plan.axes.variable_axes[place.variable, place.axis][place.positions]]
-        channel[members], group_of[members] = np.arange(group.size), number
+    levels = {group.level for group in plan.plan.groups}
+    classes = {level: plan.axes.classes(level).of for level in levels}
     found: list[np.ndarray | None] = []
     for tensor in plan.graph.outputs[: plan.outputs]:
         ids = plan.axes[tensor][-1] if tensor.shape and tensor.value is None else None
-        found.append(None if ids is None else _order(channel[classes[ids]], group_of[classes[ids]], orders))
+        order = np.arange(0 if ids is None else len(ids))
+        for group, new in zip(plan.plan.groups, orders, strict=True):
+            if ids is None:
+                break
+            place, of = group.places[0], classes[group.level]
+            members = of[plan.axes.variable_axes[place.variable, place.axis][place.positions]]
+            channel = np.full(of.max(initial=-1) + 1, -1)
+            channel[members] = np.arange(group.size)
+            order = order[_order(channel[of[ids]], new)]
+        found.append(None if np.array_equal(order, np.arange(len(order))) else order)
     return tuple(found)
 
 
-def _order(channel: np.ndarray, group_of: np.ndarray, orders: Sequence[np.ndarray]) -> np.ndarray | None:
+def _order(channel: np.ndarray, order: np.ndarray) -> np.ndarray:
     """The order of an axis of which each position carries a channel of a group, -1 for none."""
-    order = np.arange(len(channel))
-    for number in np.unique(group_of[group_of >= 0]):
-        positions = np.flatnonzero(group_of == number)
-        seen: dict[int, list[int]] = {}
-        for position in positions:  # a channel may be there several times, as after a concatenation with itself
-            seen.setdefault(int(channel[position]), []).append(int(position))
-        for target, places in seen.items():
-            sources = seen[int(orders[number][target])]
-            order[places] = sources
-    return None if np.array_equal(order, np.arange(len(order))) else order
+    result = np.arange(len(channel))
+    seen: dict[int, list[int]] = {}
+    for position in np.flatnonzero(channel >= 0):  # a channel may be there several times, as in x concatenated with x
+        seen.setdefault(int(channel[position]), []).append(int(position))
+    for target, places in seen.items():
+        result[places] = seen[int(order[target])]
+    return result

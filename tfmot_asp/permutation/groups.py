@@ -67,6 +67,8 @@ class Group:
             n are stripes now. Channels in stripes that straddle the group's edge stay where they are.
         parts: the rows of the search matrix.
         kernels: the kernels with a place on their reduction axis, also those whose stripes are cut otherwise.
+        level: 0, or the size of the blocks that are its channels; see `Axes.levels`.
+        woven: the kernels of which stripes that are not wholly made of it can gain by its order: see `weave`.
     """
 
     name: str
@@ -75,6 +77,19 @@ class Group:
     columns: np.ndarray
     parts: tuple[MatrixPart, ...]
     kernels: tuple[int, ...]
+    level: int = 0
+    woven: tuple[int, ...] = ()
+
+    def positions_in(self, kernel: int, kernels: Sequence[PlannedKernel]) -> np.ndarray:
+        """Where its channels are on the flat reduction axis of a kernel, an int array (copies, channels)."""
+        planned = kernels[kernel]
+        found = [
+            positions
+            for place in self.places
+            if place.variable == planned.variable and place.axis in planned.reduction_axes
+            for positions in _flat_positions(planned, place)
+        ]
+        return np.stack(found)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,10 +125,7 @@ def plan_groups(axes: Axes, kernels: Sequence[PlannedKernel], n: int = 4) -> Per
     Returns:
         The plan.
     """
-    classes = axes.classes()
     summed = [axes.variable_axes[kernel.variable, axis] for kernel in kernels for axis in kernel.reduction_axes]
-    wanted = classes.holding(summed) & ~classes.pinned
-    members = np.flatnonzero(wanted[classes.of])
     variables = _VariableAxes(axes)
     by_variable: dict[int, list[int]] = {}
     for index, kernel in enumerate(kernels):
@@ -121,14 +133,24 @@ def plan_groups(axes: Axes, kernels: Sequence[PlannedKernel], n: int = 4) -> Per
 
     groups: list[Group] = []
     movable = [np.zeros(k.reduction_size, bool) for k in kernels]
-    for table in exchangeable(axes, classes, members):
-        group = _group(variables.places(table), kernels, by_variable, n)
-        if group is None:
-            continue
-        groups.append(group)
-        for part in group.parts:
-            movable[part.kernel][part.positions] = True
-    groups.sort(key=lambda g: (min(g.kernels), g.places[0].variable, g.places[0].axis, int(g.places[0].positions[0])))
+    for level in axes.levels():
+        classes = axes.classes(level)
+        wanted = classes.holding(summed) & ~classes.pinned & ~axes.held(classes)
+        if level:
+            wanted &= axes.whole_blocks(classes)
+        for table in exchangeable(axes, classes, np.flatnonzero(wanted[classes.of])):
+            group = _group(variables.places(table), kernels, by_variable, n, level)
+            if group is None:
+                continue
+            groups.append(group)
+            for part in group.parts:
+                movable[part.kernel][part.positions] = True
+            for index in group.woven:
+                movable[index][group.positions_in(index, kernels)] = True
+    groups.sort(
+        key=lambda g: (g.level, min(g.kernels), g.places[0].variable, g.places[0].axis, int(g.places[0].positions[0]))
+    )
+    classes = axes.classes()
     why = _WhyNot(axes, classes, n)
     reasons = tuple(why(kernel, moves) for kernel, moves in zip(kernels, movable, strict=True))
     return PermutationPlan(tuple(kernels), tuple(groups), tuple(int(m.sum()) for m in movable), reasons)
@@ -156,9 +178,9 @@ class _VariableAxes:
 
 
 def _group(
-    places: tuple[Place, ...], kernels: Sequence[PlannedKernel], by_variable: dict[int, list[int]], n: int
+    places: tuple[Place, ...], kernels: Sequence[PlannedKernel], by_variable: dict[int, list[int]], n: int, level: int
 ) -> Group | None:
-    """The group of `places`, with its search matrix; None if it cannot reorder two whole stripes of any kernel."""
+    """The group of `places`, with its search matrix; None if no order of it changes what shares a stripe."""
     parts = [
         MatrixPart(index, positions)
         for place in places
@@ -179,17 +201,43 @@ def _group(
     reference = next(i for i, cut in enumerate(cuts) if cut.tobytes() == best)
     cut = cuts[reference]
     channels = np.flatnonzero(cut >= 0)
-    if len(channels) < 2 * n:
-        return None
-    columns = channels[np.argsort(parts[reference].positions[channels], kind="stable")]
-    used = tuple(
-        MatrixPart(part.kernel, part.positions[columns])
-        for part, other in zip(parts, cuts, strict=True)
-        if np.array_equal(other, cut)
-    )
     touched = tuple(sorted({part.kernel for part in parts}))
-    name = kernels[min(part.kernel for part in used)].name
-    return Group(name, len(places[0].positions), places, columns, used, touched)
+    used: tuple[MatrixPart, ...] = ()
+    columns = channels[:0]
+    if len(channels) >= 2 * n:
+        columns = channels[np.argsort(parts[reference].positions[channels], kind="stable")]
+        used = tuple(
+            MatrixPart(part.kernel, part.positions[columns])
+            for part, other in zip(parts, cuts, strict=True)
+            if np.array_equal(other, cut)
+        )
+    woven = tuple(
+        index
+        for index in touched
+        if mixes(np.stack([part.positions for part in parts if part.kernel == index]), kernels[index].reduction_size, n)
+    )
+    if not used and not woven:
+        return None
+    name = kernels[min((part.kernel for part in used), default=woven[0] if woven else 0)].name
+    return Group(name, len(places[0].positions), places, columns, used, touched, level, woven)
+
+
+def mixes(positions: np.ndarray, size: int, n: int) -> bool:
+    """Whether a stripe holds channels of a group beside others, and its order decides which.
+
+    Args:
+        positions: (copies, channels), of the group's channels on a kernel's reduction axis.
+        size: of that axis.
+        n: stripe length.
+    """
+    stripes = np.sort(positions // n, axis=0)
+    if (stripes == stripes[:, :1]).all():
+        return False  # all channels are in the same stripes
+    copy, owner = np.full(-(-size // n) * n, -1), np.full(-(-size // n) * n, -1)
+    copy[positions], owner[positions] = np.arange(len(positions))[:, None], np.arange(positions.shape[1])
+    of_stripe = np.stack([copy, owner]).reshape(2, -1, n)
+    one_copy, one_owner = (of_stripe == of_stripe[:, :, :1]).all(2)
+    return bool((~one_copy & ~one_owner & (of_stripe[1] >= 0).any(1)).any())
 
 
 def _flat_positions(kernel: PlannedKernel, place: Place) -> list[np.ndarray]:
@@ -228,10 +276,11 @@ class _WhyNot:
             return None
         elements = [self.axes.variable_axes[kernel.variable, axis] for axis in kernel.reduction_axes]
         innermost = np.broadcast_to(elements[-1], [len(ids) for ids in elements]).ravel()
-        found = self.nearest_pin[innermost[~moves]]
-        if (found >= 0).any():
-            return self.axes.reasons[int(found[found >= 0][0])]
-        return Reason("", f"its channels cannot be exchanged in two or more whole stripes of {self.n}")
+        for reasons in (self.nearest_pin, self.axes.mark_reasons()):
+            found = reasons[innermost[~moves]]
+            if (found >= 0).any():
+                return self.axes.reasons[int(found[found >= 0][0])]
+        return Reason("", f"no exchange of its channels changes what shares a stripe of {self.n}")
 
     @functools.cached_property
     def nearest_pin(self) -> np.ndarray:

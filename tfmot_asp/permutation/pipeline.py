@@ -24,6 +24,7 @@ from tfmot_asp.permutation.plan import ModelPlan, plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
 from tfmot_asp.permutation.search import SearchResult, search
 from tfmot_asp.permutation.search.api import check_options, choose_device
+from tfmot_asp.permutation.weave import weave
 from tfmot_asp.reports.progress_bar import progress_bar
 from tfmot_asp.types import InputShapes, Policy
 
@@ -106,10 +107,15 @@ def permute(
     )
     if plot_to_file is not None:
         plot(outline(plan, model), plot_to_file)
-    orders, results = [], []
+    orders: list[np.ndarray] = []
+    results: list[SearchResult | None] = []
     options = {"m_by_n": plan.pattern, "device": device, "effort": effort, "seed": seed}
     with _bar(plan, progress) as bar, _results(plan, options, executor) as found:
         for group in plan.plan.groups:
+            if not group.parts:
+                orders.append(np.arange(group.size))
+                results.append(None)
+                continue
             bar.set_postfix_str(f"{group.name}, {group.size} channels")
             result, weights = next(found)
             order = np.arange(group.size)
@@ -123,8 +129,9 @@ def permute(
                     efficacy=0.0,
                 )
             orders.append(order)
-            results.append(result)
+            results.append(result if not group.woven else None)
             bar.update(weights)
+    orders = weave(plan, orders, effort)
     return finish(plan, model, orders, results, verify=verify)
 
 
@@ -148,12 +155,14 @@ def _results(
 ) -> Iterator[Iterator[tuple[SearchResult, int]]]:
     """For each group its search result and how many weights were searched; cancels what is left at the end."""
     if executor is None:
-        matrices = (search_matrix(plan, group) for group in plan.plan.groups)
+        matrices = (search_matrix(plan, group) for group in plan.plan.groups if group.parts)
         yield ((search(matrix, **options), matrix.size) for matrix in matrices)
         return
     futures: list[tuple[Future[SearchResult], int]] = []
     try:
         for group in plan.plan.groups:
+            if not group.parts:
+                continue
             matrix = search_matrix(plan, group)
             futures.append((executor.submit(search, matrix, **options), matrix.size))
         yield ((future.result(), size) for future, size in futures)

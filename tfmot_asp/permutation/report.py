@@ -64,7 +64,7 @@ class GroupEntry:
         layers: names of all layers whose input channels it orders.
         order: the new order: place i takes what channel `order[i]` had; a permutation of range(size).
         retained_before: sum of absolute weights kept in the given order, over the rows that were searched; None for an
-            order that was found elsewhere.
+            order that was found elsewhere, or together with that of other groups in the same stripes.
         retained_after: the same in the new order.
         efficacy: how much of what could be regained was (Pool & Yu, NeurIPS 2021), percent.
     """
@@ -249,7 +249,7 @@ def finish(
     plan: ModelPlan,
     model: Any,
     orders: Sequence[np.ndarray],
-    results: Sequence[SearchResult] | None = None,
+    results: Sequence[SearchResult | None] | None = None,
     *,
     verify: bool = True,
 ) -> PermutationReport:
@@ -313,7 +313,7 @@ def _layers(
 
 
 def _group_entries(
-    plan: ModelPlan, orders: Sequence[np.ndarray], results: Sequence[SearchResult] | None
+    plan: ModelPlan, orders: Sequence[np.ndarray], results: Sequence[SearchResult | None] | None
 ) -> list[GroupEntry]:
     entries = []
     for i, (group, order) in enumerate(zip(plan.plan.groups, orders, strict=True)):

@@ -20,7 +20,7 @@ from tfmot_asp.graph.flat_graph import Tensor
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.permutation import rules
 from tfmot_asp.permutation.analysis import analyse
-from tfmot_asp.permutation.axes import Axes
+from tfmot_asp.permutation.axes import Axes, Nested
 from tfmot_asp.permutation.exchange import exchangeable
 
 raw = tf.raw_ops
@@ -61,37 +61,54 @@ def traced(case: Case, arrays: list[np.ndarray]) -> tuple[Any, Any, Axes]:
     return function, graph, checked(analyse(graph, pin_ends=False))
 
 
-def movable_tables(axes: Axes) -> list[np.ndarray]:
-    classes = axes.classes()
-    return exchangeable(axes, classes, np.flatnonzero(~classes.pinned[classes.of]))
+def movable_tables(axes: Axes, level: int = 0) -> list[np.ndarray]:
+    classes = axes.classes(level)
+    movable = ~classes.pinned & ~axes.held(classes)
+    return exchangeable(axes, classes, np.flatnonzero(movable[classes.of]))
 
 
 def random_exchange(axes: Axes, rng: np.random.Generator) -> np.ndarray:
-    """For every element the element whose content it takes: a random exchange within every group of classes."""
+    """For every element the element whose content it takes: a random exchange within every group of classes.
+
+    First single channels move, then the blocks that hold them, from the smallest to the largest.
+    """
     taken = np.arange(axes.count)
-    for table in movable_tables(axes):
-        order = rng.permutation(table.shape[1])
-        taken[table] = table[:, order]
+    for level in axes.levels():
+        now = np.arange(axes.count)
+        for table in movable_tables(axes, level):
+            order = rng.permutation(table.shape[1])
+            now[table] = table[:, order]
+        taken = taken[now]
     return taken
 
 
 def moved(value: np.ndarray, tensor_axes: Any, taken: np.ndarray) -> np.ndarray:
     """`value` reordered along each axis as its elements are; a uniform axis must be uniform."""
-    for i, ids in enumerate(tensor_axes):
-        if ids is None:
+    source = list(np.indices(value.shape))
+    for i, axis in enumerate(tensor_axes):
+        if axis is None:
             first = value.take([0], i)
             assert np.array_equal(np.broadcast_to(first, value.shape), value), f"axis {i} is not uniform"
-        else:
-            position = {int(e): j for j, e in enumerate(ids)}
-            value = value.take([position[int(taken[e])] for e in ids], i)
-    return value
+            continue
+        over, ids = (axis.over, axis.ids) if isinstance(axis, Nested) else ((), axis)
+        places: dict[int, list[tuple[int, ...]]] = {}
+        for place in np.ndindex(ids.shape):
+            places.setdefault(int(ids[place]), []).append(place)
+        where = np.zeros(ids.shape, np.int64)
+        for place in np.ndindex(ids.shape):
+            where[place] = places[int(taken[ids[place]])][0][-1]
+        here = np.indices(value.shape)
+        source[i] = where[tuple(here[j] for j in (*over, i))]
+    return value[tuple(source)]
 
 
 def free_positions(axes: Axes, tensor: Tensor) -> int:
     free = np.zeros(axes.count, bool)
-    for table in movable_tables(axes):
-        free[table] = True
-    return sum(int(free[ids].sum()) for ids in axes[tensor] if ids is not None)
+    for level in axes.levels():
+        for table in movable_tables(axes, level):
+            free[table] = True
+    found = [a.ids if isinstance(a, Nested) else a for a in axes.nested(tensor) if a is not None]
+    return sum(int(free[np.unique(ids)].sum()) for ids in found)
 
 
 C, D = 6, 4  # channels; any other extent differs from both where that matters
@@ -625,7 +642,7 @@ def test_outputs_follow_the_inputs(name, seed):
     try:
         for i, v in enumerate(variables):
             v.assign(moved(kept[i], [axes.variable_axes[i, a] for a in range(len(v.shape))], taken))
-        inputs = [moved(a, axes[t], taken) for a, t in zip(arrays, graph.inputs, strict=True)]
+        inputs = [moved(a, axes.nested(t), taken) for a, t in zip(arrays, graph.inputs, strict=True)]
         after = [np.asarray(t) for t in tf.nest.flatten(function(*map(tf.constant, inputs)))]
     finally:
         for v, value in zip(variables, kept, strict=True):
@@ -633,7 +650,7 @@ def test_outputs_follow_the_inputs(name, seed):
     for old, new, tensor in zip(before, after, graph.outputs, strict=True):
         if tensor.shape is None:
             continue
-        expected = moved(old, axes[tensor], taken)
+        expected = moved(old, axes.nested(tensor), taken)
         np.testing.assert_allclose(new, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.ops import DEPTHWISE, product_of
+from tfmot_asp.permutation.axes import Nested
 from tfmot_asp.permutation.picture.drawn import DrawnOp, Outline
 from tfmot_asp.permutation.picture.scopes import Scopes
 from tfmot_asp.permutation.plan import ModelPlan
@@ -59,6 +60,7 @@ class _Builder:
         self.pins = _pins_by_op(plan, self.carried)
         self.kernel_of = {k.variable: i for i, k in enumerate(plan.plan.kernels)}
         self.drawn: list[DrawnOp] = []
+        self._nested: dict[int, list[Any]] = {}
         self.sources: dict[int, tuple[int, ...]] = {}  # id of a tensor -> drawn ops that it comes from
         self.weights: dict[int, frozenset[int]] = {}  # id of a tensor made of weights alone -> the variables
         self.causes: dict[int, list[str]] = {}  # id of such a tensor -> pins made on the way
@@ -155,7 +157,11 @@ class _Builder:
     def _axes_of(self, tensor: Tensor) -> Sequence[Any]:
         if tensor.shape is None or tensor.value is not None or tensor.is_resource:
             return ()
-        return self.axes[tensor]
+        found = self._nested.get(id(tensor))
+        if found is None:
+            axes = self.axes.nested(tensor)
+            found = self._nested[id(tensor)] = [a.ids.ravel() if isinstance(a, Nested) else a for a in axes]
+        return found
 
     def _variable_axes(self, variables: Iterable[int]) -> list[Any]:
         found = [(v, a) for v in variables for a in range(len(self.plan.graph.variables[v].shape))]
@@ -168,7 +174,7 @@ class _Carried:
     def __init__(self, plan: ModelPlan):
         axes, classes = plan.axes, plan.axes.classes()
         group_of = np.full(len(classes.pinned), -1, np.int64)
-        for index, group in enumerate(plan.plan.groups):
+        for index, group in reversed(list(enumerate(plan.plan.groups))):  # of what moves at two levels, the inner
             for place in group.places:
                 group_of[classes.of[axes.variable_axes[place.variable, place.axis][place.positions]]] = index
         summed = [

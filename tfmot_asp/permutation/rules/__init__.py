@@ -8,16 +8,19 @@ so a missing rule costs freedom, never correctness.
 from tfmot_asp.permutation.rules import (  # each module registers its rules when it is imported
     contraction,
     elementwise,
+    nesting,
     opaque,
     reshaping,
     selection,
     spatial,
+    splitting,
 )
 from tfmot_asp.permutation.rules.registry import op_types, register_rule, rule_for
 
 __all__ = [
     "contraction",
     "elementwise",
+    "nesting",
     "op_types",
     "opaque",
     "register_rule",
@@ -25,4 +28,5 @@ __all__ = [
     "rule_for",
     "selection",
     "spatial",
+    "splitting",
 ]

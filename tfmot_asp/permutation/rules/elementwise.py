@@ -16,6 +16,7 @@ _UNARY = """
     PreventGradient Real Reciprocal Relu Relu6 Rint Round Rsqrt Selu Sigmoid Sign Sin Sinh Snapshot Softmax Softplus
     Softsign Sqrt Square StopGradient Tan Tanh ZerosLike
 """
+UNARY = tuple(_UNARY.split())
 # Softmax and LogSoftmax normalize over their last axis by a sum, in which order does not matter.
 
 _BROADCASTING = """
@@ -24,11 +25,12 @@ _BROADCASTING = """
     Mod Mul MulNoNan NextAfter NotEqual Polygamma Pow RealDiv RightShift SelectV2 SquaredDifference Sub TruncateDiv
     TruncateMod Xdivy Xlog1py Xlogy Zeta
 """
+BROADCASTING = tuple(_BROADCASTING.split())
 
 _ACTIVATION_GRADIENTS = "EluGrad LeakyReluGrad Relu6Grad ReluGrad RsqrtGrad SigmoidGrad SqrtGrad TanhGrad"
 
 
-@register_rule(*_UNARY.split())
+@register_rule(*UNARY)
 def unary(op: Op, axes: Axes) -> Outputs:
     """The output is indexed as the first input, further inputs are scalars. Ties and pins nothing."""
     return [axes[op.inputs[0]]]
@@ -46,7 +48,7 @@ def identity_n(op: Op, axes: Axes) -> Outputs:
     return [axes[t] if not t.is_resource else [] for t in op.inputs]
 
 
-@register_rule(*_BROADCASTING.split(), *_ACTIVATION_GRADIENTS.split())
+@register_rule(*BROADCASTING, *_ACTIVATION_GRADIENTS.split())
 def broadcasting(op: Op, axes: Axes) -> Outputs:
     """Ties axes of equal size, aligned from the last; those of size 1 are uniform and tie to nothing. Pins nothing."""
     return [join(op, axes, len(op.outputs[0].shape or ()))] * len(op.outputs)

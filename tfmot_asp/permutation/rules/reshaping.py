@@ -1,4 +1,4 @@
-"""Ops that only rearrange: reading variables, reshape and transpose, joining and repeating."""
+"""Ops that only rearrange: reading variables, transpose, joining and repeating."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.ops import channels_last
-from tfmot_asp.permutation.axes import Axes, Axis, MergedAxis, Outputs, Regrouping
+from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rules.registry import register_rule
 
 
@@ -28,39 +28,7 @@ def fill(op: Op, axes: Axes) -> Outputs:
     return [[None] * len(op.outputs[0].shape or ())]
 
 
-@register_rule("Reshape", "Squeeze", "ExpandDims")
-def reshape(op: Op, axes: Axes) -> Outputs:
-    """Axes that keep their size are handed on; those that split or merge are left to `regrouping.resolve`.
-
-    Pins axes whose sizes have no common refinement, as in (2, 3) -> (3, 2).
-    """
-    x = axes[op.inputs[0]]
-    in_shape, out_shape = op.inputs[0].shape or (), op.outputs[0].shape or ()
-    if 0 in in_shape:
-        return axes.pin_all(op, "reshapes an empty tensor")
-    result: list[Axis] = [None] * len(out_shape)
-    for ins, outs in _runs(in_shape, out_shape):
-        if len(ins) == len(outs) == 1:
-            result[outs[0]] = x[ins[0]]
-            continue
-        refined = _refined([in_shape[i] for i in ins], [out_shape[i] for i in outs])
-        if refined is None:
-            for i in ins:
-                axes.pin(x[i], "split and merged in incommensurable parts", op)
-            for i in outs:
-                result[i] = axes.pinned(out_shape[i], "split and merged in incommensurable parts", op)
-            continue
-        sizes, in_parts, out_parts = refined
-        uniform = {t for i, part in zip(ins, in_parts, strict=True) if x[i] is None for t in part}
-        for i, part in zip(outs, out_parts, strict=True):
-            result[i] = None if uniform.issuperset(part) else axes.fresh(out_shape[i])
-        inputs = tuple(MergedAxis(x[i], part) for i, part in zip(ins, in_parts, strict=True))
-        outputs = tuple(MergedAxis(result[i], part) for i, part in zip(outs, out_parts, strict=True))
-        axes.regroupings.append(Regrouping(op, sizes, inputs, outputs))
-    return [result]
-
-
-def _runs(in_shape: Sequence[int], out_shape: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def runs(in_shape: Sequence[int], out_shape: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """The smallest runs of input and output axes with equal products; axes of size 1 belong to none."""
     ins = [i for i, n in enumerate(in_shape) if n != 1]
     outs = [i for i, n in enumerate(out_shape) if n != 1]
@@ -79,7 +47,7 @@ def _runs(in_shape: Sequence[int], out_shape: Sequence[int]) -> list[tuple[list[
     return runs
 
 
-def _refined(
+def refined(
     ins: Sequence[int], outs: Sequence[int]
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]], list[tuple[int, ...]]] | None:
     """The common refinement of two factorizations of one number, row-major, or None if there is none.

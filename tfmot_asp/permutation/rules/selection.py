@@ -36,7 +36,7 @@ def strided_slice(op: Op, axes: Axes) -> Outputs:
     x, shape = axes[op.inputs[0]], op.inputs[0].shape or ()
     if any(t.value is None for t in op.inputs[1:]):
         return axes.pin_all(op, "slices at a place that is known only when it runs")
-    index = _index(op, len(shape))
+    index = strided_index(op, len(shape))
     result: list[Axis] = []
     axis = 0
     for item in index:
@@ -52,7 +52,7 @@ def strided_slice(op: Op, axes: Axes) -> Outputs:
     return [result]
 
 
-def _index(op: Op, rank: int) -> list[Any]:
+def strided_index(op: Op, rank: int) -> list[Any]:
     """The Python index of a StridedSlice, one entry per input axis, None for a new axis."""
     begin, end, strides = (np.ravel(np.asarray(t.value)) for t in op.inputs[1:4])
     masks = {k: int(op.attr(f"{k}_mask")) for k in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
