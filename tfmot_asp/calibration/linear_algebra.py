@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-_SMALL = 128
+_SMALL = 192
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from tfmot_asp.pattern import Pattern
 OBS_BLOCK = 128
 RHO_START = 0.3
 
-SEARCHES = {"balanced": ((1.4, 1.3, 1.15), 100, 2), "thorough": ((1.2, 1.13, 1.07), 200, 8)}
-"""Per effort: how ADMM's penalty grows, its steps at most, and rounds of swaps after it."""
+SEARCHES = {"balanced": ((1.8, 1.6, 1.3), 100, 0.005, 1), "thorough": ((1.4, 1.3, 1.15), 200, 0.0, 8)}
+"""Per effort: how ADMM's penalty grows, its steps at most, when it ends, and rounds of swaps after it."""
 
 
 def m_by_n_rows(score: np.ndarray, pattern: Pattern, segments: int) -> np.ndarray:
@@ -33,8 +33,8 @@ def choose_mask(
     """The mask that an effort pays for, and weights near those that suit it best; see ``reconstruct``."""
     if effort == "fast":
         return obs_mask(block, target, pattern, segments), target
-    growth, steps, rounds = SEARCHES[effort]
-    mask, weight = admm_mask(block, target, pattern, segments, growth=growth, steps=steps)
+    growth, steps, at_rest, rounds = SEARCHES[effort]
+    mask, weight = admm_mask(block, target, pattern, segments, growth=growth, steps=steps, at_rest=at_rest)
     return swap_search(block, target, mask, weight, pattern, segments, rounds=rounds)
 
 
@@ -75,8 +75,9 @@ def admm_mask(
     pattern: Pattern,
     segments: int = 1,
     *,
-    growth: tuple[float, float, float] = (1.4, 1.3, 1.15),
+    growth: tuple[float, float, float] = (1.8, 1.6, 1.3),
     steps: int = 100,
+    at_rest: float = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Alternates between dense weights of least loss near sparse ones and sparse weights near the dense ones.
 
@@ -89,9 +90,10 @@ def admm_mask(
         target: T, (K, O).
         pattern: zeros in every so many consecutive rows.
         segments: equal runs of rows that stripes lie within.
-        growth: what rho is multiplied by, every fourth step, while more than 10 %, more than 0.5 %, or anything of the
-            support changes.
+        growth: what rho is multiplied by, every eighth step, while more than 10 %, more than 0.5 %, or anything of the
+            support changes. Each new rho costs an inverse, as much as several steps.
         steps: iterations, at most; it ends where the support has come to rest.
+        at_rest: share of the support that may still change in eight steps then.
 
     Returns:
         (K, O) bool, True where the weight is kept; and weights that are near the best for it.
@@ -112,10 +114,10 @@ def admm_mask(
         mask = m_by_n_rows(np.abs(near), pattern, segments)
         np.multiply(near, mask, out=sparse)
         np.subtract(near, sparse, out=dual)
-        if step % 4 == 0:
+        if step % 8 == 0:
             changed = np.count_nonzero(mask != settled) / kept
             settled = mask
-            if not changed:
+            if changed <= at_rest:
                 break
             factor = growth[0] if changed > 0.1 else growth[1] if changed > 0.005 else growth[2]
             rho *= factor
