@@ -1,11 +1,15 @@
 """What importing the package loads, and that its public names are real."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import tfmot_asp
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(code: str) -> str:
@@ -52,3 +56,15 @@ def test_every_public_name_resolves_and_is_documented(name):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(AttributeError, match=r"no attribute 'permutee'; it has .*permute"):
         tfmot_asp.permutee  # noqa: B018
+
+
+def test_the_lowest_versions_are_those_that_are_declared():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["onnx"], *(need for need in extras["test"] if "tensorboard" in need)]
+    declared = dict(re.match(r"([\w-]+)>=([\d.]+)", need).groups() for need in wanted)
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))
+    assert set(pins) == set(declared)
+    for name, lowest in declared.items():
+        assert f"{pins[name]}.".startswith(f"{lowest}."), (name, pins[name], lowest)

@@ -41,13 +41,14 @@ _HOME = {
     "SparsityReport": "tfmot_asp.reports.sparsity_report",
     "check_pruned_layers": "tfmot_asp.training.tf_asp.check",
 }
-_SUBPACKAGES = ("export", "loading", "permutation")
+_SUBPACKAGES = ("export", "hardware", "loading", "permutation")
 
 __all__ = [*sorted(_HOME), *_SUBPACKAGES]
 
 
 if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
     from tfmot_asp import export as export
+    from tfmot_asp import hardware as hardware
     from tfmot_asp import loading as loading
     from tfmot_asp import permutation as permutation
     from tfmot_asp.hardware.rule import PruneForSparseTensorCores as PruneForSparseTensorCores
