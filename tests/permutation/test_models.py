@@ -258,12 +258,11 @@ def test_model_without_known_shapes_is_refused():
         plan_model(Net(), policy=EveryKernel())
 
 
-def test_open_image_size_is_refused_with_an_example():
+def test_open_image_size_is_chosen_or_given():
     x = tf_keras.Input((None, None, 3))
     y = tf_keras.layers.Conv2D(C, 3)(tf_keras.layers.Conv2D(C, 3, name="a")(x))
     model = tf_keras.Model(x, tf_keras.layers.GlobalAveragePooling2D()(y))
-    with pytest.raises(ValueError, match=r"pass input_shapes .* input_shapes=\(None, 224, 224, 3\)"):
-        plan_model(model, policy=EveryKernel())
+    check(model, inputs=normal(3, 20, 20, 3), permuted=1, fixed=1)
     check(model, inputs=normal(3, 20, 20, 3), input_shapes=(None, 12, 12, 3), permuted=1, fixed=1)
 
 

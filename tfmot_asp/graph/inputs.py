@@ -16,10 +16,21 @@ BATCH_SIZE = 2
 """The batch size of the traced function: not 1, so that the batch axis is never mistaken for one that broadcasts."""
 
 
+# What stands for axes that a model leaves open, in examples: rows of text or a signal, the sides of an image or volume.
+_TYPICAL = {2: 128, 3: 128, 4: 224, 5: 64}
+
+
 def input_specs(
-    model: Any, input_shapes: InputShapes | None = None, batch_size: int = BATCH_SIZE
+    model: Any, input_shapes: InputShapes | None = None, batch_size: int = BATCH_SIZE, open_size: int | None = None
 ) -> tuple[tuple, dict]:
-    """The `(args, kwargs)` of `tf.TensorSpec`s, fully static, that `model` is called with. See :func:`trace`."""
+    """The `(args, kwargs)` of `tf.TensorSpec`s, fully static, that `model` is called with. See :func:`trace`.
+
+    Args:
+        model: whose inputs they are.
+        input_shapes: as the user gives them.
+        batch_size: of open batch axes.
+        open_size: of the other axes that the model leaves open; None to refuse these.
+    """
     if input_shapes is not None:
         return _given_inputs(model, input_shapes, batch_size), {}
     known = known_inputs(model)
@@ -34,15 +45,41 @@ def input_specs(
         if not hasattr(spec, "shape"):
             return spec
         dims = shape_list(spec.shape)
-        if dims is None or any(d is None for d in dims[1:]):
+        if dims is None or (open_size is None and any(d is None for d in dims[1:])):
             raise ValueError(
                 f"{describe(model)} leaves the shape of input {_input_name(spec)!r} open ({spec.shape}): "
-                "pass input_shapes with a typical size, for example input_shapes=(None, 224, 224, 3)"
+                f"pass input_shapes with a typical size, for example input_shapes={example_shapes(model)}"
             )
-        return tf.TensorSpec([batch_size if d is None else d for d in dims], _dtype(spec), name=_input_name(spec))
+        sizes = [batch_size, *[open_size] * (len(dims) - 1)]
+        full = [given if d is None else d for given, d in zip(sizes, dims, strict=True)]
+        return tf.TensorSpec(full, _dtype(spec), name=_input_name(spec))
 
     # Positions of the call's arguments are kept; None and Python values among them pass through.
     return tuple(tf.nest.map_structure(static, args)), tf.nest.map_structure(static, kwargs)
+
+
+def leaves_sizes_open(model: Any) -> bool:
+    """Whether a model knows its inputs, but for the sizes of some axes other than the batch."""
+    if any(
+        isinstance(getattr(t, "type_spec", None), tf.RaggedTensorSpec) for t in getattr(model, "inputs", None) or ()
+    ):
+        return False  # rows of several lengths, of which no one size is an example
+    shapes = [shape_list(t.shape) for t in tf.nest.flatten(known_inputs(model)) if hasattr(t, "shape")]
+    return None not in shapes and any(d is None for dims in shapes if dims for d in dims[1:])
+
+
+def example_shapes(model: Any) -> Any:
+    """What could be passed as `input_shapes`: the model's own names and structure, typical sizes for open axes."""
+
+    def example(spec: Any) -> Any:
+        dims = shape_list(spec.shape) if hasattr(spec, "shape") else None
+        if dims is None:
+            return (None, 224, 224, 3)
+        return tuple(d if d is not None or not i else _TYPICAL.get(len(dims), 128) for i, d in enumerate(dims))
+
+    args, _ = known_inputs(model) or ((), {})
+    shapes = [tf.nest.map_structure(example, a) for a in args]
+    return shapes[0] if len(shapes) == 1 else shapes
 
 
 def input_names(model: Any, specs: tuple[tuple, dict]) -> list[str]:
@@ -152,8 +189,8 @@ def _static(shape: Any, batch_size: int) -> list[int]:
     dims = shape_list(shape)
     if dims is None or any(d is None for d in dims[1:]):
         raise ValueError(f"input_shapes must be known except for the batch, got {shape}")
-    if any(d is not None and d < 1 for d in dims):
-        raise ValueError(f"input_shapes must be positive, got {shape}")
+    if any(d is not None and d < (not i) for i, d in enumerate(dims)):  # an input may be empty, a batch may not
+        raise ValueError(f"input_shapes must not be negative, and the batch positive; got {shape}")
     return [batch_size if d is None else d for d in dims]
 
 

@@ -33,6 +33,13 @@ def draw(
     return generator.integers(0, largest + 1, shape).astype(dtype.as_numpy_dtype)
 
 
+def random_inputs(function: Any) -> list[Any]:
+    """Fixed random inputs of a concrete function with static shapes, in the order of its own; floats in [0, 1)."""
+    rng = np.random.default_rng(0)
+    placeholders = function.inputs[: len(function.inputs) - len(function.captured_inputs)]
+    return [tf.constant(draw(p.shape, p.dtype, rng, uniform=True), p.dtype) for p in placeholders]
+
+
 def probes(
     function: Any, batches: Sequence[int] = (1,), open_sizes: Sequence[int] = OPEN_SIZES
 ) -> list[tuple[NamedArrays, NamedArrays]]:

@@ -14,7 +14,8 @@ import tensorflow as tf
 from tfmot_asp import masks
 from tfmot_asp.graph.flat_graph import Graph
 from tfmot_asp.graph.flatten import add_training, trace_function
-from tfmot_asp.graph.inputs import input_names, input_specs
+from tfmot_asp.graph.inputs import example_shapes, input_names, input_specs, leaves_sizes_open
+from tfmot_asp.graph.probes import random_inputs
 from tfmot_asp.graph.trace import concrete_function, variables_of
 from tfmot_asp.hardware.policy import why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
@@ -124,7 +125,73 @@ def plan_model(
             f"{_title(model)} has no layer that the policy would prune, so there is nothing to permute for. "
             + (f"The layers with kernels: {reasons}" if dense else "It has no Dense or convolution layer.")
         )
-    function, graph = _traced(model, input_shapes)
+    open_sizes = input_shapes is None and leaves_sizes_open(model)
+    if not open_sizes:
+        return _planned(_traced(model, input_shapes), chosen, dense, pattern, scores, outputs)
+    return _planned_at_open_sizes(model, chosen, dense, pattern, scores, outputs)
+
+
+# Pairs of sizes for axes that a model leaves open: the first to trace it at, the second to see whether it matters. The
+# last is for signals, and no image gets so large.
+_OPEN_SIZES = ((16, 24), (64, 96), (224, 256), (2048, 2560))
+_LARGEST_IMAGE = 256
+
+
+def _planned_at_open_sizes(
+    model: Any,
+    chosen: list[tuple[str, Kernel]],
+    dense: list[DenseLayer],
+    pattern: Pattern,
+    scores: Scores | None,
+    outputs: str,
+) -> ModelPlan:
+    """A plan at sizes of our own choosing. It is sound if channels move alike at other sizes, which is tried.
+
+    Raises:
+        ValueError: if the model cannot be traced at any of our sizes, or its channels move otherwise at each.
+    """
+    problem: Exception | None = None
+    ranks = [t.shape.rank for t in tf.nest.flatten(input_specs(model, open_size=1)) if isinstance(t, tf.TensorSpec)]
+    for size, other in _OPEN_SIZES:
+        if size > _LARGEST_IMAGE and max(ranks, default=0) > 3:
+            continue
+        try:
+            traced = _running(model, size)
+        except (TypeError, ValueError, tf.errors.OpError) as error:
+            problem = problem or error
+            continue
+        plan = _planned(traced, chosen, dense, pattern, scores, outputs)
+        try:
+            traced = _running(model, other)
+        except (TypeError, ValueError, tf.errors.OpError):  # it takes no other, as with a table of so many positions
+            return plan
+        again = _planned(traced, chosen, dense, pattern, None, outputs)
+        if again.fingerprint() == plan.fingerprint():
+            logger.info("%s leaves sizes open: traced at %d", _title(model), size)
+            return plan
+        problem = ValueError(f"its channels are tied otherwise at size {other} than at {size}")
+    raise ValueError(
+        f"{_title(model)} leaves sizes of its inputs open, and none that was tried suits it: {problem}. Pass typical "
+        f"ones, for example input_shapes={example_shapes(model)}"
+    ) from problem
+
+
+def _running(model: Any, size: int) -> tuple[Any, Graph]:
+    """The function and graph at a size for open axes. That it can be traced is not enough: it is run."""
+    function, graph = _traced(model, None, size)
+    function._call_flat(random_inputs(function), function.captured_inputs)
+    return function, graph
+
+
+def _planned(
+    traced: tuple[Any, Graph],
+    chosen: list[tuple[str, Kernel]],
+    dense: list[DenseLayer],
+    pattern: Pattern,
+    scores: Scores | None,
+    outputs: str,
+) -> ModelPlan:
+    function, graph = traced
     kernels, kinds, unused = [], [], []
     seen: set[int] = set()
     given: dict[int, np.ndarray] = {}
@@ -148,9 +215,9 @@ def plan_model(
     )
 
 
-def _traced(model: Any, input_shapes: InputShapes | None) -> tuple[Any, Graph]:
+def _traced(model: Any, input_shapes: InputShapes | None, open_size: int | None = None) -> tuple[Any, Graph]:
     """The inference function and its graph; with the training step, where only that reads some of the variables."""
-    specs, variables = input_specs(model, input_shapes), variables_of(model)
+    specs, variables = input_specs(model, input_shapes, open_size=open_size), variables_of(model)
     function = concrete_function(model, specs)
     graph = trace_function(function, variables=variables)
     given = input_names(model, specs)

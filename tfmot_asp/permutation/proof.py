@@ -13,14 +13,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.graph.compare import difference, tolerance
 from tfmot_asp.graph.flat_graph import local_variable, variable_key
-from tfmot_asp.graph.probes import draw
+from tfmot_asp.graph.probes import random_inputs
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.permutation.plan import ModelPlan
 
@@ -38,7 +37,7 @@ class Verifier:
 
     def __init__(self, plan: ModelPlan):
         self.plan = plan
-        self.inputs = _probe(plan)
+        self.inputs = random_inputs(plan.function)
         self.tolerance = tolerance("permuted", {t.dtype.name for op in plan.graph.ops for t in op.outputs})
         self._random = any(
             op.source.op_def.is_stateful and "Random" in op.type and not op.training for op in plan.graph.ops
@@ -122,13 +121,6 @@ def random_values(plan: ModelPlan, seed: int = 0) -> Values:
 def conclusive(change: float, limit: float) -> bool:
     """Whether a run can tell a wrong permutation, which changes outputs by a good part of their size, from rounding."""
     return math.isfinite(change) and limit <= _USELESS
-
-
-def _probe(plan: ModelPlan) -> list[Any]:
-    """A fixed random input, in the order of the function's own."""
-    rng = np.random.default_rng(0)
-    placeholders = plan.function.inputs[: len(plan.function.inputs) - len(plan.function.captured_inputs)]
-    return [tf.constant(draw(p.shape, p.dtype, rng, uniform=True), p.dtype) for p in placeholders]
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
