@@ -2,9 +2,10 @@
 
     python benchmarks/calibration.py --packages PACKAGES [--cases digits-resnet14 antibodies] [--seeds 3]
 
-The models and where they come from are in trained_models.py; a case whose package is missing says which command brings
-it. Each seed takes other samples to calibrate with (and, for what is trained here, another model). The samples that a
-figure is measured on are none of these. Processor seconds and memory are those of pruning alone, permutation included.
+The models and where they come from are in trained_models.py and browser_models.py; a case whose package is missing
+says which command brings it. Each seed takes other samples to calibrate with (and, for what is trained here, another
+model). The samples that a figure is measured on are none of these. Processor seconds and memory are those of pruning
+alone, permutation included.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from trained_models import CASES, Case, Places
+from browser_models import CASES as BROWSER_CASES
+from trained_models import CASES as PYTHON_CASES
+from trained_models import Case, Places
 
 import tfmot_asp
 from tfmot_asp.hardware.rule import SUPPORTED_KINDS
 
+CASES = PYTHON_CASES | BROWSER_CASES
 Prune = Callable[[Case, Any], None]
 RULE = tfmot_asp.SparseTensorCoreRule(kinds=SUPPORTED_KINDS)
 
