@@ -115,6 +115,8 @@ def prune_in_place(
         if search_by is None and traced is not None and options.chosen_method != "magnitude":
             search_by = activation_scores(kernels, traced)
         given = dict(permute) if isinstance(permute, Mapping) else {}
+        if traced is not None and options.chosen_method == "reconstruction":
+            given.setdefault("effort", "fast")  # the refit makes up for what a longer search would keep
         given = {"policy": policy, "sparsity_m_by_n": pattern, "progress": options.progress, **given}
         if batches is not None and given.get("input_shapes") is None:
             given["input_shapes"] = _shapes(model, batches)

@@ -17,6 +17,8 @@ from tfmot_asp.keras_models.kernels import Kernel
 from tfmot_asp.keras_models.variables import read
 
 _ROWS = 8192
+_SAMPLES = 64
+"""About as many samples are looked at where there are more: norms need few."""
 
 
 def activation_scores(kernels: Mapping[str, Kernel], traced: Sequence[TracedModel]) -> dict[str, np.ndarray]:
@@ -31,8 +33,10 @@ def activation_scores(kernels: Mapping[str, Kernel], traced: Sequence[TracedMode
     """
     squares = {name: np.zeros(KernelMatrix(kernel).size) for name, kernel in kernels.items()}
     counts = dict.fromkeys(kernels, 0)
-    samples = sum(batch.samples for each in traced for batch in each.batches)
-    for each in traced:
+    every = max(1, sum(batch.samples for each in traced for batch in each.batches) // _SAMPLES)
+    chosen = [each.batches[::every] for each in traced]
+    samples = sum(batch.samples for batches in chosen for batch in batches)
+    for each, batches in zip(traced, chosen, strict=True):
         interpreter = Interpreter(each.graph)
         finder = ProductFinder(each.graph, interpreter)
         readers: dict[Op | None, list[tuple[str, Site]]] = {}
@@ -48,7 +52,7 @@ def activation_scores(kernels: Mapping[str, Kernel], traced: Sequence[TracedMode
         ops = _ops_for(targets, interpreter)
         last = last_uses(ops, ())
         rng = np.random.default_rng(0)
-        for batch in each.batches:
+        for batch in batches:
             values = dict(zip(each.graph.inputs, batch.leaves, strict=True))
             for op in [None, *ops]:
                 if op is not None:
