@@ -111,10 +111,12 @@ def test_each_door_prunes_the_kinds_that_it_can(caplog):
         mixed_model(), pruning_policy=PruneForSparseTensorCores(), sparsity_m_by_n=(2, 4)
     )
     assert wrapped(model) == {"conv2d", "dense"}
-    assert "tfmot's own wrapper leaves 4 of 6 layers dense (conv1d, attention, einsum, ...)" in caplog.text
+    assert "2 of 6 layers with kernels in model 'mixed' are pruned" in caplog.text
+    assert "'attention' is beyond tfmot's own wrapper; tfmot_asp.prune_low_magnitude prunes it" in caplog.text
     only = tf_keras.Sequential([layers.Input((4, 16)), layers.Conv1D(16, 1)], name="only")
-    with pytest.raises(ValueError, match=r"(?s)'only': tfmot's own wrapper leaves 1 of 1.*use tfmot_asp.prune_low"):
+    with pytest.raises(ValueError, match=r"(?s)'only' has no layer to prune.*tfmot_asp.prune_low_magnitude prunes it"):
         tfmot.sparsity.keras.prune_low_magnitude(only, pruning_policy=PruneForSparseTensorCores())
+    assert wrapped(tfmot_asp.prune_low_magnitude(only, permute=False))
 
 
 def test_the_stem_message_has_the_numbers():

@@ -52,13 +52,14 @@ class LeftDense(NamedTuple):
         )
 
 
-def left_dense(model: Any, policy: Policy, wrapped: Collection[int]) -> LeftDense:
+def left_dense(model: Any, policy: Policy, wrapped: Collection[int], otherwise: str = "is not wrapped") -> LeftDense:
     """What stays dense of a functional or sequential model.
 
     Args:
         model: the model.
         policy: which layers to prune.
         wrapped: ids of the layers that get a wrapper.
+        otherwise: why a layer that the policy prunes gets none.
     """
     by_policy, hidden, count = [], [], 0
     seen: set[int] = set()
@@ -67,7 +68,7 @@ def left_dense(model: Any, policy: Policy, wrapped: Collection[int]) -> LeftDens
             count += 1
         elif kernels_of(layer):
             reason = why_dense(policy, layer)
-            by_policy.append((name, reason or Reason("", "is not wrapped")))
+            by_policy.append((name, reason or Reason("", otherwise)))
         else:
             for inner_name, inner, _ in layers_with_kernels(layer):
                 if id(inner) in seen:

@@ -151,14 +151,9 @@ class PruneForSparseTensorCores:
                 prune that tfmot's wrapper has no support for.
         """
         self.check_model(model)
-        allowed = [(name, layer) for name, layer in outer_layers(model) if self.allows(layer)]
-        beyond = [name for name, layer in allowed if self._beyond_tfmot(layer)]
-        if beyond:
-            few = ", ".join(beyond[:3]) + (", ..." if len(beyond) > 3 else "")
-            text = f"tfmot's own wrapper leaves {len(beyond)} of {len(allowed)} layers dense ({few})"
-            if len(beyond) == len(allowed):
-                raise ValueError(f"Model {model.name!r}: {text}; use tfmot_asp.prune_low_magnitude, which prunes them.")
-            logger.warning("%s; tfmot_asp.prune_low_magnitude prunes them", text)
+        left = self._left_dense(model, self.allow_pruning)
+        if not left.wrapped:
+            raise ValueError(no_prunable_layer_message(model, [reason for _, reason in left.by_policy], left.remedy))
         # Which layers those are, tfmot knows, and it is loaded if it asks.
         registry: Any = sys.modules.get("tensorflow_model_optimization.python.core.sparsity.keras.prune_registry")
         for name, layer in outer_layers(model) if registry is not None else ():
@@ -169,7 +164,7 @@ class PruneForSparseTensorCores:
                     "tfmot_asp.prune_low_magnitude, which does, or keep the layer dense with "
                     "PruneForSparseTensorCores(skip=[layer])."
                 )
-        if left := self._left_dense(model):
+        if left:
             logger.warning("%s", left.line(model))
 
     def check_model(self, model: Any) -> None:
@@ -180,12 +175,14 @@ class PruneForSparseTensorCores:
         """
         check_structure(model)
         check_not_quantized(model)
-        left = self._left_dense(model)
+        left = self._left_dense(model, self.allows)
         if not left.wrapped:
             raise ValueError(no_prunable_layer_message(model, [reason for _, reason in left.by_policy], left.remedy))
 
-    def _left_dense(self, model: Any) -> LeftDense:
-        return left_dense(model, self, {id(layer) for _, layer in outer_layers(model) if self.allow_pruning(layer)})
+    def _left_dense(self, model: Any, allows: Callable[[Any], bool]) -> LeftDense:
+        wrapped = {id(layer) for _, layer in outer_layers(model) if allows(layer)}
+        beyond = "is beyond tfmot's own wrapper; tfmot_asp.prune_low_magnitude prunes it"
+        return left_dense(model, self, wrapped, beyond)
 
     def _beyond_tfmot(self, layer: Any) -> bool:
         """Whether a layer is of a kind that is pruned by default, but that tfmot's own wrapper gives no pattern."""
