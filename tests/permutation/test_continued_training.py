@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from tests.permutation.harness import EveryKernel, random_orders
-from tfmot_asp.keras_models.slots import slots_of
+from tfmot_asp.keras_models.slots import optimizers_of, slots_of
 from tfmot_asp.permutation.plan import plan_model
 from tfmot_asp.permutation.report import finish
 
@@ -145,4 +145,4 @@ def test_fit_after_a_permutation_as_before():
 
 def test_a_model_that_was_never_compiled_has_no_slots():
     model = tf_keras.Sequential([tf_keras.Input((8,)), tf_keras.layers.Dense(16)])
-    assert list(slots_of(model, model.layers[0].kernel)) == []
+    assert list(slots_of(optimizers_of(model), model.layers[0].kernel)) == []

@@ -13,7 +13,7 @@ from tfmot_asp import masks
 from tfmot_asp.calibration import distillation, sequential
 from tfmot_asp.keras_models import constraints
 from tfmot_asp.keras_models.kernels import kernels_by_name, layers_with_kernels
-from tfmot_asp.keras_models.slots import slots_of
+from tfmot_asp.keras_models.slots import optimizers_of, slots_of
 from tfmot_asp.keras_models.variables import read
 from tfmot_asp.permutation import pipeline
 from tfmot_asp.training import trained
@@ -44,7 +44,7 @@ def convnet(k, seed=0):
 
 def state(model):
     variables = [*model.variables]
-    variables += [slot for v in model.variables for slot, _ in slots_of(model, v)]
+    variables += [slot for v in model.variables for slot, _ in slots_of(optimizers_of(model), v)]
     return [read(v) for v in variables]
 
 

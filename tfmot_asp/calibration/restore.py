@@ -9,21 +9,23 @@ from typing import Any
 from tfmot_asp.graph.trace import variables_of
 from tfmot_asp.keras_models.constraints import detach_mask
 from tfmot_asp.keras_models.kernels import Kernel
-from tfmot_asp.keras_models.slots import slots_of
+from tfmot_asp.keras_models.slots import optimizers_of, slots_of
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.permutation.apply import put_back
 
 
 @contextlib.contextmanager
-def all_or_nothing(model: Any, kernels: Iterable[Kernel]) -> Iterator[None]:
+def all_or_nothing(model: Any, kernels: Iterable[Kernel], optimizer: Any = None) -> Iterator[None]:
     """Puts a model's variables, and its optimizer's, back to what they are now if the block inside does not end well.
 
     Args:
         model: Keras model or layer.
+        optimizer: another that trains the model, or several.
         kernels: of it that have no mask now, and have none afterwards either if the block fails.
     """
     variables = [underlying_variable(variable) for variable in variables_of(model)]
-    variables += [slot for variable in list(variables) for slot, _ in slots_of(model, variable)]
+    optimizers = optimizers_of(model, optimizer)
+    variables += [slot for variable in list(variables) for slot, _ in slots_of(optimizers, variable)]
     values = [read(variable) for variable in variables]
     try:
         yield

@@ -10,16 +10,37 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tfmot_asp.keras_models.holders import models_holding
 from tfmot_asp.keras_models.variables import underlying_variable
 
 _NOT_SLOTS = frozenset({"_trainable_variables", "_variables", "_tracked", "_overwrite_variable_with_gradient"})
 
 
-def slots_of(model: Any, variable: Any) -> Iterator[tuple[Any, dict[int, int]]]:
+def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:
+    """The optimizers that may keep something for the weights of a model, each once.
+
+    Args:
+      model: which may have been compiled, or be part of models that were.
+      optimizer: one that a loop of the user's own trains the model with, a list of them, or None.
+
+    Raises:
+      TypeError: if `optimizer` is none.
+    """
+    given = list(optimizer) if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
+    for item in given:
+        if not hasattr(item, "apply_gradients"):
+            raise TypeError(
+                f"optimizer must be an optimizer of tf_keras or Keras 3, or a list of them; got {item!r:.80}"
+            )
+    holders = [model, *(models_holding(model) if model is not None else ())]
+    return list(_optimizers([*given, *(getattr(holder, "optimizer", None) for holder in holders)]))
+
+
+def slots_of(optimizers: Iterable[Any], variable: Any) -> Iterator[tuple[Any, dict[int, int]]]:
     """The slots of `variable`, a plain `tf.Variable`.
 
     Args:
-      model: whose `optimizer`, if it has one, is asked; wrappers of optimizers are looked through.
+      optimizers: as `optimizers_of` gives them.
       variable: a weight.
 
     Yields:
@@ -28,7 +49,7 @@ def slots_of(model: Any, variable: Any) -> Iterator[tuple[Any, dict[int, int]]]:
     Raises:
       ValueError: if the optimizer keeps something for it that cannot be reordered along with it.
     """
-    for optimizer in _optimizers(getattr(model, "optimizer", None)):
+    for optimizer in optimizers:
         for name, slot in _kept_for(optimizer, variable):
             slot = underlying_variable(slot)
             axes = _axes(optimizer, name, tuple(slot.shape), tuple(variable.shape))

@@ -20,7 +20,12 @@ def is_keras_layer(thing: Any) -> bool:
 
 def is_keras_model(thing: Any) -> bool:
     """Whether ``thing`` is a model of tf_keras or Keras 3."""
-    return any(isinstance(thing, base) for base in _classes("Model", namespace="models"))
+    return any(isinstance(thing, base) for base in model_classes())
+
+
+def model_classes() -> Iterator[type]:
+    """The classes of models of the Keras that are loaded."""
+    return _classes("Model", namespace="models")
 
 
 def is_keras3(thing: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.keras_models.slots import slots_of
+from tfmot_asp.keras_models.slots import optimizers_of, slots_of
 from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.permutation.free_outputs import output_orders
 from tfmot_asp.permutation.plan import ModelPlan
@@ -24,13 +24,16 @@ Moves = list[tuple[int, np.ndarray]]
 """For a variable: axis, and for each position on it the position that its new content has now."""
 
 
-def apply(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any = None, *, verify: bool = True) -> float | None:
+def apply(
+    plan: ModelPlan, orders: Sequence[np.ndarray], model: Any = None, *, verify: bool = True, optimizer: Any = None
+) -> float | None:
     """Reorders the weights, and the optimizer's slots with them.
 
     Args:
         plan: of the model whose variables are to be reordered.
         orders: for each group the new order of its channels: place i takes what channel `orders[g][i]` had.
-        model: whose optimizer, if it has one, keeps slots for the variables.
+        model: whose optimizer, if it has one, keeps slots for the variables, as may those of models that hold it.
+        optimizer: another that keeps slots for them, or several.
         verify: first run the model's function on copies of the weights, old and new, and refuse if an output changes.
 
     Returns:
@@ -41,7 +44,7 @@ def apply(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any = None, *, v
         PermutationError: if verification failed. The error names the group.
         BaseException: whatever interrupts the writing, after everything has been put back.
     """
-    variables = list(_all_variables(plan, orders, model))
+    variables = list(_all_variables(plan, orders, optimizers_of(model, optimizer)))
     change = _verified(plan, orders) if verify else None
     old = [read(v) for v, _ in variables]
     new = [reordered(value, moves) for value, (_, moves) in zip(old, variables, strict=True)]
@@ -91,11 +94,13 @@ def _check_orders(plan: ModelPlan, orders: Sequence[np.ndarray]) -> None:
             )
 
 
-def _all_variables(plan: ModelPlan, orders: Sequence[np.ndarray], model: Any) -> Iterator[tuple[Any, Moves]]:
+def _all_variables(
+    plan: ModelPlan, orders: Sequence[np.ndarray], optimizers: Sequence[Any]
+) -> Iterator[tuple[Any, Moves]]:
     for index, moves in variable_moves(plan, orders).items():
         variable = underlying_variable(plan.graph.variables[index])
         yield variable, moves
-        for slot, axes in slots_of(model, variable):
+        for slot, axes in slots_of(optimizers, variable):
             yield slot, [(axes[axis], order) for axis, order in moves if axis in axes]
 
 

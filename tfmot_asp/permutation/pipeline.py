@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp.keras_models.kernels import Scores
+from tfmot_asp.keras_models.slots import optimizers_of
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
 from tfmot_asp.permutation.apply import reordered, variable_moves
 from tfmot_asp.permutation.free_outputs import OUTPUTS
@@ -44,6 +45,7 @@ def permute(
     progress: bool | None = None,
     plot_to_file: str | os.PathLike[str] | None = None,
     scores: Scores | None = None,
+    optimizer: Any = None,
     outputs: str = "pinned",
     executor: Executor | None = None,
 ) -> PermutationReport:
@@ -68,6 +70,8 @@ def permute(
         scores: gives a score for each weight of a `Kernel` (`.layer`, `.tf_variable`, `.layout`), an array of the
             kernel's shape, finite and not negative: the order then lets the mask keep as much as it can of the scores.
             By default the magnitude of the weight. The report's shares are of the scores as well.
+        optimizer: one, or a list of them, that trains the model in a loop of your own: its slots (momentum, moments)
+            move with the weights. Those of compiled models that hold the model or its layers do so anyway.
         outputs: "pinned" keeps the order of the outputs' channels. "free" lets the channels on their last axis move
             where that helps, as an encoder's residual stream must for its kernels to move; `report.output_orders` says
             how, to be undone by one gather or by the layer that reads them.
@@ -95,6 +99,7 @@ def permute(
     if outputs not in OUTPUTS:
         raise ValueError(f"outputs must be one of {', '.join(map(repr, OUTPUTS))}; got {outputs!r}")
     _check_options(sparsity_m_by_n, device, effort, seed, progress, executor)
+    optimizers_of(None, optimizer)  # raises if it is none
     if plot_to_file is not None:
         check_plot_path(plot_to_file)
     plan = plan_model(
@@ -132,7 +137,7 @@ def permute(
             results.append(result if not group.woven else None)
             bar.update(weights)
     orders = weave(plan, orders, effort)
-    return finish(plan, model, orders, results, verify=verify)
+    return finish(plan, model, orders, results, verify=verify, optimizer=optimizer)
 
 
 def _check_options(

@@ -181,7 +181,13 @@ class PermutationReport:
         plot(self.outline, path)
 
     def apply_to(
-        self, model: Any, *, policy: Policy | None = None, input_shapes: InputShapes | None = None, verify: bool = True
+        self,
+        model: Any,
+        *,
+        policy: Policy | None = None,
+        input_shapes: InputShapes | None = None,
+        verify: bool = True,
+        optimizer: Any = None,
     ) -> PermutationReport:
         """Reorders an identical model as this one was, without a search.
 
@@ -190,6 +196,7 @@ class PermutationReport:
             policy: as it was given to `permute`.
             input_shapes: as for `permute`.
             verify: run the model before and after, as `permute` does.
+            optimizer: as for `permute`.
 
         Returns:
             The report of that model.
@@ -207,7 +214,9 @@ class PermutationReport:
             outputs="free" if self.output_orders else "pinned",
         )
         _check_same(self.fingerprint, plan.fingerprint())
-        return finish(plan, model, [np.asarray(g.order, np.int64) for g in self.groups], verify=verify)
+        return finish(
+            plan, model, [np.asarray(g.order, np.int64) for g in self.groups], verify=verify, optimizer=optimizer
+        )
 
     def __str__(self) -> str:
         count = len(self.groups)
@@ -252,6 +261,7 @@ def finish(
     results: Sequence[SearchResult | None] | None = None,
     *,
     verify: bool = True,
+    optimizer: Any = None,
 ) -> PermutationReport:
     """Applies the orders of a plan's groups and reports. Writing the weights is the last that can fail."""
     from tfmot_asp.permutation.apply import apply, reordered, variable_moves
@@ -277,7 +287,7 @@ def finish(
         if plan.free
         else (),
     )
-    change = apply(plan, orders, model, verify=verify)
+    change = apply(plan, orders, model, verify=verify, optimizer=optimizer)
     logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
     return dataclasses.replace(report, max_change=change)
 

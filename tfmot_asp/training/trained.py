@@ -7,6 +7,7 @@ stays what it is, functional or subclassed, tf_keras or Keras 3, and so does the
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from tfmot_asp import masks
@@ -26,17 +26,23 @@ from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.batch_norm import batch_norms
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import attach_mask, detach_mask, mask_of
+from tfmot_asp.keras_models.holders import forget_traces
 from tfmot_asp.keras_models.kernels import Kernel, Scores, kernels_by_name, layers_with_kernels, scores_of
 from tfmot_asp.keras_models.quantized import check_not_quantized
-from tfmot_asp.keras_models.variables import read, underlying_variable
+from tfmot_asp.keras_models.slots import optimizers_of
+from tfmot_asp.keras_models.variables import read
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.sparsity import sparsity_report
 from tfmot_asp.reports.sparsity_report import SparsityReport
+from tfmot_asp.training.kernel_masks import KernelMasks
 from tfmot_asp.types import CalibrationData, Policy
 
 logger = logging.getLogger(__name__)
+
+# What the masks are called among a model's children in checkpoints.
+_IN_CHECKPOINTS = "pruning_masks"
 
 
 def prune_trained_model(
@@ -51,6 +57,7 @@ def prune_trained_model(
     scores: Scores | None = None,
     batch_norm: str = "relative",
     calibration_samples: int | None = None,
+    optimizer: Any = None,
     progress: bool | None = None,
 ) -> PrunedModel:
     """Prunes a trained model in place, 2:4 by default, and keeps it sparse in whatever training follows.
@@ -65,7 +72,8 @@ def prune_trained_model(
     normalizations follow. Without data the smallest weights go; a model is seldom good then before it is fine-tuned.
 
     Call it before the first call of a ``tf.function`` of your own that trains the model, since what is traced already
-    knows nothing of the masks. Keras' own (``fit``, ``train_on_batch``) is traced anew.
+    knows nothing of the masks. Keras' own (``fit``, ``train_on_batch``) is traced anew, also in
+    models that hold this one.
 
     Args:
         model: a built model of tf_keras or Keras 3 (TensorFlow backend): functional, sequential, subclassed, nested.
@@ -91,6 +99,8 @@ def prune_trained_model(
         batch_norm: ``"relative"`` moves the statistics of batch normalizations by what pruning changed on the data;
             ``"absolute"`` takes them from the data, for data that is plentiful and like that of training.
         calibration_samples: how many samples to use; None uses all. Of arrays they are spread evenly.
+        optimizer: one, or a list of them, that has trained the model in a loop of your own: its slots are permuted with
+            the weights. Those of compiled models that hold the model or its layers are anyway.
         progress: show progress bars; by default if stderr is a terminal.
 
     Returns:
@@ -116,7 +126,10 @@ def prune_trained_model(
     check_finite({name: kernel.variable for name, kernel in kernels.items()})
     if calibration_data is None:
         warn_of_batch_norms(model)
-    with all_or_nothing(model, kernels.values()):
+    optimizers_of(None, optimizer)  # raises if it is none
+    if permute and optimizer is not None:
+        permute = {**(permute if isinstance(permute, Mapping) else {}), "optimizer": optimizer}
+    with all_or_nothing(model, kernels.values(), optimizer):
         done = prune_in_place(model, kernels, options, policy=policy, pattern=pattern, permute=permute)
         return PrunedModel(model, kernels, pattern, policy, done.permutation, done.masks, done.calibration)
 
@@ -144,12 +157,13 @@ class _Parts:
     calibration: CalibrationReport | None = None
 
 
-class PrunedModel(tf.Module):
+class PrunedModel(KernelMasks):
     """The masks of a model: what ``prune_trained_model`` returns.
 
-    A ``tf.Module`` that owns the masks (bool variables, one byte per weight) and nothing else, so that
-    ``tf.train.Checkpoint(model=model, optimizer=optimizer, masks=pruned)`` saves and restores a run to the bit. Masks
-    recomputed from restored weights are the same too, unless a weight that is kept happens to be exactly zero.
+    A ``tf.Module`` that owns the masks (bool variables, one byte per weight) and nothing else. Checkpoints of the model
+    have them: ``tf.train.Checkpoint(model=model, optimizer=optimizer)`` and tf_keras' ``BackupAndRestore`` restore a
+    run to the bit, into the same model built and pruned again. So does ``Checkpoint(masks=pruned)``. Masks recomputed
+    from restored weights are the same too, unless a weight that is kept happens to be exactly zero.
 
     Training does not need this object: drop it, and the masks stay where they are.
 
@@ -173,16 +187,15 @@ class PrunedModel(tf.Module):
         mask_values: Mapping[str, np.ndarray] | None = None,
         calibration: CalibrationReport | None = None,
     ) -> None:
-        super().__init__(name="masks")
         self._parts = _Parts(model, policy, permutation, dict(kernels), calibration)
         self.sparsity_m_by_n = Pattern.of(sparsity_m_by_n)
         # All that takes memory and time comes before the first change.
-        values = mask_values or {name: self._new_mask(name, None) for name in kernels}
-        self.masks = {name: create_mask(kernel.variable, values[name]) for name, kernel in kernels.items()}
+        super().__init__("masks", kernels, mask_values or {name: self._new_mask(name, None) for name in kernels})
         for name, kernel in kernels.items():
             attach_mask(kernel.variable, self.masks[name], model)
         self.apply_masks()
         forget_traces(model)
+        self._track()
 
     @property
     def model(self) -> Any:
@@ -243,11 +256,27 @@ class PrunedModel(tf.Module):
         for name, kernel in self._parts.kernels.items():
             detach_mask(kernel.variable, self.masks[name])
         if self._parts.kernels:
+            self._untrack()
             forget_traces(self.model)
         self._parts = _Parts(self.model, self._parts.policy, self.permutation, {}, self.calibration)
 
     def __repr__(self) -> str:
         return f"<PrunedModel {self.model.name!r}: {len(self.masks)} kernels are {self.sparsity_m_by_n}>"
+
+    def _trackable_children(self, save_type: Any = "checkpoint", **kwargs: Any) -> Any:
+        # A SavedModel of the model is to be used or trained without this package, so it has no masks.
+        return {} if save_type == "savedmodel" else super()._trackable_children(save_type, **kwargs)
+
+    def _track(self) -> None:
+        """Has checkpoints of the model include the masks."""
+        taken = self.model._self_unconditional_dependency_names
+        names = (f"{_IN_CHECKPOINTS}_{number}" if number else _IN_CHECKPOINTS for number in itertools.count())
+        self.model._track_trackable(self, next(name for name in names if name not in taken))
+
+    def _untrack(self) -> None:
+        for name, child in list(self.model._self_unconditional_dependency_names.items()):
+            if child is self:
+                self.model._delete_tracking(name)
 
     def _warn_of_zeros(self, values: Mapping[str, np.ndarray]) -> None:
         revived = kept = 0
@@ -267,49 +296,15 @@ class PrunedModel(tf.Module):
     def _new_mask(self, name: str, scores: Scores | None) -> np.ndarray:
         kernel = self._parts.kernels[name]
         score = scores_of(name, kernel, scores)
-        if scores is None and hasattr(self, "masks"):
+        if scores is None and hasattr(self, "_named"):
             # Among zeros, those that are kept now stay: training may bring a kept weight to exactly zero.
             score = np.where(read(self.masks[name]) | (score > 0), score, -1)
         return np.asarray(masks.m_by_n_mask(score, kernel.layout.reduction_axes, self.sparsity_m_by_n))
 
 
-def create_mask(variable: Any, value: npt.ArrayLike) -> tf.Variable:
-    """A bool variable for the mask of ``variable``, on its device and distributed like it.
-
-    Args:
-        variable: the kernel, in any of the forms that ``underlying_variable`` takes.
-        value: of the mask.
-    """
-    plain = underlying_variable(variable)
-    strategy = getattr(plain, "distribute_strategy", None) if hasattr(plain, "_values") else None
-    with strategy.scope() if strategy is not None else tf.init_scope():
-        return tf.Variable(
-            np.asarray(value, bool),
-            trainable=False,
-            dtype=tf.bool,
-            name="mask",
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
-
-
 def write_masked(variable: Any, mask: Any) -> None:
     """Writes zeros to the masked weights of a plain or distributed ``tf.Variable``."""
     variable.assign(masks.apply_mask(tf.convert_to_tensor(variable), tf.convert_to_tensor(mask)))
-
-
-def forget_traces(model: Any) -> None:
-    """Has Keras trace its training step anew, for this model and those in it: a trace keeps to the constraints it saw.
-
-    Works within a ``fit`` as well, from a callback.
-    """
-    for part in _parts_of(model):
-        if getattr(part, "train_function", None) is not None and hasattr(part, "make_train_function"):
-            part.make_train_function(force=True)
-
-
-def _parts_of(model: Any) -> list[Any]:
-    """The model and all layers and models in it."""
-    return list(model._flatten_layers(include_self=True, recursive=True))
 
 
 def kernels_to_prune(model: Any, policy: Policy) -> dict[str, Kernel]:

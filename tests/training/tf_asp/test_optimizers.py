@@ -497,12 +497,6 @@ ERRORS = {
         {},
         r"wrap the other way round, LossScaleOptimizer.*\(AspOptimizerWrapperV2",
     ),
-    "wrapped twice": (
-        lambda: AspOptimizerWrapperV2(current.SGD(), mlp(), permute=False),
-        mlp,
-        {},
-        "is an AspOptimizerWrapperV2 already; wrap its inner_optimizer instead",
-    ),
 }
 
 

@@ -39,10 +39,12 @@ class AspOptimizerWrapperV2:
     The result is an instance of the same base class as ``optimizer``, ``tf_keras.optimizers.legacy.Optimizer`` or
     ``tf_keras.optimizers.Optimizer``, and stands in for it: ``iterations`` and hyperparameters (``lr``, ``beta_1``)
     are the inner optimizer's, to read and to set, and so is the format of checkpoints, in which the masks are added.
-    A ``LossScaleOptimizer`` goes around it, not inside.
+    A ``LossScaleOptimizer`` goes around it, not inside. What the optimizer keeps for the weights (momentum, moments) is
+    permuted with them.
 
     Args:
-        optimizer: the tf_keras optimizer to wrap, current or legacy.
+        optimizer: the tf_keras optimizer to wrap, current or legacy. One that is wrapped for this model already is
+            wrapped anew; one that is for another model then prunes both.
         model: the built tf_keras model that it trains.
         input_shapes: a shape such as ``(None, 224, 224, 3)``, a list of shapes, or ``TensorSpec``s; only needed for
             models that do not know their inputs.
@@ -97,34 +99,40 @@ class AspOptimizerWrapperV2:
         policy = PruneForSparseTensorCores(padding=padding, kinds=TF_ASP_KINDS) if policy is None else policy
         kernels = _prunable_kernels(model, policy)
         in_force = any(is_masked(kernel.variable) for kernel in kernels.values())
+        options = {**messages.permute_options(model, input_shapes, device, plot_to_file), "optimizer": optimizer}
+        permutation = None
         if permute and in_force:
             messages.log(
                 messages.SHOW_PRUNING_INFO, "model %s is pruned already; it keeps its order of channels", model.name
             )
             messages.log_counts(0, len(kernels))
-        elif permute and kernels and calibration_data is None:
-            from tfmot_asp.permutation.pipeline import permute as permute_model  # here: it takes time to import
-
-            options = messages.permute_options(model, input_shapes, device, plot_to_file)
-            messages.log_permutation(permute_model(model, policy=policy, **options), str(model.name))
-        if kernels and calibration_data is not None:
-            options = messages.permute_options(model, input_shapes, device, plot_to_file)
+        elif kernels and calibration_data is not None:
             pruned = prune_trained_model(
                 model, policy=policy, permute=options if permute else False, calibration_data=calibration_data
             )
             pruned.remove()
-            if pruned.permutation is not None:
-                messages.log_permutation(pruned.permutation, str(model.name))
+            permutation = pruned.permutation
+        elif permute and kernels:
+            from tfmot_asp.permutation.pipeline import permute as permute_model  # here: it takes time to import
+
+            permutation = permute_model(model, policy=policy, **options)
+        if permutation is not None:
+            messages.log_permutation(permutation, str(model.name))
         if not kernels:
             messages.log(
                 messages.SHOW_PRUNING_INFO, "model %s has no layer to prune: see sparsity_report(model)", model.name
             )
+        if isinstance(optimizer, AspOptimizerWrapperV2) and optimizer._asp.model is model:
+            optimizer = optimizer.inner_optimizer  # its masks are replaced by those that follow
         object.__setattr__(self, "_optimizer", optimizer)
         object.__setattr__(self, "_wrapper_name", name or type(self).__name__)
         _Delegating.__init__(self, optimizer)
         object.__setattr__(self, "_asp", FirstStepMasks(model, kernels))
-        # In the checkpoint of the inner optimizer, beside its slots.
-        optimizer._track_trackable(self._asp, "asp_masks", overwrite=True)
+        # In the checkpoint of the inner optimizer, beside its slots; those for another model stay there.
+        number = 0
+        while isinstance(optimizer, AspOptimizerWrapperV2):
+            number, optimizer = number + 1, optimizer.inner_optimizer
+        optimizer._track_trackable(self._asp, f"asp_masks_{number}" if number else "asp_masks", overwrite=True)
 
     @property
     def inner_optimizer(self) -> Any:
@@ -224,6 +232,8 @@ class AspOptimizerWrapperV2Current(AspOptimizerWrapperV2, _Delegating, tf_keras.
 
     def apply_gradients(self, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the masks if this is the first step, and lets the inner optimizer update the variables."""
+        grads_and_vars = list(grads_and_vars)
+        self._asp.check_trained(variable for _, variable in grads_and_vars)
         self._asp.compute_if_due()
         return self._optimizer.apply_gradients(grads_and_vars, *args, **kwargs)
 
@@ -293,6 +303,8 @@ class AspOptimizerWrapperV2Legacy(AspOptimizerWrapperV2, _Delegating, tf_keras.o
 
     def apply_gradients(self, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the masks if this is the first step, and lets the inner optimizer update the variables."""
+        grads_and_vars = list(grads_and_vars)
+        self._asp.check_trained(variable for _, variable in grads_and_vars)
         self._asp.compute_if_due()
         return self._optimizer.apply_gradients(grads_and_vars, *args, **kwargs)
 
@@ -341,8 +353,6 @@ for _setting in ("clipnorm", "clipvalue", "global_clipnorm"):
 def _variant(optimizer: Any) -> type:
     legacy = tf_keras.optimizers.legacy.Optimizer
     kind = type(optimizer).__name__
-    if isinstance(optimizer, AspOptimizerWrapperV2):
-        raise ValueError("the optimizer is an AspOptimizerWrapperV2 already; wrap its inner_optimizer instead")
     if "LossScaleOptimizer" in kind:
         raise ValueError(
             f"wrap the other way round, {kind}(AspOptimizerWrapperV2(optimizer, model)): steps that overflow must not "
