@@ -58,6 +58,18 @@ class Kernel:
         return math.prod(self.shape[axis] for axis in self.layout.output_axes)
 
 
+def used_kernel(kernel: Kernel) -> np.ndarray:
+    """What the layer multiplies by: the stored weight, or what LoRA or a ``kernel_quantizer`` (larq) makes of it."""
+    stored = read(kernel.tf_variable)
+    if kernel.attribute == "_kernel":  # the property adds LoRA's product to it
+        used = getattr(kernel.layer, "kernel", stored)
+    else:
+        quantizer = getattr(kernel.layer, f"{kernel.attribute}_quantizer", None)
+        used = quantizer(kernel.variable) if callable(quantizer) else stored
+    values = stored if used is stored else np.asarray(used)
+    return values if values.shape == stored.shape else stored
+
+
 Scores: TypeAlias = Callable[[Kernel], npt.ArrayLike]
 """Gives a score for each weight of a kernel: an array of its shape."""
 

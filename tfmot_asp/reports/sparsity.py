@@ -14,7 +14,7 @@ from tfmot_asp.hardware import libraries
 from tfmot_asp.hardware.policy import why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built
-from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kernels
+from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kernels, used_kernel
 from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reason import Reason
@@ -139,7 +139,7 @@ def _misaligned(precision: str, kernel: Kernel, gemms: Sequence[GemmSize]) -> tu
 
 
 def _row(name: str, kernel: Kernel, why: Reason | None, pattern: Pattern) -> LayerSparsity:
-    weight = np.asarray(kernel.tf_variable)
+    weight = used_kernel(kernel)
     axes = kernel.layout.reduction_axes
     found, violations, retained = masks.standing(weight, axes, pattern), None, None
     if axes and weight.size:
