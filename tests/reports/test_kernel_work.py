@@ -180,6 +180,25 @@ def test_shared_nested_and_repeated_layers():
     assert sum("  16  16  1       1" in line for line in table) == 2
 
 
+def test_tied_kernels_are_counted_once_and_the_report_says_where():
+    class Net(tf_keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.one, self.other = layers.Dense(16, name="one"), layers.Dense(16, name="other")
+            self.one.build((None, 16))
+            self.other.build((None, 16))
+            self.other.kernel = self.one.kernel
+
+        def call(self, x):
+            return self.other(tf.nn.relu(self.one(x)))
+
+    net = Net()
+    net(tf.zeros((2, 16)))
+    report = tfmot_asp.sparsity_report(net)
+    assert report.notes == ("other has the kernel of one, and its products are counted there",)
+    assert report.layers[0].multiply_adds == 2 * 16 * 16
+
+
 def test_a_kernel_that_the_model_does_not_use_is_named():
     class Net(tf_keras.Model):
         def __init__(self):

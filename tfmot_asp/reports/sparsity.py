@@ -102,8 +102,19 @@ def _with_sizes(
         _with_work(row, kernel, gemms, work.multiply_adds)
         for row, kernel, gemms in zip(report.layers, kernels, work.gemms, strict=True)
     ]
-    idle = [row.name for row in rows if not row.gemms]
+    first: dict[int, str] = {}
+    for row, kernel in zip(rows, kernels, strict=True):
+        first.setdefault(id(kernel.tf_variable), row.name)
+    idle: list[str] = []
+    tied: list[tuple[str, str]] = []
+    for row, kernel in zip(rows, kernels, strict=True):
+        owner = first[id(kernel.tf_variable)]
+        if not row.gemms and owner == row.name:
+            idle.append(row.name)
+        elif not row.gemms:
+            tied.append((row.name, owner))
     notes = [f"totals and shares are not exact: {reason}" for reason in work.uncounted]
+    notes += [f"{name} has the kernel of {owner}, and its products are counted there" for name, owner in tied]
     if idle:
         notes.append(
             f"no product was found with the kernel of {', '.join(dict.fromkeys(idle))} when the model is called"
