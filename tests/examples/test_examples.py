@@ -16,11 +16,12 @@ SMALL = {
 }
 
 
-# A network of tf_keras.applications goes through the wrapper and into a file in the README's example, by default.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) if name == "image_model.py" else name for name in SMALL]
+# By default a network of tf_keras.applications goes all the way in the README's example, and attention in test_fit.
+LONG = {"image_model.py", "transformer.py"}
+SOME = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SMALL]
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", SOME)
 def test_a_small_run(name, tmp_path, capsys):
     results = run_example(name, [*SMALL[name], "--out", tmp_path / "model"])
     assert list(results) == RESULTS
