@@ -187,7 +187,8 @@ def _(g, x):
 
 @kind("upsampling", lambda x: image(x) and int(x.shape[1]) <= 4)
 def _(g, x):
-    return layers.UpSampling2D(interpolation=g.choose(("nearest", "bilinear")))(x)
+    y = layers.UpSampling2D(interpolation=g.choose(("nearest", "bilinear")))(x)
+    return tf.cast(y, x.dtype)  # bilinear resizing gives float32
 
 
 @kind("squeeze and excite", image)
@@ -427,7 +428,7 @@ def _grow(g: Grower) -> None:
         y = KINDS[name][1](g, x)
         g.kinds.append(name)
         residual = tuple(y.shape) == tuple(x.shape) and g.draw(st.booleans())
-        g.tensors.append(x + tf.cast(y, x.dtype) if residual and y.dtype != x.dtype else x + y if residual else y)
+        g.tensors.append(x + y if residual else y)
 
 
 def random_model(draw: Callable[..., Any], steps: int = 8) -> tuple[Any, list[str]]:
