@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -125,27 +126,25 @@ def plan_model(
             f"{_title(model)} has no layer that the policy would prune, so there is nothing to permute for. "
             + (f"The layers with kernels: {reasons}" if dense else "It has no Dense or convolution layer.")
         )
-    open_sizes = input_shapes is None and leaves_sizes_open(model)
-    if not open_sizes:
-        return _planned(_traced(model, input_shapes), chosen, dense, pattern, scores, outputs)
-    return _planned_at_open_sizes(model, chosen, dense, pattern, scores, outputs)
+    planned = functools.partial(_planned, chosen=chosen, dense=dense, pattern=pattern, scores=scores, outputs=outputs)
+    if input_shapes is None and leaves_sizes_open(model):
+        return _planned_at_open_sizes(model, planned)
+    return planned(_traced(model, input_shapes))
 
 
 # Pairs of sizes for axes that a model leaves open: the first to trace it at, the second to see whether it matters. The
 # last is for signals, and no image gets so large.
 _OPEN_SIZES = ((16, 24), (64, 96), (224, 256), (2048, 2560))
 _LARGEST_IMAGE = 256
+_REFUSALS = (TypeError, ValueError, tf.errors.OpError)  # of a model that does not take a size
 
 
-def _planned_at_open_sizes(
-    model: Any,
-    chosen: list[tuple[str, Kernel]],
-    dense: list[DenseLayer],
-    pattern: Pattern,
-    scores: Scores | None,
-    outputs: str,
-) -> ModelPlan:
+def _planned_at_open_sizes(model: Any, planned: Callable[..., ModelPlan]) -> ModelPlan:
     """A plan at sizes of our own choosing. It is sound if channels move alike at other sizes, which is tried.
+
+    Args:
+        model: that leaves sizes open.
+        planned: ``_planned`` with all but the first of its arguments given.
 
     Raises:
         ValueError: if the model cannot be traced at any of our sizes, or its channels move otherwise at each.
@@ -157,16 +156,15 @@ def _planned_at_open_sizes(
             continue
         try:
             traced = _running(model, size)
-        except (TypeError, ValueError, tf.errors.OpError) as error:
+        except _REFUSALS as error:
             problem = problem or error
             continue
-        plan = _planned(traced, chosen, dense, pattern, scores, outputs)
+        plan = planned(traced)
         try:
             traced = _running(model, other)
-        except (TypeError, ValueError, tf.errors.OpError):  # it takes no other, as with a table of so many positions
+        except _REFUSALS:  # it takes no other, as with a table of so many positions
             return plan
-        again = _planned(traced, chosen, dense, pattern, None, outputs)
-        if again.fingerprint() == plan.fingerprint():
+        if planned(traced, scores=None).fingerprint() == plan.fingerprint():
             logger.info("%s leaves sizes open: traced at %d", _title(model), size)
             return plan
         problem = ValueError(f"its channels are tied otherwise at size {other} than at {size}")
@@ -185,6 +183,7 @@ def _running(model: Any, size: int) -> tuple[Any, Graph]:
 
 def _planned(
     traced: tuple[Any, Graph],
+    *,
     chosen: list[tuple[str, Kernel]],
     dense: list[DenseLayer],
     pattern: Pattern,
