@@ -9,6 +9,8 @@ import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
+from tfmot_asp.training.strip import wrappers_in
+
 
 class UpdatePruningStep(tfmot.sparsity.keras.UpdatePruningStep):
     """tfmot's callback, which also masks the weights once training has ended, wherever a model holds its wrappers.
@@ -43,11 +45,8 @@ class UpdatePruningStep(tfmot.sparsity.keras.UpdatePruningStep):
             layer.pruning_obj.weight_mask_op()
 
     def _find(self) -> None:
-        self.prunable_layers = [
-            layer
-            for layer in self.model._flatten_layers(include_self=False)
-            if isinstance(layer, pruning_wrapper.PruneLowMagnitude) and layer.built
-        ]
+        found = wrappers_in(self.model, pruning_wrapper.PruneLowMagnitude)  # tfmot's own wrappers too
+        self.prunable_layers = [wrapper for wrapper in found if wrapper.built]
 
 
 class PruningSummaries(tfmot.sparsity.keras.PruningSummaries):

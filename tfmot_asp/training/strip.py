@@ -57,9 +57,9 @@ def strip_pruning(model: Any) -> Any:
     return stripped
 
 
-def wrappers_in(model: Any) -> list[PruneLowMagnitude]:
-    """The wrappers of this package in a model, wherever it holds them."""
-    return [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, PruneLowMagnitude)]
+def wrappers_in(model: Any, kind: type = PruneLowMagnitude) -> list[Any]:
+    """The wrappers in a model, wherever it holds them: this package's, or of another class."""
+    return [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
 
 class _Stripper:
@@ -106,7 +106,7 @@ class _Stripper:
         if not _is_graph(layer):
             return layer
         if id(layer) not in self._copies:
-            wrapped = any(isinstance(part, pruning_wrapper.PruneLowMagnitude) for part in layer._flatten_layers())
+            wrapped = wrappers_in(layer, pruning_wrapper.PruneLowMagnitude)
             self._copies[id(layer)] = (
                 keras.models.clone_model(layer, clone_function=self._plain_layer) if wrapped else layer
             )
