@@ -139,7 +139,7 @@ class CostModel:
     def __init__(self, sizes: Array, dense_us: Array, sparse_us: Array, precision: str, processors: int) -> None:
         self._sizes, self._precision, self._processors = sizes, precision, processors
         dense, sparse = np.log(dense_us), np.log(sparse_us)
-        self._parameters = {share: self._fit(times, share) for times, share in ((dense, 1.0), (sparse, _SPARSE_BYTES))}
+        self._dense, self._sparse = self._fit(dense, 1.0), self._fit(sparse, _SPARSE_BYTES)
         expected_dense, expected_sparse = self._rooflines(sizes)
         self._left = np.stack(
             [dense - expected_dense, sparse - expected_sparse, (dense - sparse) - (expected_dense - expected_sparse)],
@@ -166,10 +166,8 @@ class CostModel:
 
     def _rooflines(self, sizes: Array) -> tuple[Array, Array]:
         """Logarithms of the times by the fitted rooflines, dense and 2:4."""
-        dense, sparse = (
-            np.log(self._roofline(values, sizes, share)) for share, values in sorted(self._parameters.items())[::-1]
-        )
-        return dense, sparse
+        dense = self._roofline(self._dense, sizes, 1.0)
+        return np.log(dense), np.log(self._roofline(self._sparse, sizes, _SPARSE_BYTES))
 
     def _fit(self, times: Array, share: float) -> Array:
         from scipy.optimize import least_squares
