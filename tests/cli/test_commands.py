@@ -247,6 +247,20 @@ def test_the_policy_options(here, run):
     assert {name for name, row in rows.items() if row["reason"] is None} == {"fc"}
 
 
+def test_times(here, run, fails):
+    options = ("--gpu", "H100", "--precision", "int8", "--batch-size", 32)
+    code, out, _ = run("inspect", "model.keras", *options)
+    assert code == 0
+    assert "Estimated microseconds on NVIDIA H100 80GB HBM3 in int8" in out
+    code, out, _ = run("prune", "model.keras", "-o", "a.keras", "--no-permute", "--json", *options)
+    data = json.loads(out)["sparsity"]
+    assert (code, data["precision"], data["input_shapes"]) == (0, "int8", [[32, 8, 8, 3]])
+    assert data["estimated"]["now"] == data["estimated"]["prunable"]
+    fails("inspect", "no.keras", "--gpu", "A100", because="no times are known for gpu='A100'")
+    fails("inspect", "no.keras", "--gpu", "none.json", because="none.json': No such file")
+    fails("prune", "model.keras", "-o", "b.keras", "--precision", "int8", because="times on a --gpu")
+
+
 def test_other_patterns(here, run):
     assert run("prune", "model.keras", "-o", "one.keras", "--m-by-n", "1:4", "--effort", "fast", "-q")[0] == 0
     for same in (("--m-by-n", "1,4"), ("--pattern", "3:4")):

@@ -1,6 +1,7 @@
 """The cost model on products that it has not seen, at the borders of what was measured, and on tables of others."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -82,6 +83,8 @@ def test_what_cannot_be_estimated_is_refused(tmp_path):
         estimate(8, 8, 8, precision="fp8")
     with pytest.raises(ValueError, match=r"gpu='A100'; it must be 'H100' or a \.json file"):
         estimate(8, 8, 8, gpu="A100")
+    with pytest.raises(TypeError, match=r"gpu must be 'H100' or the path of a \.json file of times, got None"):
+        estimate(8, 8, 8, gpu=None)
     with pytest.raises(FileNotFoundError):
         estimate(8, 8, 8, gpu=tmp_path / "none.json")
     bad = tmp_path / "bad.json"
@@ -93,6 +96,20 @@ def test_what_cannot_be_estimated_is_refused(tmp_path):
         bad.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=words):
             estimate(8, 8, 8, gpu=bad)
+    bad.write_text("no json")
+    with pytest.raises(ValueError, match="is no table of times: JSONDecodeError"):
+        estimate(8, 8, 8, gpu=bad)
+
+
+def test_a_table_that_is_written_anew_is_read_anew(tmp_path):
+    path = tmp_path / "mine.json"
+    for factor in (1, 2):
+        rows = [{**row, "dense_us": factor * row["dense_us"]} for row in TABLE["rows"]]
+        path.write_text(json.dumps({**TABLE, "rows": rows}))
+        os.utime(path, ns=(factor, factor))
+        assert estimate(4096, 4096, 4096, gpu=path).speedup == pytest.approx(
+            factor * estimate(4096, 4096, 4096).speedup, rel=0.05
+        )
 
 
 def test_it_is_public():

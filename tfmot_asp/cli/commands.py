@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from tfmot_asp.cli.options import import_modules, input_shapes, policy, read_array
+from tfmot_asp.cli.options import import_modules, input_shapes, policy, read_array, times
 from tfmot_asp.cli.terminal import Console, load_tensorflow
 from tfmot_asp.cli.writing import HDF5, check_output, write_model
 
@@ -16,6 +16,7 @@ _NOT_PLANNED = "No permutation could be planned: "
 
 def inspect(arguments: argparse.Namespace, console: Console) -> int:
     """What would be pruned and permuted, and what not, and why. Changes nothing."""
+    timed = times(arguments)
     model = load(arguments)
     from tfmot_asp.reports.sparsity import sparsity_report
 
@@ -26,6 +27,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> int:
         sparsity_m_by_n=arguments.pattern,
         batch_size=arguments.batch_size or 1,
         input_shapes=shapes,
+        **timed,
     )
     plan, refused = _planned(model, rule, shapes, arguments.pattern), _why_not_pruned(model, rule)
     parts = [str(report), _plan_table(plan)]
@@ -66,11 +68,13 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
     check_output(arguments.output, arguments.model, force=arguments.force, formats=_MODEL_FORMATS)
     if arguments.samples is not None and arguments.calibration_data is None:
         raise ValueError("--samples counts those of --calibration FILE, which was not given")
+    timed = times(arguments)
     data = None if arguments.calibration_data is None else read_array(arguments.calibration_data)
     model = load(arguments)
     import tfmot_asp
 
-    options = {**_search_options(arguments, console), "input_shapes": input_shapes(arguments.input_shape)}
+    shapes = input_shapes(arguments.input_shape)
+    options = {**_search_options(arguments, console), "input_shapes": shapes}
     rule, pattern = policy(arguments, model), arguments.pattern
     pruned = tfmot_asp.prune_trained_model(
         model,
@@ -84,8 +88,12 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
     )
     pruned.remove()
     permutation = pruned.permutation
-    report = tfmot_asp.sparsity_report(model, policy=rule, sparsity_m_by_n=pattern, batch_size=None)
-    report = dataclasses.replace(report, notes=())  # that sizes were left out; `inspect` has them
+    batch = arguments.batch_size or (1 if timed else None)
+    report = tfmot_asp.sparsity_report(
+        model, policy=rule, sparsity_m_by_n=pattern, batch_size=batch, input_shapes=shapes, **timed
+    )
+    if batch is None:
+        report = dataclasses.replace(report, notes=())  # that sizes were left out; `inspect` has them
     _write(model, arguments)
     parts = [str(permutation), ""] if permutation is not None else []
     parts += [str(pruned.calibration), ""] if pruned.calibration is not None else []

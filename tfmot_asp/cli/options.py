@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tfmot_asp.hardware.cost_model import cost_model
 from tfmot_asp.hardware.precision import PRECISIONS, check_precision
 from tfmot_asp.hardware.rule import SUPPORTED_KINDS, PruneForSparseTensorCores
 from tfmot_asp.pattern import Pattern
@@ -130,6 +131,22 @@ def policy(arguments: argparse.Namespace, model: Any) -> PruneForSparseTensorCor
     return PruneForSparseTensorCores(
         padding=arguments.padding, skip=skipped, kinds=arguments.kinds, min_channels=arguments.min_channels
     )
+
+
+def times(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What ``sparsity_report`` is told about times; checked before any work.
+
+    Raises:
+        ValueError: if there are no times for the GPU or the precision, or a precision without a GPU.
+        FileNotFoundError: if there is no such file of times.
+    """
+    if arguments.gpu is None:
+        if arguments.precision is not None:
+            raise ValueError("--precision is of the times on a --gpu, which was not given")
+        return {}
+    precision = arguments.precision or "fp16"
+    cost_model(arguments.gpu, precision)
+    return {"gpu": arguments.gpu, "precision": precision}
 
 
 def import_modules(names: list[str]) -> None:

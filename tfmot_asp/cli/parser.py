@@ -33,6 +33,7 @@ _INSPECT = """\
 examples:
   tfmot-asp inspect model.keras
   tfmot-asp inspect model.keras --batch-size 32 --min-channels 256
+  tfmot-asp inspect model.keras --batch-size 32 --gpu H100 --precision int8
   tfmot-asp inspect any_size.keras --input-shape 1,64,64,3
   tfmot-asp inspect model.keras --json
 """
@@ -108,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _model(command)
     _policy(command)
-    command.add_argument("--batch-size", type=options.count, metavar="N", help="that sizes are for (default: 1)")
+    _times(command)
 
     command = _add(
         commands, "permute", "commands", _PERMUTE, "reorder channels, so that a 2:4 mask keeps more magnitude"
@@ -137,6 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--samples", type=options.count, metavar="N", help="use N of them, evenly spread (all)")
     _policy(command)
+    _times(command)
     _search_options(command)
 
     command = _add(
@@ -266,6 +268,15 @@ def _policy(command: argparse.ArgumentParser) -> None:
     group.add_argument("--min-channels", type=options.count, metavar="N", help="keep layers with fewer channels dense")
     group.add_argument("--padding", action="store_true", help="prune Dense layers of any input size")
     _pattern(group)
+
+
+def _times(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("how fast it would be")
+    group.add_argument(
+        "--gpu", metavar="GPU", help="estimate times for it: H100, or a .json file of times measured on yours"
+    )
+    group.add_argument("--precision", type=options.precision, metavar="P", help="of these times: fp16 or int8 (fp16)")
+    group.add_argument("--batch-size", type=options.count, metavar="N", help="that sizes are for (1)")
 
 
 def _search_options(command: argparse.ArgumentParser) -> None:

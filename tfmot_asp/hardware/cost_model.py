@@ -15,6 +15,7 @@ import functools
 import json
 import math
 import operator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def estimate(m: int, n: int, k: int, *, precision: str = "fp16", gpu: StrPath = 
         An ``Estimate``.
 
     Raises:
-        TypeError: if a size is no integer.
+        TypeError: if a size is no integer, or ``gpu`` no name or path.
         ValueError: if a size is less than 1, or there are no times for this GPU or precision.
         FileNotFoundError: if ``gpu`` is a path and there is no such file.
 
@@ -95,17 +96,20 @@ def estimate(m: int, n: int, k: int, *, precision: str = "fp16", gpu: StrPath = 
 
 def cost_model(gpu: StrPath, precision: str) -> CostModel:
     """The model of a GPU in a precision, fitted once. See ``estimate``."""
+    known = ", ".join(map(repr, _SHIPPED))
+    if not isinstance(gpu, (str, os.PathLike)):
+        raise TypeError(f"gpu must be {known} or the path of a .json file of times, got {gpu!r}")
     path = _SHIPPED.get(str(gpu).upper(), Path(gpu))
     if path.suffix != ".json":
-        known = ", ".join(map(repr, _SHIPPED))
         raise ValueError(f"no times are known for gpu={str(gpu)!r}; it must be {known} or a .json file of times")
-    return _fitted(path.resolve(), check_precision(precision, tuple(_OPERAND_BYTES)))
+    path = path.resolve()
+    return _fitted(path, path.stat().st_mtime_ns, check_precision(precision, tuple(_OPERAND_BYTES)))
 
 
 @functools.lru_cache
-def _fitted(path: Path, precision: str) -> CostModel:
-    table = json.loads(path.read_text())
+def _fitted(path: Path, written: int, precision: str) -> CostModel:
     try:
+        table = json.loads(path.read_text())
         rows = [row for row in table["rows"] if row["precision"] == precision]
         sizes = np.array([[row["M"], row["N"], row["K"]] for row in rows], np.float64)
         dense, sparse = (np.array([row[name] for row in rows], np.float64) for name in ("dense_us", "sparse_us"))
@@ -113,12 +117,12 @@ def _fitted(path: Path, precision: str) -> CostModel:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is no table of times: {type(error).__name__} {error}") from error
     positive = all(np.isfinite(values).all() and (values > 0).all() for values in (sizes, dense, sparse))
-    if len(rows) < len(_START) or not positive:
+    if len(rows) < len(_START) or not positive or processors < 1:
         raise ValueError(
             f"{str(path)!r} has {len(rows)} products in {precision}; at least {len(_START)} are needed, with positive "
-            "sizes and times"
+            "sizes and times, and the number of multiprocessors"
         )
-    return CostModel(sizes, dense, sparse, precision, processors)
+    return CostModel(sizes, dense, sparse, precision, processors, str(table.get("gpu", path.stem)))
 
 
 # The logarithms of a roofline's parameters to start from: microseconds of a launch, and of 1,000 sums over K; TFLOP/s;
@@ -134,10 +138,18 @@ class CostModel:
         dense_us, sparse_us: (products,) their times.
         precision: ``"fp16"`` or ``"int8"``.
         processors: streaming multiprocessors of the GPU.
+        gpu: its name.
+
+    Attributes:
+        gpu: its name.
+        precision: as given.
     """
 
-    def __init__(self, sizes: Array, dense_us: Array, sparse_us: Array, precision: str, processors: int) -> None:
-        self._sizes, self._precision, self._processors = sizes, precision, processors
+    def __init__(
+        self, sizes: Array, dense_us: Array, sparse_us: Array, precision: str, processors: int, gpu: str = ""
+    ) -> None:
+        self.gpu, self.precision = gpu, precision
+        self._sizes, self._processors = sizes, processors
         dense, sparse = np.log(dense_us), np.log(sparse_us)
         self._dense, self._sparse = self._fit(dense, 1.0), self._fit(sparse, _SPARSE_BYTES)
         expected_dense, expected_sparse = self._rooflines(sizes)
@@ -185,8 +197,8 @@ class CostModel:
         whole = np.ceil(tiles / self._processors) * self._processors
         waves = at["waves"] / (1 + at["waves"])
         work = 2e-6 * _TILE**2 * k * whole**waves * tiles ** (1 - waves) / at["rate"]
-        operands = _OPERAND_BYTES[self._precision] * (m * k + share * n * k)
-        moved = 1e-3 * (operands + _RESULT_BYTES[self._precision] * m * n) / at["bandwidth"]
+        operands = _OPERAND_BYTES[self.precision] * (m * k + share * n * k)
+        moved = 1e-3 * (operands + _RESULT_BYTES[self.precision] * m * n) / at["bandwidth"]
         sums = at["sums"] * (k / 1000) ** at["power"]
         blend = 1 + at["blend"]
         most = np.maximum(np.maximum(work, moved), sums)  # taken out, so that no power overflows

@@ -11,7 +11,9 @@ import numpy as np
 
 from tfmot_asp import masks
 from tfmot_asp.hardware import libraries
+from tfmot_asp.hardware.cost_model import CostModel, cost_model
 from tfmot_asp.hardware.policy import why_dense
+from tfmot_asp.hardware.product_times import dense_time, product_times, why_no_sparse_kernel
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kernels, used_kernel
@@ -19,7 +21,7 @@ from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reason import Reason
 from tfmot_asp.reports.sparsity_report import LayerSparsity, SparsityReport
-from tfmot_asp.types import InputShapes, Policy
+from tfmot_asp.types import InputShapes, Policy, StrPath
 
 if TYPE_CHECKING:
     from tfmot_asp.graph.products import GemmSize
@@ -34,13 +36,16 @@ def sparsity_report(
     sparsity_m_by_n: PatternLike = TWO_FOUR,
     batch_size: int | None = 1,
     input_shapes: InputShapes | None = None,
+    gpu: StrPath | None = None,
+    precision: str = "fp16",
 ) -> SparsityReport:
     """Reports for every kernel of a model whether it is sparse, if it could be, and what that can gain.
 
     For the gain the model is traced, which takes a second or so: the size of each kernel's matrix products, their share
     of all multiply-adds, whether the sizes suit sparse kernels, and from that a bound for the whole model. It is no
     estimate: NVIDIA's own experience is about 15 % end to end for convolutional networks, usually less
-    (github.com/NVIDIA/TensorRT, issue 2310). See docs/performance.md.
+    (github.com/NVIDIA/TensorRT, issue 2310). With ``gpu`` the time of each product is estimated too, dense and 2:4,
+    from times that were measured on that GPU, and the gain of all of them. See docs/performance.md.
 
     Args:
         model: a built model or layer of tf_keras or Keras 3, wrapped or not.
@@ -52,15 +57,20 @@ def sparsity_report(
             with them the trace.
         input_shapes: shapes to trace with, for models that leave theirs open (image size, number of tokens) or do not
             know them: one shape such as ``(None, 224, 224, 3)``, or a list or dict of shapes as the model is called.
+        gpu: to estimate times for: ``"H100"``, or a JSON file of times as ``hardware.estimate`` takes. None leaves
+            times out.
+        precision: of these times, ``"fp16"`` or ``"int8"``.
 
     Returns:
         A ``SparsityReport``. Sizes are None, and a note says why, if shapes are open and not given or the model cannot
         be traced.
 
     Raises:
-        TypeError: if ``policy`` or ``batch_size`` is none.
-        ValueError: if ``model`` is no Keras model or layer, or not built; if ``batch_size`` is less than 1; or if the
-            ``input_shapes`` that are given do not fit the model.
+        TypeError: if ``policy``, ``batch_size`` or ``gpu`` is none.
+        ValueError: if ``model`` is no Keras model or layer, or not built; if ``batch_size`` is less than 1, or None
+            with a ``gpu``; if the ``input_shapes`` that are given do not fit the model; or if there are no times for
+            this GPU or precision.
+        FileNotFoundError: if ``gpu`` is a path and there is no such file.
 
     Example:
         >>> print(tfmot_asp.sparsity_report(model, batch_size=32))
@@ -70,6 +80,9 @@ def sparsity_report(
         ...
     """
     pattern = Pattern.of(sparsity_m_by_n)
+    times = None if gpu is None else cost_model(gpu, precision)
+    if times is not None and batch_size is None:
+        raise ValueError("times on a gpu are of products of some size: give batch_size, which is None")
     if not is_keras_layer(model):
         raise ValueError(f"sparsity_report takes a Keras model or layer, got a {type(model).__name__}: {model!s:.80}")
     check_built(model, "report on it")
@@ -82,7 +95,9 @@ def sparsity_report(
     report = SparsityReport(str(model.name), pattern, tuple(rows))
     if batch_size is None:
         return replace(report, notes=("GEMM sizes were left out: batch_size is None",))
-    return _with_sizes(report, model, [kernel for _, kernel, _ in found], batch_size, input_shapes)
+    kernels = [kernel for _, kernel, _ in found]
+    report = _with_sizes(report, model, kernels, batch_size, input_shapes)
+    return report if times is None or report.multiply_adds is None else _with_times(report, kernels, times)
 
 
 def _with_sizes(
@@ -127,6 +142,19 @@ def _with_sizes(
         others=work.others,
         notes=tuple(notes),
     )
+
+
+def _with_times(report: SparsityReport, kernels: Sequence[Kernel], model: CostModel) -> SparsityReport:
+    rows = [
+        replace(
+            row,
+            no_sparse_kernel=why_no_sparse_kernel(kernel, model.precision),
+            times=product_times(kernel, row.gemms or (), model),
+        )
+        for row, kernel in zip(report.layers, kernels, strict=True)
+    ]
+    others = tuple(dense_time(other.gemms, model) for other in report.others)
+    return replace(report, layers=tuple(rows), gpu=model.gpu, precision=model.precision, others_us=others)
 
 
 def _with_work(row: LayerSparsity, kernel: Kernel, gemms: tuple[GemmSize, ...], total: int) -> LayerSparsity:

@@ -11,10 +11,12 @@ from tfmot_asp.pattern import Pattern
 from tfmot_asp.reason import Reason
 from tfmot_asp.reports.plain_data import plain
 from tfmot_asp.reports.table import axes_of, count_of, percent, sizes_of, table
+from tfmot_asp.reports.times_table import times_table
 
 if TYPE_CHECKING:
     from tfmot_asp.graph.kernel_work import OtherProduct
     from tfmot_asp.graph.products import GemmSize
+    from tfmot_asp.hardware.product_times import ProductTime
 
 _NOTES = 8
 
@@ -45,6 +47,8 @@ class LayerSparsity:
         misaligned_fp16: which of M, N and K are no multiples of what cuSPARSELt's sparse fp16 kernels ask for. M, the
             positions, can be padded with little loss, N and K are the weight's.
         misaligned_int8: the same for int8.
+        no_sparse_kernel: why there is no 2:4 kernel for it on the GPU that times are estimated for; None if there is.
+        times: estimated times of its products, in the order of ``gemms``; None without a GPU to estimate for.
     """
 
     name: str
@@ -64,6 +68,24 @@ class LayerSparsity:
     share: float | None
     misaligned_fp16: tuple[str, ...]
     misaligned_int8: tuple[str, ...]
+    no_sparse_kernel: str | None = None
+    times: tuple[ProductTime, ...] | None = None
+
+    @property
+    def dense_us(self) -> float | None:
+        """Microseconds of all its products with dense kernels; None without a GPU to estimate for."""
+        return None if self.times is None else sum(time.dense_us for time in self.times)
+
+    @property
+    def sparse_us(self) -> float | None:
+        """The same with 2:4 kernels; None if there are none for it."""
+        times = [time.sparse_us for time in self.times or () if time.sparse_us is not None]
+        return sum(times) if times else None
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast its products are with 2:4 kernels; below 1 they are slower."""
+        return self.dense_us / self.sparse_us if self.dense_us and self.sparse_us else None
 
     @property
     def prunable(self) -> bool:
@@ -95,6 +117,24 @@ class BestCase:
 
 
 @dataclass(frozen=True)
+class EstimatedGain:
+    """What the products of a model take on a GPU, by ``hardware.estimate``. What lies between them comes on top.
+
+    Attributes:
+        dense_us: microseconds with dense kernels.
+        sparse_us: with the 2:4 kernel where there is one and it is faster, and the dense one elsewhere.
+    """
+
+    dense_us: float
+    sparse_us: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the products are."""
+        return self.dense_us / self.sparse_us if self.sparse_us else 1.0
+
+
+@dataclass(frozen=True)
 class SparsityReport:
     """The kernels of a model. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
 
@@ -106,6 +146,9 @@ class SparsityReport:
         multiply_adds: of the whole model, for these inputs; None if not known.
         others: products of no kernel above: of two activations, or with weights that cannot be pruned.
         notes: what could not be measured or counted, and what to do about it.
+        gpu: name of the GPU that times are estimated for; None if none was given.
+        precision: that they are estimated in.
+        others_us: microseconds of each of ``others`` there.
 
     Example:
         >>> report = tfmot_asp.sparsity_report(model, batch_size=32)
@@ -120,6 +163,9 @@ class SparsityReport:
     multiply_adds: int | None = None
     others: tuple[OtherProduct, ...] = ()
     notes: tuple[str, ...] = ()
+    gpu: str | None = None
+    precision: str | None = None
+    others_us: tuple[float, ...] | None = None
 
     @property
     def prunable(self) -> int:
@@ -153,8 +199,26 @@ class SparsityReport:
         share = sum(row.multiply_adds or 0 for row in rows if row.tensorrt.usable) / self.multiply_adds
         return BestCase(share, libraries.best_case(share))
 
+    @property
+    def gain_now(self) -> EstimatedGain | None:
+        """Of the model's products with the kernels that are 2:4 now. None without a GPU, or if sizes are not known."""
+        return self._gain([row for row in self.layers if row.two_four])
+
+    @property
+    def gain_prunable(self) -> EstimatedGain | None:
+        """If the kernels that the policy would prune were 2:4 too."""
+        return self._gain([row for row in self.layers if row.two_four or row.prunable])
+
+    def _gain(self, rows: Sequence[LayerSparsity]) -> EstimatedGain | None:
+        if self.others_us is None:
+            return None
+        dense = sum(self.others_us) + sum(row.dense_us or 0.0 for row in self.layers)
+        saved = sum(time.dense_us - time.best_us for row in rows for time in row.times or ())
+        return EstimatedGain(dense, dense - saved)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and numbers."""
+        gains = {"now": self.gain_now, "prunable": self.gain_prunable}
         best = {"now": self.best_now, "prunable": self.best_prunable, "likely": self.best_likely}
         return {
             "model": self.model,
@@ -164,8 +228,17 @@ class SparsityReport:
             "input_shapes": None if self.input_shapes is None else [list(shape) for shape in self.input_shapes],
             "multiply_adds": self.multiply_adds,
             "best_case": {name: None if case is None else asdict(case) for name, case in best.items()},
+            "gpu": self.gpu,
+            "precision": self.precision,
+            "estimated": {
+                name: None if gain is None else {**asdict(gain), "speedup": gain.speedup}
+                for name, gain in gains.items()
+            },
             "layers": [_row_data(row) for row in self.layers],
-            "others": [plain(other) for other in self.others],
+            "others": [
+                {**plain(other), "dense_us": dense_us}
+                for other, dense_us in zip(self.others, self.others_us or (None,) * len(self.others), strict=True)
+            ],
             "notes": list(self.notes),
         }
 
@@ -175,12 +248,15 @@ class SparsityReport:
 
 def _row_data(row: LayerSparsity) -> dict[str, Any]:
     data = {**plain(row), "reason": row.reason, "prunable": row.prunable, "holds": row.holds}
+    data |= {"dense_us": row.dense_us, "sparse_us": row.sparse_us, "speedup": row.speedup}
+    if row.times is not None:
+        data["times"] = [{**plain(time), "speedup": time.speedup} for time in row.times]
     del data["why"]  # the reason in its parts
     return data
 
 
 def render(report: SparsityReport) -> str:
-    """The report as text: a table of the pattern, then a table of sizes with the bounds for the whole model."""
+    """The report as text: a table of the pattern, one of sizes with bounds for the model, one of times if there are."""
     pattern = str(report.sparsity_m_by_n)
     header = ("layer", "kind", "shape", "axis", "zeros", pattern, "kept |w|", "prunable")
     lines = table(header, [_pattern_cells(row) for row in report.layers])
@@ -190,6 +266,8 @@ def render(report: SparsityReport) -> str:
     )
     if report.multiply_adds is not None:
         lines += ["", *_sizes(report)]
+    if report.gpu is not None:
+        lines += times_table(report)
     lines += [f"Note: {note}" for note in report.notes[:_NOTES]]
     if len(report.notes) > _NOTES:
         lines.append(f"Note: and {len(report.notes) - _NOTES} more, see .notes")
