@@ -3,8 +3,7 @@
 - ``Erfc``, from exact GELU: tf2onnx knows ``Erf`` only.
 - ``Einsum`` of two activations, from attention: tf2onnx spells it out as some forty shape ops around the product;
   TensorRT recognises attention by its two matrix products.
-- ``FusedBatchNormV3`` in training mode, from tf_keras' ``LayerNormalization``: tf2onnx writes a batch norm of computed
-  moments, which overflows in float16. ``LayerNormalization`` accumulates in float32.
+- Layer normalization, in its module.
 
 Each is a function of tf2onnx's graph and its nodes, as ``custom_rewriter`` takes them.
 """
@@ -16,10 +15,8 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp import einsum
-from tfmot_asp.graph.ops import EINSUM, channels_last, types_of
-
-# The first opset with an op LayerNormalization.
-LAYER_NORM_OPSET = 17
+from tfmot_asp.export.onnx_files.layer_norm import rewrite_layer_norm
+from tfmot_asp.graph.ops import EINSUM, types_of
 
 
 def rewrite_erfc(graph: Any, nodes: list[Any]) -> list[Any]:
@@ -105,36 +102,6 @@ def matmul_orders(equation: str | bytes) -> tuple[list[int], list[int], list[int
     )
 
 
-def rewrite_layer_norm(graph: Any, nodes: list[Any]) -> list[Any]:
-    """A batch norm over a batch of one, (1, rows, features, 1) channels first, becomes a layer norm of each row."""
-    if graph.opset < LAYER_NORM_OPSET:
-        return nodes
-    for node in nodes:
-        if not node.type.startswith("FusedBatchNorm") or not node.get_attr_value("is_training", True):
-            continue
-        shape = graph.get_shape(node.input[0])
-        channels_first = not channels_last(node.get_attr_value("data_format", "NHWC"))
-        unused = all(not graph.find_output_consumers(name) for name in node.output[1:])
-        if not channels_first or shape is None or len(shape) != 4 or shape[0] != 1 or shape[3] != 1 or shape[2] < 1:
-            continue
-        if not unused or not (_filled_with(node.inputs[1], 1.0) and _filled_with(node.inputs[2], 0.0)):
-            continue
-        dtype, epsilon = graph.get_dtype(node.output[0]), node.get_attr_value("epsilon")
-        source, output = node.input[0], node.output[0]
-        ones = graph.make_const(f"{node.name}/ones", np.ones((shape[2], 1), _numpy_dtype(dtype)))
-        graph.remove_node(node.name)
-        graph.make_node(
-            "LayerNormalization",
-            [source, ones.output[0]],
-            attr={"axis": 2, "epsilon": epsilon},
-            outputs=[output],
-            name=node.name,
-            shapes=[shape],
-            dtypes=[dtype],
-        )
-    return graph.get_nodes()
-
-
 REWRITES = [rewrite_erfc, rewrite_einsum, rewrite_layer_norm]
 
 
@@ -151,13 +118,6 @@ def _transposed(graph: Any, name: str, order: list[int], label: str) -> str:
         dtypes=[graph.get_dtype(name)],
     )
     return node.output[0]
-
-
-def _filled_with(node: Any, value: float) -> bool:
-    """Whether every element of a node's output has one known value."""
-    if node.is_const():
-        return bool(np.all(node.get_tensor_value(as_list=False) == value))
-    return node.type == "Fill" and node.inputs[1].is_const() and _filled_with(node.inputs[1], value)
 
 
 def _numpy_dtype(onnx_dtype: int) -> Any:
