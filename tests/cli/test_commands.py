@@ -259,6 +259,14 @@ def test_times(here, run, fails):
     fails("inspect", "no.keras", "--gpu", "A100", because="no times are known for gpu='A100'")
     fails("inspect", "no.keras", "--gpu", "none.json", because="none.json': No such file")
     fails("prune", "model.keras", "-o", "b.keras", "--precision", "int8", because="times on a --gpu")
+    code, out, _ = run("inspect", "model.keras", "--min-gain", 1.5, "--json")
+    data = json.loads(out)
+    assert (code, data["sparsity"]["precision"], data["sparsity"]["prunable"]) == (0, "fp16", 0)
+    assert "less than min_gain=1.5" in data["permutation"]["refused"]
+    assert "less than min_gain=1.5" in data["pruning"]["refused"]
+    code, out, _ = run("permute", "model.keras", "-o", "c.keras", "--min-gain", 1, "--batch-size", 4, "--json")
+    assert (code, json.loads(out)["permutation"]["prunable"]) == (0, 2)  # `head` has 8 outputs
+    fails("permute", "model.keras", "-o", "d.keras", "--gpu", "H100", because="--gpu goes with --min-gain here")
 
 
 def test_other_patterns(here, run):
@@ -681,6 +689,7 @@ def test_layers_to_skip_must_exist(here, fails):
         ["inspect", "model.keras", "--input-shape", "1,x"],
         ["inspect", "model.keras", "--input-shape", "1,-3"],
         ["inspect", "model.keras", "--batch-size", "0"],
+        ["inspect", "model.keras", "--min-gain", "0.9"],
         ["export", "model.keras", "--to", "word", "-o", "x"],
         ["search", "m.npy", "--time-limit", "nan"],
         ["search", "m.npy", "--eff", "fast"],

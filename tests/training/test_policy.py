@@ -168,6 +168,12 @@ def test_layers_are_kept_out_by_object_by_model_and_by_callable():
         ({"min_channels": 256.0}, TypeError, "min_channels must be a number of channels"),
         ({"min_channels": True}, TypeError, "min_channels must be a number of channels"),
         ({"min_channels": 0}, ValueError, "min_channels must be at least 1"),
+        ({"min_gain": "1.05"}, TypeError, "min_gain must be a factor such as 1.05"),
+        ({"min_gain": 0.9}, ValueError, "min_gain must be 1 or more"),
+        ({"min_gain": 1.05, "gpu": "A100"}, ValueError, "no times are known for gpu='A100'"),
+        ({"min_gain": 1.05, "precision": "fp32"}, ValueError, "precision must be one of"),
+        ({"min_gain": 1.05, "batch_size": 0}, ValueError, "batch_size must be a number of samples"),
+        ({"gpu": "H100"}, ValueError, "gpu='H100' is where min_gain is a gain: give min_gain too"),
     ],
 )
 def test_bad_options_are_refused(options, error, match):

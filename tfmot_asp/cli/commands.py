@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from tfmot_asp.cli.options import import_modules, input_shapes, policy, read_array, times
+from tfmot_asp.cli.options import import_modules, input_shapes, policy, read_array, times, times_of_policy
 from tfmot_asp.cli.terminal import Console, load_tensorflow
 from tfmot_asp.cli.writing import HDF5, check_output, write_model
 
@@ -44,6 +44,7 @@ def permute(arguments: argparse.Namespace, console: Console) -> int:
     for extra in (arguments.report, arguments.plot):
         if extra is not None and extra.exists() and not arguments.force:
             raise FileExistsError(f"{str(extra)!r} exists; give another name, or --force to replace it")
+    times_of_policy(arguments)
     model = load(arguments)
     import tfmot_asp
 
@@ -131,6 +132,7 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
     """Draws what would be permuted, and what blocks the rest."""
     if arguments.output.exists() and not arguments.force:
         raise FileExistsError(f"{str(arguments.output)!r} exists; give another -o, or --force to replace it")
+    times_of_policy(arguments)
     load_tensorflow()
     from tfmot_asp.permutation.picture.outline import outline
     from tfmot_asp.permutation.picture.plot import check_plot_path

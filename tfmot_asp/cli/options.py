@@ -79,6 +79,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def factor(text: str) -> float:
+    """A number, 1 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no factor of 1 or more, such as 1.05")
+    return value
+
+
 def named_shape(text: str) -> tuple[str | None, tuple[int | None, ...]]:
     """``"1,224,224,3"`` as (None, (1, 224, 224, 3)), ``"ids=?,128"`` as ("ids", (None, 128))."""
     name, equals, sizes = text.rpartition("=")
@@ -128,8 +139,15 @@ def policy(arguments: argparse.Namespace, model: Any) -> PruneForSparseTensorCor
         for name, layer in layers
         if any(fnmatch.fnmatchcase(n, wanted) for n in (name, str(layer.name)) for wanted in arguments.skip)
     ]
+    gains = {} if arguments.min_gain is None else {"min_gain": arguments.min_gain, **times(arguments)}
     return PruneForSparseTensorCores(
-        padding=arguments.padding, skip=skipped, kinds=arguments.kinds, min_channels=arguments.min_channels
+        padding=arguments.padding,
+        skip=skipped,
+        kinds=arguments.kinds,
+        min_channels=arguments.min_channels,
+        batch_size=arguments.batch_size or 1,
+        input_shapes=input_shapes(arguments.input_shape),
+        **gains,
     )
 
 
@@ -140,13 +158,21 @@ def times(arguments: argparse.Namespace) -> dict[str, Any]:
         ValueError: if there are no times for the GPU or the precision, or a precision without a GPU.
         FileNotFoundError: if there is no such file of times.
     """
-    if arguments.gpu is None:
+    if arguments.gpu is None and arguments.min_gain is None:
         if arguments.precision is not None:
             raise ValueError("--precision is of the times on a --gpu, which was not given")
         return {}
-    precision = arguments.precision or "fp16"
-    cost_model(arguments.gpu, precision)
-    return {"gpu": arguments.gpu, "precision": precision}
+    gpu, precision = arguments.gpu or "H100", arguments.precision or "fp16"
+    cost_model(gpu, precision)
+    return {"gpu": gpu, "precision": precision}
+
+
+def times_of_policy(arguments: argparse.Namespace) -> None:
+    """The same for commands without a report, in which times are for ``--min-gain`` alone."""
+    times(arguments)
+    for name in ("gpu", "batch_size"):
+        if getattr(arguments, name) is not None and arguments.min_gain is None:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --min-gain here, which was not given")
 
 
 def import_modules(names: list[str]) -> None:

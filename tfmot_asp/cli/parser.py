@@ -34,6 +34,7 @@ examples:
   tfmot-asp inspect model.keras
   tfmot-asp inspect model.keras --batch-size 32 --min-channels 256
   tfmot-asp inspect model.keras --batch-size 32 --gpu H100 --precision int8
+  tfmot-asp inspect model.keras --batch-size 32 --min-gain 1.05
   tfmot-asp inspect any_size.keras --input-shape 1,64,64,3
   tfmot-asp inspect model.keras --json
 """
@@ -109,7 +110,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _model(command)
     _policy(command)
-    _times(command)
 
     command = _add(
         commands, "permute", "commands", _PERMUTE, "reorder channels, so that a 2:4 mask keeps more magnitude"
@@ -138,7 +138,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--samples", type=options.count, metavar="N", help="use N of them, evenly spread (all)")
     _policy(command)
-    _times(command)
     _search_options(command)
 
     command = _add(
@@ -266,14 +265,17 @@ def _policy(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--skip", action="append", default=[], metavar="NAME", help="keep a layer dense; * and ? match")
     group.add_argument("--min-channels", type=options.count, metavar="N", help="keep layers with fewer channels dense")
+    group.add_argument(
+        "--min-gain",
+        type=options.factor,
+        metavar="X",
+        help="keep layers dense that get less than X times as fast, 1.05",
+    )
     group.add_argument("--padding", action="store_true", help="prune Dense layers of any input size")
     _pattern(group)
-
-
-def _times(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("how fast it would be")
     group.add_argument(
-        "--gpu", metavar="GPU", help="estimate times for it: H100, or a .json file of times measured on yours"
+        "--gpu", metavar="GPU", help="to estimate times for: H100, or a .json file of times measured on yours"
     )
     group.add_argument("--precision", type=options.precision, metavar="P", help="of these times: fp16 or int8 (fp16)")
     group.add_argument("--batch-size", type=options.count, metavar="N", help="that sizes are for (1)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,17 +62,6 @@ class ModelWork:
         """Of the whole model."""
         kernels = sum(size.multiply_adds for sizes in self.gemms for size in sizes)
         return kernels + sum(other.multiply_adds for other in self.others)
-
-
-def check_batch_size(batch_size: Any) -> int:
-    """Raises TypeError or ValueError for what is no number of samples."""
-    try:
-        number = operator.index(batch_size)
-    except TypeError:
-        raise TypeError(f"batch_size must be a number of samples such as 1, got {batch_size!r}") from None
-    if number < 1 or isinstance(batch_size, bool):
-        raise ValueError(f"batch_size must be a number of samples, 1 or more, got {batch_size!r}")
-    return number
 
 
 def measure(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfmot_asp.reason import Reason
+from tfmot_asp.types import InputShapes
 
 _MAX_REASONS = 8
 
@@ -33,6 +34,12 @@ def why_dense(policy: Any, layer: Any) -> Reason | None:
         "policy must have a method why(layer) -> str | None, like PruneForSparseTensorCores, or be a tfmot "
         f"PruningPolicy; got {policy!r}"
     )
+
+
+def estimate_gains(policy: Any, model: Any, input_shapes: InputShapes | None = None) -> None:
+    """Lets a policy look at a model before it is asked about the layers, if it has to: one with ``min_gain`` does."""
+    if hasattr(policy, "estimate_gains"):
+        policy.estimate_gains(model, input_shapes)
 
 
 def no_prunable_layer_message(model: Any, reasons: Sequence[Reason | None], remedy: str = "") -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.hardware.layer_gains import LayerGains
 from tfmot_asp.hardware.left_dense import LeftDense, left_dense
 from tfmot_asp.hardware.policy import no_prunable_layer_message
 from tfmot_asp.keras_models.kernels import Kernel, kernels_of
@@ -25,6 +26,7 @@ from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.keras_models.wrappable import check_structure, outer_layers
 from tfmot_asp.keras_models.wrappers import is_called, unwrap
 from tfmot_asp.reason import Reason
+from tfmot_asp.types import InputShapes, StrPath
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,15 @@ class PruneForSparseTensorCores:
             engineers see sparse convolutions win from about 256 channels on (github.com/NVIDIA/TensorRT, issues 3849
             and 4065), 3 × 3 kernels somewhat earlier. So 256 costs least accuracy for what speed there is; 128 is the
             choice if most of the network is 3 × 3 convolutions. See docs/performance.md.
+        min_gain: keep a layer dense if its products get faster by less than this on ``gpu``, by ``hardware.estimate``:
+            1.05 asks for 5 %. None for no limit. It knows the model's sizes, so it is the better rule of the two. Every
+            function that takes a model estimates its gains first; before asking ``why`` of a layer alone, call
+            ``estimate_gains(model)``. Layers that tfmot's wrapper is put around one by one are not asked about.
+        gpu: for ``min_gain``: ``"H100"``, which None stands for, or a JSON file of times.
+        precision: for ``min_gain``: ``"fp16"`` or ``"int8"``.
+        batch_size: for ``min_gain``: number of samples, where the model leaves it open.
+        input_shapes: for ``min_gain``, if the model leaves its sizes open and they are not given otherwise: as
+            ``sparsity_report`` takes them.
 
     Example:
         >>> policy = PruneForSparseTensorCores(skip=lambda layer: layer.name == "head")
@@ -93,16 +104,24 @@ class PruneForSparseTensorCores:
     skip: Skip = ()
     kinds: tuple[str, ...] = DEFAULT_KINDS
     min_channels: int | None = None
+    min_gain: float | None = None
+    gpu: StrPath | None = None
+    precision: str = "fp16"
+    batch_size: int = 1
+    input_shapes: InputShapes | None = None
     _skipped_ids: frozenset[int] = field(init=False, repr=False, compare=False)
     _skip_tests: tuple[Callable[[Any], bool], ...] = field(init=False, repr=False, compare=False)
+    _gains: LayerGains | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Validates the options.
 
         Raises:
             TypeError: if ``skip`` holds something that is neither a layer nor callable, ``padding`` is no bool, or
-                ``min_channels`` no integer.
-            ValueError: if ``kinds`` names a kind that is not supported, or ``min_channels`` is less than 1.
+                ``min_channels`` no integer, or ``min_gain`` no number.
+            ValueError: if ``kinds`` names a kind that is not supported, ``min_channels`` or ``min_gain`` is less than
+                1, there are no times for ``gpu`` and ``precision``, or ``gpu`` comes without ``min_gain``.
+            FileNotFoundError: if ``gpu`` is a path and there is no such file.
         """
         if not isinstance(self.padding, bool):
             raise TypeError(f"padding must be True or False, got {self.padding!r}")
@@ -116,6 +135,7 @@ class PruneForSparseTensorCores:
         object.__setattr__(self, "skip", (*layers, *tests))  # keeps the layers alive, and so their ids unique
         object.__setattr__(self, "_skipped_ids", frozenset(_ids_within(layers)))
         object.__setattr__(self, "_skip_tests", tuple(tests))
+        object.__setattr__(self, "_gains", self._checked_gains())
 
     def why(self, layer: Any) -> str | None:
         """Why a layer is kept dense.
@@ -125,6 +145,9 @@ class PruneForSparseTensorCores:
 
         Returns:
             None if the layer is to be pruned, else the reason in words, with the layer's name and the numbers.
+
+        Raises:
+            ValueError: with ``min_gain``, for a layer of no model that gains were estimated of.
         """
         reason = self.reason_for(layer)
         return None if reason is None else str(reason)
@@ -134,6 +157,19 @@ class PruneForSparseTensorCores:
         inner = unwrap(layer)
         why = self._why(layer, inner, kind_of(inner))
         return None if why is None else Reason(f"{type(inner).__name__} {getattr(inner, 'name', '?')!r}", why)
+
+    def estimate_gains(self, model: Any, input_shapes: InputShapes | None = None) -> None:
+        """With ``min_gain``, estimates what each layer of a model gains; without, does nothing.
+
+        Args:
+            model: a built model of tf_keras or Keras 3. Of several, the last is remembered.
+            input_shapes: used if the policy has none.
+
+        Raises:
+            ValueError: if the sizes of its products cannot be found, because it is not built or leaves them open.
+        """
+        if self._gains is not None:
+            self._gains.estimate(model, input_shapes)
 
     def allows(self, layer: Any) -> bool:
         """Whether the layer is to be pruned."""
@@ -175,6 +211,7 @@ class PruneForSparseTensorCores:
         """
         check_structure(model)
         check_not_quantized(model)
+        self.estimate_gains(model)
         left = self._left_dense(model, self.allows)
         if not left.wrapped:
             raise ValueError(no_prunable_layer_message(model, [reason for _, reason in left.by_policy], left.remedy))
@@ -206,7 +243,16 @@ class PruneForSparseTensorCores:
             kernels = [kernel for kernel in kernels if kernel.layout.reduction_axes]
         if not kernels:
             return "is built but holds no kernel variable"
-        return next((why for kernel in kernels if (why := self._why_kernel(kind, kernel)) is not None), None)
+        why = next((why for kernel in kernels if (why := self._why_kernel(kind, kernel)) is not None), None)
+        return self._gains.why(kernels) if why is None and self._gains is not None else why
+
+    def _checked_gains(self) -> LayerGains | None:
+        if self.min_gain is not None:
+            gpu = "H100" if self.gpu is None else self.gpu
+            return LayerGains(self.min_gain, gpu, self.precision, self.batch_size, self.input_shapes)
+        if self.gpu is not None:
+            raise ValueError(f"gpu={self.gpu!r} is where min_gain is a gain: give min_gain too, such as 1.05")
+        return None
 
     def _skips(self, layer: Any) -> bool:
         return id(layer) in self._skipped_ids or any(test(layer) for test in self._skip_tests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,17 @@ def check_built(model: Any, then: str) -> None:
             f"{model.name!r} is not built, so its kernels do not exist yet: call it on a batch, or build it with "
             f"model.build(input_shape), then {then}"
         )
+
+
+def check_batch_size(batch_size: Any) -> int:
+    """Raises TypeError or ValueError for what is no number of samples."""
+    try:
+        number = operator.index(batch_size)
+    except TypeError:
+        raise TypeError(f"batch_size must be a number of samples such as 1, got {batch_size!r}") from None
+    if number < 1 or isinstance(batch_size, bool):
+        raise ValueError(f"batch_size must be a number of samples, 1 or more, got {batch_size!r}")
+    return number
 
 
 def check_finite(kernels: Mapping[str, Any], others: Iterable[Any] = ()) -> None:

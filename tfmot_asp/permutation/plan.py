@@ -18,7 +18,7 @@ from tfmot_asp.graph.flatten import add_training, trace_function
 from tfmot_asp.graph.inputs import example_shapes, input_names, input_specs, leaves_sizes_open
 from tfmot_asp.graph.probes import random_inputs
 from tfmot_asp.graph.trace import concrete_function, variables_of
-from tfmot_asp.hardware.policy import why_dense
+from tfmot_asp.hardware.policy import estimate_gains, why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import is_masked
@@ -119,7 +119,7 @@ def plan_model(
 ) -> ModelPlan:
     """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises."""
     pattern = Pattern.of(sparsity_m_by_n)
-    chosen, dense = _kernels(model, policy)
+    chosen, dense = _kernels(model, policy, input_shapes)
     if not chosen:
         reasons = "; ".join(str(d.reason) for d in dense[:5]) + ("; ..." if len(dense) > 5 else "")
         raise ValueError(
@@ -238,7 +238,9 @@ def _traced(model: Any, input_shapes: InputShapes | None, open_size: int | None 
     return function, graph
 
 
-def _kernels(model: Any, policy: Policy | None) -> tuple[list[tuple[str, Kernel]], list[DenseLayer]]:
+def _kernels(
+    model: Any, policy: Policy | None, input_shapes: InputShapes | None
+) -> tuple[list[tuple[str, Kernel]], list[DenseLayer]]:
     """The kernels that the policy prunes, with names, and the layers it does not."""
     import tensorflow as tf
 
@@ -255,6 +257,7 @@ def _kernels(model: Any, policy: Policy | None) -> tuple[list[tuple[str, Kernel]
         "prune_low_magnitude(permute=True) does both",
     )
     rule = policy if policy is not None else PruneForSparseTensorCores()
+    estimate_gains(rule, model, input_shapes)
     chosen, dense = [], []
     for layer in layers_with_kernels(model):
         if any(is_masked(kernel.variable) for kernel in layer.kernels):

@@ -12,10 +12,10 @@ import numpy as np
 from tfmot_asp import masks
 from tfmot_asp.hardware import libraries
 from tfmot_asp.hardware.cost_model import CostModel, cost_model
-from tfmot_asp.hardware.policy import why_dense
+from tfmot_asp.hardware.policy import estimate_gains, why_dense
 from tfmot_asp.hardware.product_times import dense_time, product_times, why_no_sparse_kernel
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
-from tfmot_asp.keras_models.checks import check_built
+from tfmot_asp.keras_models.checks import check_batch_size, check_built
 from tfmot_asp.keras_models.kernels import Kernel, kernel_name, layers_with_kernels, used_kernel
 from tfmot_asp.keras_models.which_keras import is_keras_layer
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
@@ -87,6 +87,7 @@ def sparsity_report(
         raise ValueError(f"sparsity_report takes a Keras model or layer, got a {type(model).__name__}: {model!s:.80}")
     check_built(model, "report on it")
     policy = PruneForSparseTensorCores() if policy is None else policy
+    estimate_gains(policy, model, input_shapes)
     found = []
     for layer in layers_with_kernels(model):
         reason = why_dense(policy, layer.layer)
@@ -105,7 +106,7 @@ def _with_sizes(
 ) -> SparsityReport:
     from tfmot_asp.graph import kernel_work  # here: it imports TensorFlow
 
-    batch_size = kernel_work.check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     try:
         work = kernel_work.measure(model, kernels, batch_size, input_shapes)
     except Exception as error:  # whatever a model's own code may raise: what is known without sizes is reported

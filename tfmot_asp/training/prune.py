@@ -14,7 +14,7 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
 from tfmot_asp.hardware.left_dense import left_dense
-from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
+from tfmot_asp.hardware.policy import estimate_gains, no_prunable_layer_message, why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_finite
 from tfmot_asp.keras_models.kernels import LayerWithKernels, kernel_name, kernels_by_name, kernels_of
@@ -25,7 +25,7 @@ from tfmot_asp.keras_models.wrappable import check_structure, outer_layers
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.training import schedule
 from tfmot_asp.training.wrapper import PruneLowMagnitude
-from tfmot_asp.types import CalibrationData, Policy, Schedule
+from tfmot_asp.types import CalibrationData, InputShapes, Policy, Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -122,13 +122,16 @@ def prune_low_magnitude(
     }
     if not isinstance(to_prune, keras.Model):
         schedule.warn_of_excess(pruning_schedule, pattern, stacklevel=2)
+        if getattr(policy, "min_gain", None) is not None:
+            logger.warning("layers given one by one are wrapped as asked for: min_gain is a gain within a model")
     if isinstance(to_prune, (list, tuple)):
         return [_wrap_explicit(layer, options) for layer in to_prune]
     if not isinstance(to_prune, keras.Model):
         return _wrap_explicit(to_prune, {**options, **kwargs})
 
     policy = PruneForSparseTensorCores() if policy is None else policy
-    chosen = _layers_to_wrap(to_prune, policy)
+    shapes = permute.get("input_shapes") if isinstance(permute, Mapping) else None
+    chosen = _layers_to_wrap(to_prune, policy, shapes)
     _check_finite(chosen)
     schedule.warn_of_excess(pruning_schedule, pattern, stacklevel=2)
     with _without_a_trace(to_prune) as wrappers:
@@ -199,9 +202,10 @@ def _wrap_explicit(layer: Any, options: dict[str, Any]) -> Any:
     return PruneLowMagnitude(layer, **options)
 
 
-def _layers_to_wrap(model: Any, policy: Policy) -> list[NamedLayer]:
+def _layers_to_wrap(model: Any, policy: Policy, input_shapes: InputShapes | None) -> list[NamedLayer]:
     """The layers of a model that a policy allows, after all checks that a policy or its absence calls for."""
     check_structure(model)
+    estimate_gains(policy, model, input_shapes)
     if not isinstance(policy, PruneForSparseTensorCores) and hasattr(policy, "ensure_model_supports_pruning"):
         policy.ensure_model_supports_pruning(model)
     # tfmot asks its policies about every layer; others are asked about those with kernels, as by the other doors.

@@ -21,7 +21,7 @@ from tfmot_asp import masks
 from tfmot_asp.calibration.calibration_report import CalibrationReport
 from tfmot_asp.calibration.in_place import DataOptions, prune_in_place
 from tfmot_asp.calibration.restore import all_or_nothing
-from tfmot_asp.hardware.policy import no_prunable_layer_message, why_dense
+from tfmot_asp.hardware.policy import estimate_gains, no_prunable_layer_message, why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.batch_norm import batch_norms
 from tfmot_asp.keras_models.checks import check_built, check_finite
@@ -37,7 +37,7 @@ from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.sparsity import sparsity_report
 from tfmot_asp.reports.sparsity_report import SparsityReport
 from tfmot_asp.training.kernel_masks import KernelMasks
-from tfmot_asp.types import CalibrationData, Policy
+from tfmot_asp.types import CalibrationData, InputShapes, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ def prune_trained_model(
         raise TypeError(f"permute must be True, False or a mapping of permute()'s options, got {permute!r}")
     options = DataOptions(calibration_data, method, effort, scores, batch_norm, calibration_samples, progress)
     policy = PruneForSparseTensorCores() if policy is None else policy
-    kernels = kernels_to_prune(model, policy)
+    shapes = permute.get("input_shapes") if isinstance(permute, Mapping) else None
+    kernels = kernels_to_prune(model, policy, shapes)
     check_finite({name: kernel.variable for name, kernel in kernels.items()})
     if calibration_data is None:
         warn_of_batch_norms(model)
@@ -307,7 +308,7 @@ def write_masked(variable: Any, mask: Any) -> None:
     variable.assign(masks.apply_mask(tf.convert_to_tensor(variable), tf.convert_to_tensor(mask)))
 
 
-def kernels_to_prune(model: Any, policy: Policy) -> dict[str, Kernel]:
+def kernels_to_prune(model: Any, policy: Policy, input_shapes: InputShapes | None = None) -> dict[str, Kernel]:
     """The kernels that the policy allows, by name, each variable once. Changes nothing.
 
     Raises:
@@ -325,6 +326,7 @@ def kernels_to_prune(model: Any, policy: Policy) -> dict[str, Kernel]:
         model,
         ". Either train the model as it is, or take the wrappers off first: model = tfmot_asp.strip_pruning(model)",
     )
+    estimate_gains(policy, model, input_shapes)
     layers = layers_with_kernels(model)
     reasons = [why_dense(policy, layer.layer) for layer in layers]
     allowed = [layer for layer, reason in zip(layers, reasons, strict=True) if reason is None]

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from tfmot_asp.hardware.policy import why_dense
+from tfmot_asp.hardware.policy import estimate_gains, why_dense
 from tfmot_asp.hardware.rule import TF_ASP_KINDS, PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.constraints import is_masked
@@ -97,9 +97,9 @@ class AspOptimizerWrapperV2:
         if policy is not None and padding:
             raise ValueError("padding=True is an option of the default policy: PruneForSparseTensorCores(padding=True)")
         policy = PruneForSparseTensorCores(padding=padding, kinds=TF_ASP_KINDS) if policy is None else policy
-        kernels = _prunable_kernels(model, policy)
-        in_force = any(is_masked(kernel.variable) for kernel in kernels.values())
         options = {**messages.permute_options(model, input_shapes, device, plot_to_file), "optimizer": optimizer}
+        kernels = _prunable_kernels(model, policy, options["input_shapes"])
+        in_force = any(is_masked(kernel.variable) for kernel in kernels.values())
         permutation = None
         if permute and in_force:
             messages.log(
@@ -368,11 +368,12 @@ def _variant(optimizer: Any) -> type:
     )
 
 
-def _prunable_kernels(model: Any, policy: Policy) -> dict[str, Kernel]:
+def _prunable_kernels(model: Any, policy: Policy, input_shapes: InputShapes | None) -> dict[str, Kernel]:
     """The kernels that the policy prunes, by name, each variable once."""
     if not isinstance(model, tf_keras.Model):
         hint = "; for Keras 3, use tfmot_asp.prune_trained_model(model)" if is_keras3(model) else ""
         raise ValueError(f"model must be a tf_keras model, got a {type(model).__name__}{hint}")
     check_built(model, "wrap its optimizer")
     check_not_quantized(model)
+    estimate_gains(policy, model, input_shapes)
     return kernels_by_name(layer for layer in layers_with_kernels(model) if why_dense(policy, layer.layer) is None)
