@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import tfmot_asp
-from tfmot_asp.hardware.cost_model import _SHIPPED, CostModel, cost_model, estimate
+from tfmot_asp.hardware.cost_model import CostModel, cost_model, estimate
+from tfmot_asp.hardware.timing_table import SHIPPED
 
-TABLE = json.loads(_SHIPPED["H100"].read_text())
+TABLE = json.loads(SHIPPED["H100"].read_text())
 PRECISIONS = pytest.mark.parametrize("precision", ["fp16", "int8"])
 
 
@@ -89,9 +90,12 @@ def test_what_cannot_be_estimated_is_refused(tmp_path):
         estimate(8, 8, 8, gpu=tmp_path / "none.json")
     bad = tmp_path / "bad.json"
     for content, words in (
-        ({"rows": [{"precision": "fp16"}], "multiprocessors": 1}, "is no table of times: KeyError 'M'"),
+        ({"rows": [{"precision": "fp16"}], "multiprocessors": 1}, "is no table of times: KeyError 'sparse_us'"),
         ({**TABLE, "rows": TABLE["rows"][:3]}, "has 3 products in fp16; at least 7"),
-        ({**TABLE, "rows": [{**row, "dense_us": 0} for row in TABLE["rows"]]}, "positive sizes and times"),
+        (
+            {**TABLE, "rows": [{**row, "dense_us": 0} for row in TABLE["rows"]]},
+            "sizes, times and multiprocessors must be positive",
+        ),
     ):
         bad.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=words):

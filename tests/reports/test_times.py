@@ -9,7 +9,7 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import convnet
 from tfmot_asp.hardware import estimate
-from tfmot_asp.hardware.cost_model import _SHIPPED
+from tfmot_asp.hardware.timing_table import SHIPPED
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_the_table_and_the_dict(model):
 
 
 def test_times_of_a_table_of_ones_own(model, tmp_path):
-    table = json.loads(_SHIPPED["H100"].read_text())
+    table = json.loads(SHIPPED["H100"].read_text())
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({**table, "gpu": "Mine"}))
     mine, theirs = (tfmot_asp.sparsity_report(model, gpu=gpu) for gpu in (path, "H100"))

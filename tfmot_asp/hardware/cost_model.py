@@ -12,7 +12,6 @@ process of its own, and the three are reconciled.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import operator
 import os
@@ -21,14 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tfmot_asp.hardware.precision import check_precision
+from tfmot_asp.hardware.timing_table import SHIPPED, Array, read_table
 from tfmot_asp.types import StrPath
 
-Array = npt.NDArray[np.float64]
-
-_SHIPPED = {"H100": Path(__file__).parent / "timings" / "h100.json"}
 _TILE = 128  # rows and columns of an output that one block of threads computes
 _OPERAND_BYTES = {"fp16": 2, "int8": 1}
 _RESULT_BYTES = {"fp16": 2, "int8": 4}
@@ -96,10 +92,10 @@ def estimate(m: int, n: int, k: int, *, precision: str = "fp16", gpu: StrPath = 
 
 def cost_model(gpu: StrPath, precision: str) -> CostModel:
     """The model of a GPU in a precision, fitted once. See ``estimate``."""
-    known = ", ".join(map(repr, _SHIPPED))
+    known = ", ".join(map(repr, SHIPPED))
     if not isinstance(gpu, (str, os.PathLike)):
         raise TypeError(f"gpu must be {known} or the path of a .json file of times, got {gpu!r}")
-    path = _SHIPPED.get(str(gpu).upper(), Path(gpu))
+    path = SHIPPED.get(str(gpu).upper(), Path(gpu))
     if path.suffix != ".json":
         raise ValueError(f"no times are known for gpu={str(gpu)!r}; it must be {known} or a .json file of times")
     path = path.resolve()
@@ -108,26 +104,20 @@ def cost_model(gpu: StrPath, precision: str) -> CostModel:
 
 @functools.lru_cache
 def _fitted(path: Path, written: int, precision: str) -> CostModel:
-    try:
-        table = json.loads(path.read_text())
-        rows = [row for row in table["rows"] if row["precision"] == precision]
-        sizes = np.array([[row["M"], row["N"], row["K"]] for row in rows], np.float64)
-        dense, sparse = (np.array([row[name] for row in rows], np.float64) for name in ("dense_us", "sparse_us"))
-        processors = int(table["multiprocessors"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is no table of times: {type(error).__name__} {error}") from error
-    positive = all(np.isfinite(values).all() and (values > 0).all() for values in (sizes, dense, sparse))
-    if len(rows) < len(_START) or not positive or processors < 1:
+    table = read_table(path)
+    sizes, dense, sparse = table.of(precision)
+    if len(sizes) < LEAST_PRODUCTS:
         raise ValueError(
-            f"{str(path)!r} has {len(rows)} products in {precision}; at least {len(_START)} are needed, with positive "
-            "sizes and times, and the number of multiprocessors"
+            f"{str(path)!r} has {len(sizes)} products in {precision}; at least {LEAST_PRODUCTS} are needed"
         )
-    return CostModel(sizes, dense, sparse, precision, processors, str(table.get("gpu", path.stem)))
+    return CostModel(sizes, dense, sparse, precision, table.multiprocessors, table.gpu)
 
 
 # The logarithms of a roofline's parameters to start from: microseconds of a launch, and of 1,000 sums over K; TFLOP/s;
 # GB/s; how sharply one limit gives way to the next; the power of K; and the share of whole waves, as a logit.
 _START = {"launch": 2.5, "sums": 1.0, "rate": 800.0, "bandwidth": 2500.0, "blend": 2.0, "power": 0.75, "waves": 1.0}
+
+LEAST_PRODUCTS = len(_START)  # so many parameters ask for as many times
 
 
 class CostModel:

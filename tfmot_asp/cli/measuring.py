@@ -1,0 +1,41 @@
+"""``tfmot-asp measure``: a table of times of this machine's GPU."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from tfmot_asp.cli.terminal import Console
+from tfmot_asp.reports.progress_bar import progress_bar
+from tfmot_asp.reports.table import table
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> int:
+    """Times products dense and 2:4, and writes the table that ``--gpu FILE.json`` takes."""
+    from tfmot_asp.hardware.measurement import PRECISIONS
+    from tfmot_asp.hardware.measurement import measure as measure_products
+
+    with progress_bar(1, "products", console.progress, "product") as bar:
+
+        def on_product(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        times = measure_products(
+            arguments.output,
+            precisions=PRECISIONS if arguments.precision is None else (arguments.precision,),
+            overwrite=arguments.force,
+            on_product=on_product,
+        )
+    header = ("precision", "M", "N", "K", "dense us", "2:4 us", "gain")
+    rows = [
+        (
+            *map(str, (row.precision, row.M, row.N, row.K, row.dense_us, row.sparse_us)),
+            f"{row.dense_us / row.sparse_us:.2f}",
+        )
+        for row in times.rows
+    ]
+    lines = [f"Microseconds on {times.gpu} (driver {times.driver})", *table(header, rows)]
+    lines.append(f"Wrote {arguments.output}: give it to --gpu")
+    console.result("\n".join(lines), {"output": str(arguments.output), **asdict(times)})
+    return 0

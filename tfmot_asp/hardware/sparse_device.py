@@ -1,0 +1,303 @@
+"""Products on this machine's GPU, 2:4 by cuSPARSELt and dense by cuBLAS: the one module that needs a device.
+
+All products are y[M, N] = x[M, K] @ w[N, K].T of row-major matrices. For both libraries y is the column-major N x M.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfmot_asp.hardware import cusparselt
+from tfmot_asp.hardware.cusparselt import CuSparseLt, Opaque
+
+OLDEST_CAPABILITY = 80  # sparse Tensor Cores came with Ampere
+
+PER_GRAPH, REPEATS = 20, 8
+_WORKSPACE_BYTES = 32 << 20  # what cuBLAS recommends for Hopper
+_ALIGNMENT = 16
+_TOLERANCE = 0.01  # of fp16, summed in another order and rounded once
+
+_CUBLAS_N, _CUBLAS_T = 0, 1
+_CUBLAS_DEFAULT = -1
+_CUBLAS_32F, _CUBLAS_32I = 68, 72
+
+
+class _Kinds(NamedTuple):
+    operand: str
+    result: str
+    cuda_operand: int
+    cuda_result: int
+    sparse_sums: int
+    dense_sums: int
+    dense_scalar: Any  # type of alpha and beta for cuBLAS; for cuSPARSELt it is float
+
+
+_PRECISIONS = {
+    "fp16": _Kinds(
+        "float16",
+        "float16",
+        cusparselt.CUDA_R_16F,
+        cusparselt.CUDA_R_16F,
+        cusparselt.COMPUTE_32F,
+        _CUBLAS_32F,
+        ctypes.c_float,
+    ),
+    "int8": _Kinds(
+        "int8",
+        "int32",
+        cusparselt.CUDA_R_8I,
+        cusparselt.CUDA_R_32I,
+        cusparselt.COMPUTE_32I,
+        _CUBLAS_32I,
+        ctypes.c_int32,
+    ),
+}
+
+
+class Samples(NamedTuple):
+    """Microseconds of one product, once for each repetition."""
+
+    dense: list[float]
+    sparse_default: list[float]
+    sparse_searched: list[float]
+
+
+def why_not() -> str | None:
+    """What is missing on this machine, and what to do about it; None if products can be run here."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); install tfmot-asp[cuda12] or tfmot-asp[cuda13]"
+    if cusparselt.find_library() is None:
+        return "cuSPARSELt is not installed; install nvidia-cusparselt-cu12 or nvidia-cusparselt-cu13"
+    if not Path("/proc/self/maps").exists():
+        return "products can be measured on Linux only"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy raises its own CUDARuntimeError, which cannot be named without CuPy
+        return f"CuPy finds no usable CUDA driver ({error})"
+    if count == 0:
+        return "there is no CUDA device"
+    capability = cupy.cuda.Device().compute_capability
+    if int(capability) < OLDEST_CAPABILITY:
+        return f"the GPU has compute capability {capability}, and sparse Tensor Cores came with {OLDEST_CAPABILITY}"
+    return None
+
+
+class SparseDevice:
+    """This machine's GPU, with both libraries.
+
+    Attributes:
+        gpu: its name.
+        multiprocessors: how many it has.
+        driver: version of its driver.
+        versions: of the libraries, by name.
+
+    Raises:
+        RuntimeError: if something is missing, see ``why_not``.
+    """
+
+    def __init__(self) -> None:
+        if (why := why_not()) is not None:
+            raise RuntimeError(f"products cannot be run on a GPU here: {why}")
+        import cupy
+
+        self._cupy = cupy
+        runtime = cupy.cuda.runtime
+        path = cusparselt.find_library(runtime.runtimeGetVersion() // 1000)
+        assert path is not None  # why_not has looked
+        facts = runtime.getDeviceProperties(cupy.cuda.Device().id)
+        self.gpu, self.multiprocessors = facts["name"].decode(), int(facts["multiProcessorCount"])
+        self.driver = _driver() or f"for CUDA {runtime.driverGetVersion() // 1000}"
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._sparse, self._handle = CuSparseLt(path), Opaque()
+        self._sparse("Init", self._handle)
+        # Of cuBLAS, CuPy's copy with a handle of our own: CuPy itself refuses to call it while a graph is captured.
+        assert cupy.cuda.Device().cublas_handle  # loads it
+        self._cublas, self._cublas_handle = ctypes.CDLL(_loaded("libcublas.so")), ctypes.c_void_p()
+        self._workspace = cupy.empty(_WORKSPACE_BYTES, "uint8")
+        self._dense("Create", ctypes.byref(self._cublas_handle))
+        self._dense("SetStream", self._cublas_handle, ctypes.c_void_p(self._stream.ptr))
+        workspace = ctypes.c_void_p(self._workspace.data.ptr), ctypes.c_size_t(_WORKSPACE_BYTES)
+        self._dense("SetWorkspace", self._cublas_handle, *workspace)
+        version = ctypes.c_int()
+        self._dense("GetVersion", self._cublas_handle, ctypes.byref(version))
+        self.versions = {
+            "CuPy": cupy.__version__,
+            "cuBLAS": str(version.value),
+            "cuSPARSELt": ".".join(map(str, self._sparse.version)),
+        }
+
+    @property
+    def free_bytes(self) -> int:
+        """Of the device's memory."""
+        pool = self._cupy.get_default_memory_pool()
+        return int(self._cupy.cuda.Device().mem_info[0] + pool.free_bytes())
+
+    def times(self, precision: str, m: int, n: int, k: int) -> Samples:
+        """Times of a product of random values.
+
+        Raises:
+            RuntimeError: if both libraries do not compute the same.
+        """
+        cupy, dtype = self._cupy, _PRECISIONS[precision].operand
+        with self._stream:
+            generator = cupy.random.RandomState(0)
+            x, weight = (
+                cupy.floor(17 * generator.random_sample((rows, k), np.float32) - 8).astype(dtype) for rows in (m, n)
+            )
+            weight.reshape(n, k // 4, 4)[:, :, 2:] = 0
+            run_dense, dense = self._dense_product(precision, weight, x)
+            samples = [self._timed(run_dense)]
+            with contextlib.closing(_SparseProduct(self, precision, weight, x)) as product:
+                samples.append(self._timed(product.run))
+                _check_equal(product.result, dense, f"{precision} product {m} x {n} x {k}")
+                product.search()
+                samples.append(self._timed(product.run))
+                _check_equal(product.result, dense, f"{precision} product {m} x {n} x {k}, after the search,")
+        return Samples(*samples)
+
+    def run(self, precision: str, weight: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What both libraries compute of a 2:4 weight (N, K) and of activations (M, K): (M, N) sparse and dense.
+
+        Raises:
+            RuntimeError: if cuSPARSELt says that the weight is not 2:4.
+        """
+        cupy, dtype = self._cupy, _PRECISIONS[precision].operand
+        with self._stream:
+            on_device = [cupy.asarray(np.ascontiguousarray(values, dtype)) for values in (weight, x)]
+            run_dense, dense = self._dense_product(precision, *on_device)
+            run_dense()
+            with contextlib.closing(_SparseProduct(self, precision, *on_device)) as product:
+                product.run()
+                return cupy.asnumpy(product.result), cupy.asnumpy(dense)
+
+    def _dense_product(self, precision: str, weight: Any, x: Any) -> tuple[Callable[[], None], Any]:
+        """A function that runs it, and where the result is then."""
+        kinds, (n, k), m = _PRECISIONS[precision], weight.shape, len(x)
+        result = self._cupy.zeros((m, n), kinds.result)
+        one, zero = kinds.dense_scalar(1), kinds.dense_scalar(0)
+        operands = [(ctypes.c_void_p(array.data.ptr), kinds.cuda_operand, k) for array in (weight, x)]
+        arguments = (
+            *(self._cublas_handle, _CUBLAS_T, _CUBLAS_N, n, m, k, ctypes.byref(one), *operands[0], *operands[1]),
+            *(ctypes.byref(zero), ctypes.c_void_p(result.data.ptr), kinds.cuda_result, n),
+            *(kinds.dense_sums, _CUBLAS_DEFAULT),
+        )
+        return lambda: self._dense("GemmEx", *arguments), result
+
+    def _dense(self, name: str, *arguments: Any) -> None:
+        """Calls a function of cuBLAS."""
+        suffix = "" if name == "GemmEx" else "_v2"
+        status = getattr(self._cublas, f"cublas{name}{suffix}")(*arguments)
+        if status:
+            raise RuntimeError(f"cublas{name} failed with status {status}")
+
+    def _timed(self, run: Callable[[], None]) -> list[float]:
+        """Microseconds of one run, in a graph of many, as often as we repeat it."""
+        cupy, stream = self._cupy, self._stream
+        run()
+        stream.synchronize()
+        stream.begin_capture()
+        for _ in range(PER_GRAPH):
+            run()
+        graph = stream.end_capture()
+        graph.launch(stream)
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        times = []
+        for _ in range(REPEATS):
+            start.record(stream)
+            graph.launch(stream)
+            end.record(stream)
+            end.synchronize()
+            times.append(1000 * cupy.cuda.get_elapsed_time(start, end) / PER_GRAPH)
+        return times
+
+
+class _SparseProduct:
+    """A product with a 2:4 weight (N, K), compressed, and activations (M, K)."""
+
+    def __init__(self, device: SparseDevice, precision: str, weight: Any, x: Any) -> None:
+        self._call, self._handle, cupy = device._sparse, device._handle, device._cupy
+        kinds, (n, k), m = _PRECISIONS[precision], weight.shape, len(x)
+        self._empty = lambda size: cupy.empty(max(int(size.value), 1), "uint8")
+        self._stream = ctypes.c_void_p(device._stream.ptr)
+        self._one, self._zero = ctypes.c_float(1), ctypes.c_float(0)
+        self._x, self.result = x, cupy.zeros((m, n), kinds.result)
+        self._matrices = sparse, dense, result = Opaque(), Opaque(), Opaque()
+        self._product, self._choice, self._plan = Opaque(), Opaque(), Opaque()
+        call, handle = self._call, self._handle
+        of_operands = (_ALIGNMENT, kinds.cuda_operand, cusparselt.ORDER_ROW)
+        half = cusparselt.SPARSITY_50_PERCENT
+        call("StructuredDescriptorInit", handle, sparse, n, k, k, *of_operands, half)
+        call("DenseDescriptorInit", handle, dense, m, k, k, *of_operands)
+        call("DenseDescriptorInit", handle, result, n, m, n, _ALIGNMENT, kinds.cuda_result, cusparselt.ORDER_COL)
+        sides = (cusparselt.NON_TRANSPOSE, cusparselt.TRANSPOSE, sparse, dense, result, result)
+        call("MatmulDescriptorInit", handle, self._product, *sides, kinds.sparse_sums)
+        call("MatmulAlgSelectionInit", handle, self._choice, self._product, cusparselt.ALG_DEFAULT)
+        call("MatmulPlanInit", handle, self._plan, self._product, self._choice)
+        wrong = cupy.zeros(1, "int32")
+        call("SpMMAPruneCheck", handle, self._product, weight.data.ptr, wrong.data.ptr, self._stream)
+        if int(wrong[0]):
+            raise RuntimeError("cuSPARSELt says that the weight is not 2:4")
+        size, scratch = ctypes.c_size_t(), ctypes.c_size_t()
+        call("SpMMACompressedSize", handle, self._plan, ctypes.byref(size), ctypes.byref(scratch))
+        self._compressed, temporary = self._empty(size), self._empty(scratch)
+        pointers = (weight.data.ptr, self._compressed.data.ptr, temporary.data.ptr)
+        call("SpMMACompress", handle, self._plan, *pointers, self._stream)
+        device._stream.synchronize()
+        self._size_workspace()
+
+    def _size_workspace(self) -> None:
+        size = ctypes.c_size_t()
+        self._call("MatmulGetWorkspace", self._handle, self._plan, ctypes.byref(size))
+        self._workspace = self._empty(size)
+
+    def run(self) -> None:
+        """Computes ``result``."""
+        self._matmul("Matmul")
+
+    def search(self) -> None:
+        """Has the library look for the fastest algorithm, which ``run`` takes from then on."""
+        self._matmul("MatmulSearch")
+        self._size_workspace()
+
+    def _matmul(self, name: str) -> None:
+        out = self.result.data.ptr
+        operands = (ctypes.byref(self._one), self._compressed.data.ptr, self._x.data.ptr)
+        results = (ctypes.byref(self._zero), out, out, self._workspace.data.ptr)
+        self._call(name, self._handle, self._plan, *operands, *results, ctypes.byref(self._stream), 1)
+
+    def close(self) -> None:
+        """Frees what the library holds for it."""
+        self._call("MatmulPlanDestroy", self._plan)
+        self._call("MatmulAlgSelectionDestroy", self._choice)
+        for matrix in self._matrices:
+            self._call("MatDescriptorDestroy", matrix)
+
+
+def _check_equal(sparse: Any, dense: Any, what: str) -> None:
+    error = float(abs(sparse - dense).max()) / max(float(abs(dense).max()), 1.0)
+    if not error < _TOLERANCE:
+        raise RuntimeError(f"{what} differs from the dense one by {error:.3g} of its largest value")
+
+
+def _driver() -> str | None:
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", path.read_text()) if path.exists() else None
+    return found[0] if found else None
+
+
+def _loaded(name: str) -> str:
+    """The path of a library that this process has loaded."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if Path(path).name.startswith(name):
+            return path
+    raise RuntimeError(f"CuPy did not load {name}")
