@@ -137,6 +137,50 @@ def _(g, x):
     return layers.Dense(c)(tf.reshape(tf.transpose(y, (0, 2, 1, 3)), (-1, n, c)))
 
 
+@kind("recurrent", lambda x: sequence(x) and int(x.shape[1]) <= 16)
+def _(g, x):
+    layer = g.choose((layers.LSTM, layers.GRU, layers.SimpleRNN))
+    layer = layer(g.width(), return_sequences=g.draw(st.booleans()), go_backwards=g.draw(st.booleans()))
+    if g.draw(st.booleans()):
+        return layers.Bidirectional(layer, merge_mode=g.choose(("concat", "sum")))(x)
+    return g.share(layer, layers.Masking(mask_value=0.5)(x) if g.draw(st.booleans()) else x)
+
+
+class _Mapped(layers.Layer):
+    """A Dense layer for one entry of the batch at a time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = layers.Dense(width, activation="tanh")
+
+    def build(self, shape: Any) -> None:
+        self.dense.build(shape[1:])
+
+    def call(self, x: Any) -> Any:
+        return tf.map_fn(self.dense, x)
+
+
+@kind("map", lambda x: len(x.shape) > 2)
+def _(g, x):
+    return _Mapped(g.width())(x)
+
+
+@kind("loop")
+def _(g, x):
+    """A few steps of one op or the other, which may leave every channel its own order or not."""
+    steps = [tf.tanh, lambda y: tf.roll(y, 1, -1), lambda y: y + tf.reduce_mean(y, -1, keepdims=True)]
+    steps += [lambda y: y * np.linspace(0.5, 1.5, y.shape[-1]), lambda y: tf.reverse(y, [-1])]
+    first, second = g.choose(steps), g.choose(steps)
+
+    def step(y: Any, x: Any) -> Any:
+        return tf.cond(tf.reduce_sum(y) > 0.0, lambda: first(y), lambda: second(y) * 0.5) + 0.1 * x
+
+    def loop(x: Any) -> Any:
+        return tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, tf.ensure_shape(step(y, x), y.shape)), (0, x))[1]
+
+    return layers.Lambda(loop)(x)
+
+
 @kind("batch norm")
 def _(g, x):
     return layers.BatchNormalization(scale=g.draw(st.booleans()), center=g.draw(st.booleans()))(x)

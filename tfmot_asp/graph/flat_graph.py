@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,33 @@ import tensorflow as tf
 from tfmot_asp.keras_models.variables import underlying_variable
 
 _UNSET = object()
+
+UNKNOWN = (-1,)
+
+
+class ListShape(NamedTuple):
+    """How many tensors a list holds, None if that is not known, and their shape.
+
+    Attributes:
+        length: number of tensors.
+        element: their shape: None while there are none; (-1,) if it is not known or differs.
+        declared: whether the list takes no others.
+    """
+
+    length: int | None = None
+    element: tuple[int, ...] | None = UNKNOWN
+    declared: bool = False
+
+    def joined(self, other: ListShape) -> ListShape:
+        """What can be said of a list that is either of two."""
+        found = self.holding(other.element)
+        return found._replace(length=self.length if self.length == other.length else None)
+
+    def holding(self, element: tuple[int, ...] | None) -> ListShape:
+        """The same after a tensor was put in."""
+        if self.declared or element in (None, self.element):
+            return self
+        return self._replace(element=element if self.element is None else UNKNOWN)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -21,12 +48,13 @@ class Tensor:
         shape: static shape, or None where even inference leaves a dimension open.
         dtype: TensorFlow dtype.
         op: the op that makes it; None for a function input or a captured value.
-        index: which of the op's outputs it is.
+        index: which of the op's outputs it is, or of the function's inputs.
         variable: for a resource, position of the variable in :attr:`Graph.variables`.
         value: the value, where it is a constant.
         used: whether an op or an output of the graph reads it.
         name: of a function input, as the caller spelled it.
         captured: of what is neither constant nor variable but comes from outside (a lookup table), the eager tensor.
+        stacked: of a list of tensors that no op makes, what is known of them.
     """
 
     shape: tuple[int, ...] | None
@@ -38,6 +66,7 @@ class Tensor:
     used: bool = True
     name: str = ""
     captured: Any = None
+    stacked: ListShape | None = None
 
     @property
     def is_resource(self) -> bool:

@@ -6,6 +6,7 @@ Shapes that a nested function leaves open are inferred again from the caller's. 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from tensorflow.python.framework import function_def_to_graph
 from tfmot_asp.graph.evaluate import run_op
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor, variable_key
 from tfmot_asp.graph.inputs import shape_list
+from tfmot_asp.graph.list_shapes import ListShape, list_shape, taken_out
+from tfmot_asp.graph.ops import CHOICES, LOOPS
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +48,86 @@ def add_training(graph: Graph, function: Any, variables: Sequence[tf.Variable] =
     for op in step.ops:
         op.training = True
         op.index += len(graph.ops)
+    for tensor, known in zip(step.inputs, graph.inputs, strict=False):
+        tensor.name = known.name
     return Graph(graph.ops + step.ops, graph.inputs + step.inputs, graph.outputs + step.outputs, step.variables)
 
 
-def flatten_body(graph: Graph, op: Op, function: str, inputs: Sequence[Tensor]) -> Graph:
-    """The flat graph of a function that an op of ``graph`` calls when it likes: a loop's body, a branch."""
-    body = function_graph(op.source.graph, function)
+def flatten_body(graph: Graph, op: Op, function: str, inputs: Sequence[Tensor], outputs: int | None = None) -> Graph:
+    """The flat graph of a function that an op of ``graph`` calls when it likes: a loop's body, a branch.
+
+    Args:
+        graph: whose variables it reads.
+        op: of that graph.
+        function: its name.
+        inputs: of the function.
+        outputs: how many it has, where the op has as many.
+    """
+    body = function_graph(op.source.graph, function, len(inputs), outputs)
     flattener = _Flattener(None, known=graph.variables)
     env: dict[int, Tensor] = {id(p): t for p, t in zip(body.inputs, inputs, strict=True)}
     flattener.flatten(body, env, f"{op.name}/")
-    outputs = [env[id(t)] for t in body.outputs]
-    return Graph(_live(flattener.ops, outputs), list(inputs), outputs, graph.variables)
+    results = [env[id(t)] for t in body.outputs]
+    return Graph(_live(flattener.ops, results), list(inputs), results, graph.variables)
+
+
+def trace_loop(graph: Graph, op: Op) -> tuple[Graph, Graph]:
+    """The condition and the body of a `While` op of `graph`, as flat graphs with the same inputs.
+
+    An input that no step changes is the op's own input, so that what it comes from can be followed out of the loop. Any
+    other is a new tensor that no op makes; its shape is that of the first step, and None if it differs in later ones.
+    """
+    body_name, cond_name = op.attr("body").name, op.attr("cond").name
+    raw = function_graph(op.source.graph, body_name, len(op.inputs), len(op.outputs))
+    inputs = [
+        given if _passed_on(raw, i) else _loop_variable(given, _list_shape(given, graph.variables))
+        for i, given in enumerate(op.inputs)
+    ]
+    while True:
+        body = flatten_body(graph, op, body_name, inputs, len(op.outputs))
+        after = [_list_shape(t, graph.variables) for t in body.outputs]
+        shapes = [t.shape if t.shape == r.shape else None for t, r in zip(inputs, body.outputs, strict=True)]
+        lists = [t.stacked.joined(r) if t.stacked and r else None for t, r in zip(inputs, after, strict=True)]
+        changed = [
+            i for i, t in enumerate(inputs) if t not in op.inputs and (t.shape, t.stacked) != (shapes[i], lists[i])
+        ]
+        if not changed:
+            break
+        for i in changed:
+            inputs[i] = _loop_variable(inputs[i], lists[i])
+            inputs[i].shape = shapes[i]
+    return flatten_body(graph, op, cond_name, inputs), body
+
+
+def trace_branches(graph: Graph, op: Op) -> list[Graph]:
+    """The branches of an `If` or `Case` op of `graph`, as flat graphs on the op's own inputs but the first."""
+    if op.type.endswith("If"):
+        names = [op.attr("then_branch").name, op.attr("else_branch").name]
+    else:
+        names = [branch.name for branch in op.attr("branches")]
+    return [flatten_body(graph, op, name, op.inputs[1:], len(op.outputs)) for name in names]
+
+
+def _passed_on(body: Any, index: int) -> bool:
+    """Whether a loop's body returns its input of that index as it came."""
+    result = body.outputs[index]
+    while result.op.type == "Identity":
+        result = result.op.inputs[0]
+    return result is body.inputs[index]
+
+
+def _loop_variable(given: Tensor, stacked: ListShape | None) -> Tensor:
+    return Tensor(given.shape, given.dtype, variable=given.variable, stacked=stacked)
+
+
+def _list_shape(tensor: Tensor, variables: Sequence[tf.Variable]) -> ListShape | None:
+    return list_shape(tensor, functools.partial(_returned, variables)) if tensor.dtype == tf.variant else None
+
+
+def _returned(variables: Sequence[tf.Variable], output: Tensor) -> Tensor:
+    """What the body of a loop returns for one of its outputs."""
+    assert output.op is not None
+    return trace_loop(Graph([], [], [], list(variables)), output.op)[1].outputs[output.index]
 
 
 class _Flattener:
@@ -76,7 +148,7 @@ class _Flattener:
         inputs = []
         for i, placeholder in enumerate(arguments):
             shape = placeholder.shape if input_shapes is None else input_shapes[i]
-            inputs.append(Tensor(_full(shape), placeholder.dtype, name=_argument_name(placeholder)))
+            inputs.append(Tensor(_full(shape), placeholder.dtype, index=i, name=_argument_name(placeholder)))
         env: dict[int, Tensor] = {id(p): t for p, t in zip(arguments, inputs, strict=True)}
         for external, placeholder in zip(captured, internal, strict=True):
             env[id(placeholder)] = self._capture(external)
@@ -110,7 +182,7 @@ class _Flattener:
                 continue
             new = Op(len(self.ops), op.type, scope + op.name, inputs, [], op)
             values = self._fold_variable(op, inputs) or _fold(op, inputs)
-            shapes = self._shapes(op, inputs) if values is None else [np.shape(v) for v in values]
+            shapes = self._shapes(new) if values is None else [np.shape(v) for v in values]
             for i, (output, shape) in enumerate(zip(op.outputs, shapes, strict=True)):
                 value = None if values is None else values[i]
                 # A resource passes through these unchanged; what other ops do to one pins it.
@@ -127,16 +199,29 @@ class _Flattener:
             return [np.asarray(shape.as_list(), op.outputs[0].dtype.as_numpy_dtype)]
         return None
 
-    def _shapes(self, op: Any, inputs: list[Tensor]) -> list[tuple[int, ...] | None]:
+    def _shapes(self, op: Op) -> list[tuple[int, ...] | None]:
+        inputs = op.inputs
         if op.type == "ResourceGather" and inputs[0].variable is not None and inputs[1].shape is not None:
-            batch = int(op.get_attr("batch_dims"))
+            batch = int(op.attr("batch_dims"))
             return [(*inputs[1].shape, *self.variables[inputs[0].variable].shape.as_list()[1 + batch :])]
-        return _output_shapes(op, inputs)
+        shapes = _output_shapes(op.source, inputs)
+        if None not in shapes:
+            return shapes
+        here = Graph([], [], [], self.variables)
+        if op.type in LOOPS:
+            return [t.shape for t in trace_loop(here, op)[1].inputs]
+        if op.type in CHOICES:
+            branches = [[t.shape for t in branch.outputs] for branch in trace_branches(here, op)]
+            return [of_each[0] if len(set(of_each)) == 1 else None for of_each in zip(*branches, strict=True)]
+        if op.type.startswith("TensorList"):
+            taken = taken_out(op.type, inputs, functools.partial(_returned, self.variables))
+            return [taken if shape is None else shape for shape in shapes]
+        return shapes
 
     def _enter(
         self, graph: Any, op: Any, function: str, inputs: list[Tensor], env: dict[int, Tensor], scope: str
     ) -> None:
-        body = function_graph(graph, function, len(op.outputs))
+        body = function_graph(graph, function, len(inputs), len(op.outputs))
         inner = {id(p): t for p, t in zip(body.inputs, inputs, strict=True)}
         self.flatten(body, inner, f"{scope}{op.name}/")
         for output, result in zip(op.outputs, body.outputs, strict=True):
@@ -155,7 +240,8 @@ def _live(ops: list[Op], outputs: list[Tensor]) -> list[Op]:
     needed = {id(t) for t in outputs}
     live = []
     for op in reversed(ops):
-        writes = op.source.op_def.is_stateful and any(t.is_resource for t in op.inputs) and not op.outputs
+        may_write = not op.outputs or op.type in (*LOOPS, *CHOICES)
+        writes = may_write and op.source.op_def.is_stateful and any(t.is_resource for t in op.inputs)
         if writes or any(id(t) in needed and t.value is None for t in op.outputs):
             live.append(op)
             needed.update(id(t) for t in op.inputs)
@@ -167,7 +253,7 @@ def _live(ops: list[Op], outputs: list[Tensor]) -> list[Op]:
     return live
 
 
-def function_graph(graph: Any, name: str, outputs: int | None = None) -> Any:
+def function_graph(graph: Any, name: str, inputs: int, outputs: int | None = None) -> Any:
     """The graph of a function that an op of ``graph`` calls by name.
 
     A function that was differentiated in this process has had its graph changed: intermediates have become outputs, and
@@ -176,6 +262,7 @@ def function_graph(graph: Any, name: str, outputs: int | None = None) -> Any:
     Args:
         graph: in which the op is.
         name: of the function.
+        inputs: how many inputs the op gives it.
         outputs: how many outputs the op has, if it has those of the function.
     """
     outer = graph
@@ -183,12 +270,18 @@ def function_graph(graph: Any, name: str, outputs: int | None = None) -> Any:
         function = outer._get_function(name)
         if function is not None:
             body = getattr(function, "graph", None)
-            if body is not None and outputs in (None, len(body.outputs)):
+            if body is not None and len(body.inputs) == inputs and outputs in (None, len(body.outputs)):
                 return body
             break
         outer = getattr(outer, "outer_graph", None)
-    library = {f.signature.name: f for f in graph.as_graph_def(add_shapes=True).library.function}
-    return function_def_to_graph.function_def_to_graph(library[name])
+    outer = graph
+    while outer is not None:
+        library = {f.signature.name: f for f in outer.as_graph_def(add_shapes=True).library.function}
+        if name in library:
+            with graph.as_default():  # in which what it calls in turn is found
+                return function_def_to_graph.function_def_to_graph(library[name])
+        outer = getattr(outer, "outer_graph", None)
+    raise ValueError(f"the graph calls a function {name!r} that it does not hold")
 
 
 def _full(shape: Any) -> tuple[int, ...] | None:

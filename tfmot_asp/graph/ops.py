@@ -107,6 +107,12 @@ def is_transposed(op: Op, operand: int) -> bool:
     return any(op.attr(name, False) for name in (("transpose_a", "adj_x"), ("transpose_b", "adj_y"))[operand])
 
 
+# Ops that call functions when they like
+
+LOOPS = ("While", "StatelessWhile")
+CHOICES = ("If", "StatelessIf", "Case", "StatelessCase")
+
+
 # The channel axis
 
 

@@ -20,10 +20,21 @@ from dataclasses import dataclass, replace
 
 from tfmot_asp import einsum
 from tfmot_asp.graph.constants import behind
-from tfmot_asp.graph.control_flow import number_of_steps, trace_loop
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
-from tfmot_asp.graph.flatten import flatten_body
-from tfmot_asp.graph.ops import CONVOLUTION, DEPTHWISE, EINSUM, MATMUL, PRODUCTS, TRANSPOSED, is_transposed, product_of
+from tfmot_asp.graph.flatten import trace_branches, trace_loop
+from tfmot_asp.graph.loop_steps import number_of_steps
+from tfmot_asp.graph.ops import (
+    CHOICES,
+    CONVOLUTION,
+    DEPTHWISE,
+    EINSUM,
+    LOOPS,
+    MATMUL,
+    PRODUCTS,
+    TRANSPOSED,
+    is_transposed,
+    product_of,
+)
 
 
 @dataclass(frozen=True)
@@ -118,9 +129,9 @@ def _count(graph: Graph, varying: Collection[Tensor]) -> Count:
     for op in graph.ops:
         if not any(tensor in depends for tensor in op.inputs):
             continue
-        if op.type in _LOOPS:
+        if op.type in LOOPS:
             inner = _count_loop(graph, op, depends)
-        elif op.type in _CHOICES:
+        elif op.type in CHOICES:
             inner = _count_branches(graph, op, depends)
         else:
             inner = _count_op(op, depends, dilated.get(op, op.outputs[0] if op.outputs else None))
@@ -176,8 +187,6 @@ def _variables_behind(tensor: Tensor) -> tuple[int, ...]:
 
 # Control flow
 
-_LOOPS = frozenset({"While", "StatelessWhile"})
-_CHOICES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
 _BLACK_BOXES = re.compile(r"MatMul|Conv(?!ert)|Einsum|Dot|RNN|Attention|PyFunc|XlaCallModule|XlaLaunch|TRTEngineOp")
 
 
@@ -204,11 +213,7 @@ def _count_loop(graph: Graph, op: Op, depends: Collection[Tensor]) -> Count:
 
 def _count_branches(graph: Graph, op: Op, depends: Collection[Tensor]) -> Count:
     """The branch with the most multiply-adds: which of them runs is known only then."""
-    if op.type.endswith("If"):
-        names = [op.attr("then_branch").name, op.attr("else_branch").name]
-    else:
-        names = [branch.name for branch in op.attr("branches")]
-    branches = [_count(flatten_body(graph, op, name, op.inputs[1:]), depends) for name in names]
+    branches = [_count(branch, depends) for branch in trace_branches(graph, op)]
     largest = max(branches, key=lambda branch: branch.multiply_adds)
     uncounted = [reason for branch in branches for reason in branch.uncounted]
     if len({branch.multiply_adds for branch in branches}) > 1:

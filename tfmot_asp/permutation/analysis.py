@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 from tfmot_asp.graph.flat_graph import Graph, Op
@@ -23,14 +24,28 @@ def analyse(graph: Graph, *, pin_ends: bool = True, free: int = 0) -> Axes:
         free: how many of the outputs, from the first, may have the channels on their last axis reordered.
     """
     axes = Axes(graph)
-    for i, tensor in enumerate(graph.inputs):
+    axes.walk = functools.partial(_walk, axes)
+    for tensor in graph.inputs:
         name = f" {tensor.name!r}" if tensor.name else ""
-        reason = f"fed by input {i}{name} of the model"
+        reason = f"fed by input {tensor.index}{name} of the model"
         axes[tensor] = [
             None if n == 1 else axes.pinned(n, reason) if pin_ends else axes.fresh(n) for n in tensor.shape or ()
         ]
+    axes.walk(graph)
+    for i, tensor in enumerate(graph.outputs if pin_ends else ()):
+        if tensor.shape is not None and tensor.value is None:
+            channels_move = i < free and len(tensor.shape) > 1
+            for ids in axes[tensor][:-1] if channels_move else axes[tensor]:
+                axes.pin(ids, f"returned as output {i} of the model")
+    resolve(axes)
+    return axes
+
+
+def _walk(axes: Axes, graph: Graph) -> None:
+    """Runs the rules of the ops of a graph, the inputs of which have axes."""
     rearrangements = find_rearrangements(graph)
     bridged = {inner.index for r in rearrangements.values() for inner in r.inner}
+    axes.walked += graph.ops
     for op in graph.ops:
         outputs: Outputs
         if op.index in bridged:
@@ -42,13 +57,6 @@ def analyse(graph: Graph, *, pin_ends: bool = True, free: int = 0) -> Axes:
         for tensor, result in zip(op.outputs, outputs, strict=True):
             if tensor.shape is not None and not tensor.is_resource:
                 axes[tensor] = [None if n == 1 else a for a, n in zip(result, tensor.shape, strict=True)]
-    for i, tensor in enumerate(graph.outputs if pin_ends else ()):
-        if tensor.shape is not None and tensor.value is None:
-            channels_move = i < free and len(tensor.shape) > 1
-            for ids in axes[tensor][:-1] if channels_move else axes[tensor]:
-                axes.pin(ids, f"returned as output {i} of the model")
-    resolve(axes)
-    return axes
 
 
 def _ruled(op: Op, axes: Axes) -> Outputs:

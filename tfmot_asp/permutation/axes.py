@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -55,6 +56,23 @@ Outputs = Sequence[Sequence[Axis]]
 
 Rule = Callable[[Op, "Axes"], Outputs]
 """A rule: ties and pins the axes of `op.inputs` and returns the axes of every output."""
+
+
+@dataclasses.dataclass(eq=False)
+class Elements:
+    """The tensors in a list, as loops keep them: each of their axes is one for all of them.
+
+    Attributes:
+        shape: of every tensor; None as long as none was put in or taken out.
+        axes: of every tensor.
+        reason: why they stay in place, an index into `Axes.reasons`; None if they may move.
+        same: the elements of a list that this one hands its tensors to or has them from.
+    """
+
+    shape: tuple[int, ...] | None = None
+    axes: tuple[Axis, ...] = ()
+    reason: int | None = None
+    same: Elements | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,8 +146,13 @@ class Axes:
         self.variable_axes: dict[tuple[int, int], np.ndarray] = {}
         self.reasons: list[Reason] = []
         self.regroupings: list[Regrouping] = []
+        self.walk: Callable[[Graph], None] = lambda graph: None
+        """Runs the rules of the ops of another graph, such as a loop's body."""
+        self.walked: list[Op] = []
+        """All ops whose rules have run, those of loops and branches too."""
         self._axis_sizes: list[int] = []
-        self._tensors: dict[int, tuple[AnyAxis, ...]] = {}
+        self._tensors: dict[Tensor, tuple[AnyAxis, ...]] = {}
+        self._lists: dict[Tensor, Elements] = {}
         self._edges: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._ties = 0
         self._pins: list[tuple[np.ndarray, int]] = []
@@ -145,20 +168,20 @@ class Axes:
         """The axes of `tensor`. An axis that depended on others no longer does: its order is the same for all."""
         axes = self.nested(tensor)
         if any(isinstance(axis, Nested) for axis in axes):
-            axes = self._tensors[id(tensor)] = tuple(self.alike(axis) for axis in axes)
+            axes = self._tensors[tensor] = tuple(self.alike(axis) for axis in axes)
         return axes  # type: ignore[return-value]
 
     def nested(self, tensor: Tensor) -> tuple[AnyAxis, ...]:
         """The axes of `tensor`, of which some may depend on others."""
-        axes = self._tensors.get(id(tensor))
+        axes = self._tensors.get(tensor)
         if axes is None:
             if tensor.value is None:
                 raise KeyError("no op has made this tensor yet")
-            axes = self._tensors[id(tensor)] = self._constant(tensor.value, tensor.op)
+            axes = self._tensors[tensor] = self._constant(tensor.value, tensor.op)
         return axes
 
     def __setitem__(self, tensor: Tensor, axes: Sequence[AnyAxis]) -> None:
-        self._tensors[id(tensor)] = tuple(axes)
+        self._tensors[tensor] = tuple(axes)
 
     def fresh(self, size: int) -> np.ndarray:
         """A new axis: `size` elements that nothing is tied to yet. Returns their ids, int64."""
@@ -248,10 +271,64 @@ class Axes:
             if tensor.variable is not None:
                 for axis in range(len(self.graph.variables[tensor.variable].shape)):
                     self.pin(self.variable_axes[tensor.variable, axis], reason, op)
+            elif tensor.dtype == tf.variant:
+                self._hold(self._elements(tensor), self._reason(reason, op))
             elif tensor.value is None:
-                for ids in self[tensor] if id(tensor) in self._tensors else ():
+                for ids in self[tensor] if tensor in self._tensors else ():
                     self.pin(ids, reason, op)
+        for tensor in op.outputs:
+            if tensor.dtype == tf.variant:
+                self._hold(self._elements(tensor), self._reason(reason, op))
         return [[self.pinned(n, reason, op) for n in t.shape] if t.shape is not None else [] for t in op.outputs]
+
+    # Lists of tensors
+
+    def same_list(self, one: Tensor, other: Tensor) -> None:
+        """Says that two handles are of one list, or of lists that hold each other's tensors."""
+        a, b = self._elements(one), self._elements(other)
+        if a is b:
+            return
+        if a.shape is None:
+            a, b = b, a
+        b.same = a
+        if b.reason is not None:
+            self._hold(a, b.reason)
+        elif a.reason is not None:
+            self._hold(b, a.reason)
+        if b.shape is not None:
+            for own, same in zip(self.in_list(one, b.shape), b.axes, strict=True):
+                self.tie(own, same)
+
+    def in_list(self, handle: Tensor, shape: Sequence[int], op: Op | None = None) -> tuple[Axis, ...]:
+        """The axes of the tensors of a list, of which one has this shape."""
+        elements = self._elements(handle)
+        if elements.shape is None:
+            elements.shape = tuple(shape)
+            elements.axes = tuple(None if n == 1 else self.fresh(n) for n in shape)
+            if elements.reason is not None:
+                self._hold(elements, elements.reason)
+        if elements.shape != tuple(shape):
+            reason = "tensors of several shapes in one list"
+            self._hold(elements, self._reason(reason, op))
+            return tuple(self.pinned(n, reason, op) for n in shape)
+        return elements.axes
+
+    def listed(self, handle: Tensor) -> tuple[Axis, ...]:
+        """The axes of the tensors of a list; none while it has none."""
+        return self._elements(handle).axes
+
+    def _elements(self, handle: Tensor) -> Elements:
+        elements = self._lists.setdefault(handle, Elements())
+        while elements.same is not None:
+            elements = elements.same
+        return elements
+
+    def _hold(self, elements: Elements, reason: int) -> None:
+        """Pins what is in a list, and will be."""
+        elements.reason = reason
+        for axis in elements.axes:
+            if axis is not None:
+                self.pin_as(axis, reason)
 
     # The result
 

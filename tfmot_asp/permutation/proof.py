@@ -38,9 +38,9 @@ class Verifier:
     def __init__(self, plan: ModelPlan):
         self.plan = plan
         self.inputs = random_inputs(plan.function)
-        self.tolerance = tolerance("permuted", {t.dtype.name for op in plan.graph.ops for t in op.outputs})
+        self.tolerance = tolerance("permuted", {t.dtype.name for op in plan.axes.walked for t in op.outputs})
         self._random = any(
-            op.source.op_def.is_stateful and "Random" in op.type and not op.training for op in plan.graph.ops
+            op.source.op_def.is_stateful and "Random" in op.type and not op.training for op in plan.axes.walked
         )
 
     def change(

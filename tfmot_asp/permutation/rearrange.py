@@ -45,17 +45,18 @@ def find_rearrangements(graph: Graph) -> dict[int, Rearrangement]:
     readers.update(id(t) for t in graph.outputs)
     found: dict[int, Rearrangement] = {}
     taken: set[int] = set()
+    own = set(graph.ops)  # what a loop's body reads may be made outside of it
     for op in graph.ops:
         if op.type not in _RESHAPES:
             continue
-        rearrangement = _ending_in(op, readers, taken)
+        rearrangement = _ending_in(op, readers, taken, own)
         if rearrangement is not None:
             found[op.index] = rearrangement
             taken.update([op.index, *(inner.index for inner in rearrangement.inner)])
     return found
 
 
-def _ending_in(last: Op, readers: Counter[int], taken: set[int]) -> Rearrangement | None:
+def _ending_in(last: Op, readers: Counter[int], taken: set[int], own: set[Op]) -> Rearrangement | None:
     """The shortest chain up to `last` that splits axes and yet maps whole axes to whole axes."""
     chain = [last]
     split = False
@@ -69,7 +70,13 @@ def _ending_in(last: Op, readers: Counter[int], taken: set[int]) -> Rearrangemen
             if axes is not None:
                 return Rearrangement(source, axes, tuple(chain[:-1]))
         before = source.op
-        if before is None or before.index in taken or readers[id(source)] != 1 or len(before.outputs) != 1:
+        if (
+            before is None
+            or before not in own
+            or before.index in taken
+            or readers[id(source)] != 1
+            or len(before.outputs) != 1
+        ):
             return None
         if before.type not in _RESHAPES and before.type not in _POINTWISE and before.type != "Transpose":
             return None

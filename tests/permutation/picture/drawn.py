@@ -56,7 +56,14 @@ def features():
     return tf_keras.Model(x, [y, layers.Conv2D(16, 3, name="last")(z)])
 
 
-MODELS = {f.__name__: f for f in (convnet, lrn, mobile, attention, concat, features)}
+def recurrent():
+    x = layers.Input((4, 16), name="series")
+    y = layers.Dense(16, name="before")(layers.Dense(16, name="first")(x))
+    y = layers.SimpleRNN(16, name="rnn", return_sequences=True)(y)
+    return tf_keras.Model(x, layers.Dense(8, name="after")(y))
+
+
+MODELS = {f.__name__: f for f in (convnet, lrn, mobile, attention, concat, features, recurrent)}
 
 
 def described(model, policy=None):

@@ -200,3 +200,15 @@ def test_ranges_hold_the_set(found):
     written = ranges(found)
     assert numbers(written) == found
     assert not re.search(r"\b(\d+)-\1\b", written)
+
+
+def test_a_loop_pins_what_its_body_pins():
+    def steps(x):
+        return tf.map_fn(lambda y: tf.cumsum(y, -1), x)
+
+    x = layers.Input((4, 16))
+    y = layers.Lambda(steps, name="loop")(layers.Dense(16)(x))
+    _, drawn = described(tf_keras.Model(x, layers.Dense(8, name="after")(y)), EveryKernel())
+    (loop,) = (op for op in drawn.ops if op.type.endswith("While"))
+    assert loop.role == "pins"
+    assert loop.note == "accumulated in order along this axis"

@@ -565,6 +565,7 @@ case("GatherV2 batch", lambda x, i: tf.gather(x, i, batch_dims=1), [SEQ, ints(2,
 case("Gather", lambda x, i: raw.Gather(params=x, indices=i), [(3, C), ints(2, 4)], [C, 2 + 4])
 case("GatherNd", lambda x, i: tf.gather_nd(x, i), [SEQ, ints(4, 1, high=2)], [3 + C, 4])
 TABLE = variable(9, C)
+SQUARE = variable(C, C)
 case("ResourceGather", lambda i, y: tf.nn.embedding_lookup(TABLE, i) + y, [ints(2, 4), (2, 4, C)], [2 + 4, 2 + 4 + C])
 case("ResourceGatherNd", lambda i, y: TABLE.gather_nd(i) + y, [ints(4, 1), (4, C)], [4, 4 + C])
 case("ReadVariableOp", lambda x: tf.matmul(x, TABLE, transpose_b=True), [(3, C)], [3 + C])
@@ -585,8 +586,119 @@ case("MatrixSetDiagV3", lambda x, d: tf.linalg.set_diag(x, d), [(C, 4, 4), (C, 4
 case("PartitionedCall", lambda x: tf.function(tf.function(lambda y: y * 2.0))(x), [SEQ], [sum(SEQ)])
 case("custom gradient", lambda x: tf.custom_gradient(lambda y: (tf.exp(y), lambda d: d))(x), [SEQ], [sum(SEQ)])
 case("recompute", lambda x: tf.recompute_grad(tf.exp)(x), [SEQ], [sum(SEQ)])
-case("While", lambda x: tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 2.0), (0, x))[1], [SEQ], [0])
-case("If", lambda x: tf.cond(tf.reduce_sum(x) > 0, lambda: x * 2.0, lambda: x), [SEQ], [0])
+
+
+def _repeated(step: Callable[..., Any], *more: Any, times: int = 3, test: Callable[..., Any] = lambda x: True) -> Any:
+    """A function that puts its input, with `more`, through `step` several times, if `test` says so."""
+
+    def function(x: tf.Tensor) -> tf.Tensor:
+        return tf.while_loop(
+            lambda i, x, *y: (i < times) & test(x), lambda i, x, *y: (i + 1, *step(x, *y)), (0, x, *more)
+        )[1]
+
+    return function
+
+
+def _powers(x: tf.Tensor) -> tf.Tensor:
+    """Each step adds a tensor to a list, and makes the next from what it reads back."""
+    powers = tf.TensorArray(tf.float32, 4, clear_after_read=False).write(0, x)
+    powers = tf.while_loop(lambda i, a: i < 4, lambda i, a: (i + 1, a.write(i, a.read(i - 1) * x)), (1, powers))[1]
+    return powers.stack() + powers.gather([1, 1, 2, 0])
+
+
+def _list_of(*tensors: tf.Tensor) -> Any:
+    handle = raw.EmptyTensorList(element_shape=(-1, *SEQ[1:]), max_num_elements=9, element_dtype=tf.float32)
+    for tensor in tensors:
+        handle = raw.TensorListPushBack(input_handle=handle, tensor=tensor)
+    return handle
+
+
+def _popped(x: tf.Tensor) -> tf.Tensor:
+    handle = raw.TensorListResize(input_handle=_list_of(x), size=1)
+    handle, last = raw.TensorListPopBack(input_handle=handle, element_shape=SEQ, element_dtype=tf.float32)
+    return last + tf.cast(raw.TensorListLength(input_handle=handle), tf.float32)
+
+
+def _scattered(x: tf.Tensor) -> tf.Tensor:
+    handle = raw.TensorListScatterV2(tensor=x, indices=[1, 0], element_shape=SEQ[1:], num_elements=2)
+    handle = raw.TensorListScatterIntoExistingList(input_handle=handle, tensor=x[:1] * 2.0, indices=[1])
+    return raw.TensorListStack(input_handle=handle, element_shape=SEQ[1:], element_dtype=tf.float32, num_elements=2)
+
+
+case("While", _repeated(lambda x: (x * 2.0,)), [SEQ], [sum(SEQ)])
+case("While over a table", _repeated(lambda x: (x * np.linspace(1, 2, C).astype(np.float32),)), [SEQ], [2 + 3])
+case("While that starts from zeros", _repeated(lambda x, s: (x + s, s + x), tf.zeros(SEQ)), [SEQ], [sum(SEQ)])
+case("While that rolls", _repeated(lambda x: (tf.roll(x, 1, -1),)), [SEQ], [2 + 3])
+case("While that rolls by half", _repeated(lambda x: (x + tf.roll(x, C // 2, -1),)), [SEQ], [sum(SEQ)])
+case("While until a sum", _repeated(lambda x: (x * 2.0,), test=lambda x: tf.reduce_sum(x) < 50.0), [SEQ], [sum(SEQ)])
+case(
+    "While until the first",
+    _repeated(lambda x: (x * 2.0,), test=lambda x: x[0, 0, 0] < 50.0),
+    [SEQ],
+    [3 - 1 + C - 1],
+)
+case(
+    "While that takes turns",
+    lambda x: tf.while_loop(lambda i, a, b: i < 3, lambda i, a, b: (i + 1, b, a * 2.0), (0, x[..., :3], x[..., 3:]))[1],
+    [SEQ],
+    [2 + 3 + C],
+)
+case("While in While", _repeated(lambda x: (_repeated(lambda y: (y * 0.5 + x,))(x),)), [SEQ], [sum(SEQ)])
+case(
+    "While that grows",
+    lambda x: tf.while_loop(
+        lambda i, y: i < 3,
+        lambda i, y: (i + 1, tf.concat([y, y[:, :1]], 1)),
+        (0, x),
+        shape_invariants=(tf.TensorShape([]), tf.TensorShape([2, None, C])),
+    )[1],
+    [SEQ],
+    [0],
+)
+case("scan", lambda x: tf.scan(lambda a, b: tf.tanh(a @ SQUARE + b), x), [SEQ], [3 + C])
+case("map", lambda x: tf.map_fn(lambda a: a @ SQUARE, x), [SEQ], [3 + C])
+case("TensorArray", _powers, [SEQ], [sum(SEQ)])
+case("TensorListPopBack", _popped, [SEQ], [sum(SEQ)])
+case("TensorListScatterV2", _scattered, [SEQ], [3 + C])
+case(
+    "list of several shapes",
+    lambda x: (
+        raw.TensorListConcatV2(
+            input_handle=_list_of(x, x[:1]),
+            element_shape=(-1, *SEQ[1:]),
+            leading_dims=np.zeros(0, np.int64),
+            element_dtype=tf.float32,
+        ).tensor
+    ),
+    [SEQ],
+    [0],
+)
+case("If", lambda x: tf.cond(tf.reduce_sum(x) > 3, lambda: x * 2.0, lambda: x), [SEQ], [sum(SEQ)])
+case(
+    "If with a variable",
+    lambda x: tf.cond(tf.reduce_sum(x) > 9, lambda: x * 2.0, lambda: x + SQUARE[0]),
+    [SEQ],
+    [sum(SEQ)],
+)
+case("If by the first", lambda x: tf.cond(x[0, 0, 0] > 0.5, lambda: x * 2.0, lambda: x), [SEQ], [3 - 1 + C - 1])
+case(
+    "Case",
+    lambda x: tf.switch_case(tf.cast(tf.reduce_sum(x), tf.int32) % 3, [lambda: x, lambda: x * 2.0, lambda: x + 1.0]),
+    [SEQ],
+    [sum(SEQ)],
+)
+case(
+    "Case with a variable",
+    lambda x: tf.switch_case(tf.cast(tf.reduce_sum(x), tf.int32) % 2, [lambda: x, lambda: x + SQUARE[0]]),
+    [SEQ],
+    [sum(SEQ)],
+)
+case(
+    "Case with branches of several shapes",
+    lambda x: tf.switch_case(tf.cast(tf.reduce_sum(x), tf.int32) % 2, [lambda: x, lambda: x[:, :2]]),
+    [SEQ],
+    [0],
+)
 case(
     "If with a known condition",
     lambda x: tf.cond(tf.constant(3) > 2, lambda: x * 2.0, lambda: x[..., ::-1] * 1.0),

@@ -7,13 +7,15 @@ only hand a tensor on are left out.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfmot_asp.graph.flat_graph import Op, Tensor
-from tfmot_asp.graph.ops import DEPTHWISE, product_of
+from tfmot_asp.graph.ops import CHOICES, DEPTHWISE, LOOPS, product_of
 from tfmot_asp.permutation.axes import Nested
 from tfmot_asp.permutation.picture.drawn import DrawnOp, Outline
 from tfmot_asp.permutation.picture.scopes import Scopes
@@ -155,6 +157,8 @@ class _Builder:
         return takes, ",".join(letters), note
 
     def _axes_of(self, tensor: Tensor) -> Sequence[Any]:
+        if tensor.dtype == tf.variant:
+            return self.axes.listed(tensor)
         if tensor.shape is None or tensor.value is not None or tensor.is_resource:
             return ()
         found = self._nested.get(id(tensor))
@@ -215,11 +219,14 @@ def _letters(per_axis: Sequence[set[int]], takes: set[int], gives: set[int]) -> 
 
 
 def _pins_by_op(plan: ModelPlan, carried: _Carried) -> dict[str, list[str]]:
-    """For each op that keeps channels of a prunable kernel in place, by name: why."""
+    """For each op that keeps channels of a prunable kernel in place, by name: why. A loop does what its body does."""
     notes: dict[str, dict[str, None]] = {}
+    calls = {op.name for op in plan.graph.ops if op.type in (*LOOPS, *CHOICES)}
     for ids, reason in plan.axes.pins():
         if reason.op is not None and carried.blocks([ids]):
-            notes.setdefault(reason.op.name, {})[reason.why] = None
+            scopes = itertools.accumulate(reason.op.name.split("/"), "{}/{}".format)
+            name = next((scope for scope in scopes if scope in calls), reason.op.name)
+            notes.setdefault(name, {})[reason.why] = None
     return {name: list(texts) for name, texts in notes.items()}
 
 

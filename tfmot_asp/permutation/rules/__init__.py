@@ -7,7 +7,9 @@ so a missing rule costs freedom, never correctness.
 
 from tfmot_asp.permutation.rules import (  # each module registers its rules when it is imported
     contraction,
+    control_flow,
     elementwise,
+    lists,
     nesting,
     opaque,
     reshaping,
@@ -19,7 +21,9 @@ from tfmot_asp.permutation.rules.registry import op_types, register_rule, rule_f
 
 __all__ = [
     "contraction",
+    "control_flow",
     "elementwise",
+    "lists",
     "nesting",
     "op_types",
     "opaque",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import tensorflow as tf
 
 from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.ops import channel_axis
@@ -33,6 +34,8 @@ _ACTIVATION_GRADIENTS = "EluGrad LeakyReluGrad Relu6Grad ReluGrad RsqrtGrad Sigm
 @register_rule(*UNARY)
 def unary(op: Op, axes: Axes) -> Outputs:
     """The output is indexed as the first input, further inputs are scalars. Ties and pins nothing."""
+    if op.outputs[0].is_resource:
+        return identity_n(op, axes)
     return [axes[op.inputs[0]]]
 
 
@@ -45,6 +48,9 @@ def collective_reduce(op: Op, axes: Axes) -> Outputs:
 @register_rule("IdentityN")
 def identity_n(op: Op, axes: Axes) -> Outputs:
     """What custom-gradient functions end in: each output is an input. Ties and pins nothing."""
+    for handle, same in zip(op.inputs, op.outputs, strict=True):
+        if handle.dtype == tf.variant:
+            axes.same_list(handle, same)
     return [axes[t] if not t.is_resource else [] for t in op.inputs]
 
 

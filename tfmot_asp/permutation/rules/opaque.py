@@ -7,13 +7,9 @@ from tfmot_asp.permutation.axes import Axes, Outputs, Rule
 from tfmot_asp.permutation.rules.registry import register_rule
 
 _REASONS = {
-    "a loop, such as a recurrent layer's": "While StatelessWhile For",
-    "a branch that is chosen when the model runs": "If StatelessIf Case StatelessCase",
+    "a loop": "For",
     "a recurrent layer": "BlockLSTM BlockLSTMV2 CudnnRNN CudnnRNNV2 CudnnRNNV3 GRUBlockCell LSTMBlockCell",
-    "a list of tensors, as loops use": """
-        TensorListConcatV2 TensorListElementShape TensorListFromTensor TensorListGather TensorListGetItem
-        TensorListLength TensorListPushBack TensorListReserve TensorListSetItem TensorListStack EmptyTensorList
-    """,
+    "a list of tensors, as loops use": "TensorListConcatV2 TensorListElementShape TensorListSplit",
     "computed in Python": "EagerPyFunc PyFunc PyFuncStateless",
     "written to by index": """
         DynamicStitch ParallelDynamicStitch ScatterNd TensorScatterAdd TensorScatterMax TensorScatterMin

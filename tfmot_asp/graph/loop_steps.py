@@ -1,40 +1,10 @@
-"""Loops: their bodies as flat graphs of their own, and how often they run."""
+"""How often a loop runs."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
-from tfmot_asp.graph.flatten import flatten_body, function_graph
-
-
-def trace_loop(graph: Graph, op: Op) -> tuple[Graph, Graph]:
-    """The condition and the body of a `While` op of `graph`, as flat graphs with the same inputs.
-
-    An input that no step changes is the op's own input, so that what it comes from can be followed out of the loop. Any
-    other is a new tensor that no op makes; its shape is that of the first step, and None if it differs in later ones.
-    """
-    body_name, cond_name = op.attr("body").name, op.attr("cond").name
-    raw = function_graph(op.source.graph, body_name)
-    inputs = [
-        given if _passed_on(raw, i) else Tensor(given.shape, given.dtype, variable=given.variable)
-        for i, given in enumerate(op.inputs)
-    ]
-    body = flatten_body(graph, op, body_name, inputs)
-    while changed := [i for i, t in enumerate(inputs) if t.shape is not None and t.shape != body.outputs[i].shape]:
-        for i in changed:
-            inputs[i] = Tensor(None, inputs[i].dtype, variable=inputs[i].variable)
-        body = flatten_body(graph, op, body_name, inputs)
-    return flatten_body(graph, op, cond_name, inputs), body
-
-
-def _passed_on(body: Any, index: int) -> bool:
-    """Whether a loop's body returns its input of that index as it came."""
-    result = body.outputs[index]
-    while result.op.type == "Identity":
-        result = result.op.inputs[0]
-    return result is body.inputs[index]
 
 
 def number_of_steps(op: Op, condition: Graph, body: Graph) -> int | None:
