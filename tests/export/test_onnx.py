@@ -296,7 +296,7 @@ def test_activations_too_large_for_float16_are_noticed(tmp_path):
         layer.kernel.assign(np.full((16, 16), 300.0, np.float32))
     model.layers[1].kernel.assign(np.eye(16, dtype=np.float32) * 1e-3)
     with pytest.raises(
-        RuntimeError,
+        ValueError,
         match=r"in fp16 the model overflows on calibration_data: .*MatMul.* computes 4.8e\+05",
     ):
         tfmot_asp.export.onnx(
@@ -551,5 +551,33 @@ def test_differences_are_relative_to_the_output_and_infinite_where_it_breaks():
     assert compare.largest_difference(one, {})[0] == np.inf
     same = {"a": np.array([np.nan, np.inf, 1.0])}
     assert compare.largest_difference(same, same)[0] == 0
-    assert compare.relative_error([(one, {"a": np.array([1.0, -4.0]) * 1.5})])[0] == pytest.approx(0.5)
-    assert compare.relative_error([(one, {"a": np.array([np.nan, -4.0])})])[0] == np.inf
+
+
+def test_errors_are_measured_channel_by_channel_against_their_spread():
+    generator = np.random.default_rng(0)
+    value = generator.standard_normal((50, 4))
+    value[:, 0] = 1.0  # never varies, and is larger than all others together
+    value[:, 2] *= 1e-6
+    got = value + 0.1 * generator.standard_normal(value.shape) * value.std(0) * [0, 1, 0.5, 2]
+    got[:, 0] += 1e-3
+    errors = compare.SpreadErrors()
+    for part in (slice(20), slice(20, 50)):
+        errors.add({"y": value[part]}, {"y": got[part]})
+    found = errors.worst()
+    expected = np.sqrt(np.mean((value - got) ** 2, 0)) / value.std(0).clip(1e-9)
+    assert (found.output, found.channel, found.channels) == ("y", 3, 4)
+    assert found.worst == pytest.approx(expected[3])
+    assert expected[1] < found.overall < expected[3]
+    assert "'y'[..., 3], of 4" in str(found)
+
+
+def test_what_is_missing_or_not_finite_is_infinitely_far_off():
+    one = {"a": np.arange(12.0).reshape(4, 3), "i": np.arange(3)}
+    for broken in (None, np.zeros((4, 2)), np.full((4, 3), np.inf)):
+        errors = compare.SpreadErrors()
+        errors.add(one, {} if broken is None else {"a": broken})
+        assert errors.worst().worst == errors.worst().overall == np.inf
+    errors = compare.SpreadErrors()
+    errors.add({"a": np.array([-np.inf, 1.0])}, {"a": np.array([-np.inf, 1.0])})
+    assert errors.worst().worst == 0
+    assert compare.SpreadErrors().worst().output == ""

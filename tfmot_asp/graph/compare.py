@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,19 +62,118 @@ def largest_difference(expected: Outputs, got: Outputs) -> tuple[float, str]:
     return max(found, default=(0.0, ""))
 
 
-def relative_error(pairs: Iterable[tuple[Outputs, Outputs]]) -> tuple[float, str]:
-    """The error of several batches in the Euclidean norm, relative to the expected outputs: of the worst output."""
-    gaps: dict[str, float] = {}
-    norms: dict[str, float] = {}
-    for expected, got in pairs:
+@dataclass(frozen=True)
+class SpreadError:
+    """How far outputs are off, in the Euclidean norm, relative to how much they vary. ``str()`` names the channel.
+
+    Attributes:
+        worst: of the channel that is furthest off.
+        output: which output that channel is of.
+        channel: its number, along the last axis.
+        channels: how many that output has.
+        overall: of all channels of the output that is furthest off as a whole.
+    """
+
+    worst: float
+    output: str
+    channel: int
+    channels: int
+    overall: float
+
+    def __str__(self) -> str:
+        place = f"{self.output!r}" + (f"[..., {self.channel}], of {self.channels}" if self.channels > 1 else "")
+        return f"by {100 * self.worst:.2g} % of its spread (RMS) in the worst channel, {place}"
+
+
+class SpreadErrors:
+    """Gathers the errors of outputs over batches, channel by channel (the last axis): each by its own spread.
+
+    A channel that hardly varies, by itself or beside the others, is measured against its size and theirs: it would
+    hide the others' errors if it were counted in, and has no spread to be measured by.
+    """
+
+    # Below this part of its size or of the largest spread a channel counts as constant.
+    _CONSTANT = 1e-3
+
+    def __init__(self) -> None:
+        self._moments: dict[str, _Moments] = {}
+
+    def add(self, expected: Outputs, got: Outputs) -> None:
+        """Adds one batch; outputs of integers are left out."""
         for name, before in expected.items():
             if is_compared(before):
-                a, b = before.astype(np.float64), got[name].astype(np.float64)
-                gaps[name] = gaps.get(name, 0.0) + float(np.sum((a - b) ** 2))
-                norms[name] = norms.get(name, 0.0) + float(np.sum(a**2))
-    errors = [(np.sqrt(gaps[name] / norms[name]) if norms[name] else np.sqrt(gaps[name]), name) for name in gaps]
-    value, name = max(((e if np.isfinite(e) else np.inf, n) for e, n in errors), default=(0.0, ""))
-    return float(value), name
+                self._moments.setdefault(name, _Moments(before)).add(before, got.get(name))
+
+    def worst(self) -> SpreadError:
+        """The largest error; one that is missing, misshapen or not finite where it should be is infinite."""
+        found = []
+        for name, moments in self._moments.items():
+            gaps, sizes, spreads = moments.roots()
+            largest = float(np.max(spreads, initial=0.0))
+            varies = spreads > self._CONSTANT * np.maximum(sizes, largest)
+            scales = np.where(varies, spreads, np.maximum(sizes, largest))
+            errors = gaps / np.where(scales > 0, scales, 1.0)
+            counted = varies if varies.any() else np.ones_like(varies)
+            whole = float(np.sqrt(np.mean(gaps[counted] ** 2) / (np.mean(scales[counted] ** 2) or 1.0)))
+            errors, whole = (errors, whole) if moments.fits else (errors + np.inf, np.inf)
+            channel = int(np.argmax(errors))
+            found.append(SpreadError(float(errors[channel]), name, channel, len(errors), whole))
+        if not found:
+            return SpreadError(0.0, "", 0, 1, 0.0)
+        return replace(max(found, key=lambda error: error.worst), overall=max(error.overall for error in found))
+
+
+class _Moments:
+    """Sums over the positions of one output, for each channel."""
+
+    def __init__(self, first: np.ndarray) -> None:
+        self.channels = first.shape[-1] if first.ndim > 1 and first.shape[-1] else 1
+        self.fits, self.count = True, 0
+        self.gaps, self.squares, self.sums, self.centered = np.zeros((4, self.channels))
+        self.least, self.most = np.zeros((2, self.channels))
+        self.center: np.ndarray | None = None
+
+    def add(self, before: np.ndarray, after: np.ndarray | None) -> None:
+        if after is None or after.shape != before.shape:
+            self.fits = False
+            return
+        a, b = self._rows(before), self._rows(after)
+        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+            self.fits = False
+            return
+        a, b = (np.where(np.isfinite(a), value, 0.0) for value in (a, b))
+        self.center = np.mean(a, 0) if self.center is None and len(a) else self.center
+        self.count += len(a)
+        self.gaps += np.sum((a - b) ** 2, 0)
+        self.squares += np.sum(a**2, 0)
+        if len(a):
+            self.sums += np.sum(a - self.center, 0)
+            self.centered += np.sum((a - self.center) ** 2, 0)
+            self.least, self.most = np.minimum(self.least, a.min(0)), np.maximum(self.most, a.max(0))
+
+    def roots(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each channel the root mean squares of error and value, and the spread."""
+        count = max(self.count, 1)
+        deviation = np.sqrt(np.maximum(self.centered / count - (self.sums / count) ** 2, 0.0))
+        spreads = deviation if self.count >= FEW else self.most - self.least
+        return np.sqrt(self.gaps / count), np.sqrt(self.squares / count), spreads
+
+    def _rows(self, value: np.ndarray) -> np.ndarray:
+        if value.dtype.kind == "c":
+            value = np.abs(value)
+        if value.ndim < 2 or value.shape[-1] != self.channels:
+            value = value.reshape(-1, 1) if self.channels == 1 else np.full((1, self.channels), np.nan)
+        return value.reshape(-1, self.channels).astype(np.float64)
+
+
+# Few values say little about their spread: then it is taken to be their range, with zero in it.
+FEW = 8
+
+
+def spread(values: np.ndarray) -> float:
+    """How much values vary: their standard deviation, or their range, zero included, if they are few."""
+    reach = float(max(values.max(), 0.0) - min(values.min(), 0.0))
+    return float(values.std()) if values.size >= FEW else reach
 
 
 def is_compared(array: np.ndarray) -> bool:

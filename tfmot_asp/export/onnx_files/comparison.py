@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tfmot_asp.export.onnx_files.run import in_file_layout, in_parts, run
-from tfmot_asp.graph.compare import largest_difference, relative_error, tolerance
+from tfmot_asp.export.onnx_files.run import in_file_layout, run
+from tfmot_asp.graph.compare import SpreadError, SpreadErrors, largest_difference, tolerance
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.probes import NamedArrays, outputs_of, probes
-
-# Samples whose activations, of all layers, are held in memory at once.
-_WATCHED = 2
 
 
 class OutputCheck:
@@ -34,19 +31,18 @@ class OutputCheck:
 
     def add(self, batches: Iterable[NamedArrays]) -> None:
         """Adds inputs to compare on."""
-        self.pairs += [(batch, outputs_of(self.function, batch)) for batch in batches]
+        self.pairs += self.expected(batches)
 
-    def compare(self, runner: Any, half: bool = False) -> float:
+    def compare(self, runner: Any) -> float:
         """The largest difference of any output, relative to its largest value.
 
         Args:
-            runner: an onnxruntime session.
-            half: whether it computes in float16.
+            runner: an onnxruntime session, of a model in float32.
 
         Raises:
             RuntimeError: if the difference is more than rounding.
         """
-        allowed = tolerance("converted", self._dtypes | ({"float16"} if half else set()))
+        allowed = tolerance("converted", self._dtypes)
         found = (largest_difference(expected, self._run(runner, batch)) for batch, expected in self.pairs)
         worst, name = max(found, default=(0.0, ""))
         if worst > allowed:
@@ -56,21 +52,38 @@ class OutputCheck:
             )
         return worst
 
-    def relative_error(self, runner: Any, batches: Iterable[NamedArrays]) -> tuple[float, str]:
-        """The error on given inputs in the Euclidean norm, and of which output; runs all random inputs too."""
+    def spread_error(self, runner: Any, batches: Iterable[NamedArrays]) -> SpreadError:
+        """The error on given inputs, by the spread of the outputs; runs all random inputs too."""
+        self.run_all(runner)
+        return self.errors(runner, self.expected(batches))[1]
+
+    def errors(self, runner: Any, pairs: Iterable[tuple[NamedArrays, NamedArrays]]) -> tuple[float, SpreadError]:
+        """The largest difference relative to an output's largest value, and the error by its spread.
+
+        Args:
+            runner: an onnxruntime session, or a ``HalfRunner``.
+            pairs: inputs, and the outputs that are expected for them.
+        """
+        worst, errors = 0.0, SpreadErrors()
+        for batch, expected in pairs:
+            got = self._run(runner, batch)
+            worst = max(worst, largest_difference(expected, got)[0])
+            errors.add(expected, got)
+        return worst, errors.worst()
+
+    def expected(self, batches: Iterable[NamedArrays]) -> Iterator[tuple[NamedArrays, NamedArrays]]:
+        """Inputs with the outputs that the Keras model has for them."""
+        for batch in batches:
+            yield batch, outputs_of(self.function, batch)
+
+    def run_all(self, runner: Any) -> None:
+        """Runs a model on the random inputs: every batch size, whatever the values."""
         for batch, _ in self.pairs:
-            self._run(runner, batch)  # every batch size, whatever the values
-        return relative_error((outputs_of(self.function, batch), self._run(runner, batch)) for batch in batches)
+            self._run(runner, batch)
 
     def in_file_layout(self, batch: NamedArrays) -> NamedArrays:
         """Inputs as the ONNX models take them."""
         return in_file_layout(batch, self.inputs_as_nchw)
-
-    def small_batches(self, batches: Iterable[NamedArrays]) -> Iterator[NamedArrays]:
-        """The same inputs, of which a few at a time leave room in memory for all activations."""
-        specs = list(self.function.structured_input_signature[0])
-        for batch in batches:
-            yield from map(self.in_file_layout, in_parts(batch, specs, _WATCHED))
 
     def _run(self, runner: Any, batch: NamedArrays) -> NamedArrays:
         return run(runner, batch, self.inputs_as_nchw)

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, move_into_bodies, node_name, sort_nodes
-from tfmot_asp.export.onnx_files.run import Watcher
+from tfmot_asp.export.onnx_files.float32_parts import join_float32, normalizing_nodes
+from tfmot_asp.export.onnx_files.half_rounding import LARGEST
+from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, move_into_bodies, sort_nodes
 from tfmot_asp.graph.gemms import Gemm
-from tfmot_asp.graph.probes import NamedArrays
 
 if TYPE_CHECKING:
     import onnx
-
-logger = logging.getLogger(__name__)
-
-_LARGEST = float(np.finfo(np.float16).max)
-_OVERFLOWS = _LARGEST + 16  # from half way to the next step on, float16 rounds to infinity
-
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def to_float16(model: onnx.ModelProto, float16_io: bool) -> onnx.ModelProto:
     """Converts a model with onnxruntime's converter.
 
     Weights that are too small for float16 become its smallest number or zero, which leaves the pattern as it is; other
-    constants that are too large (the -1e9 of attention masks) become the largest. Ops without a float16 form stay in
-    float32, between casts.
+    constants that are too large (the -1e9 of attention masks) become the largest. Norms and ops without a float16 form
+    stay in float32, between casts.
 
     Args:
         model: a float32 model with shapes, whose weights and activations fit; it stays as it is.
@@ -44,10 +36,16 @@ def to_float16(model: onnx.ModelProto, float16_io: bool) -> onnx.ModelProto:
     copy.CopyFrom(model)
     _leave_out_empty_scales(copy)
     convert, blocked = _converter()
-    converted = convert(copy, keep_io_types=not float16_io, op_block_list=[*blocked, *_float32_only(model)])
+    converted = convert(
+        copy,
+        keep_io_types=not float16_io,
+        op_block_list=[*blocked, *_float32_only(model)],
+        node_block_list=normalizing_nodes(copy),
+    )
     # The converter appends its casts at the end of the graph, those for the bodies of loops too.
     move_into_bodies(converted.graph)
     sort_nodes(converted.graph)
+    join_float32(converted.graph)
     del converted.graph.value_info[:]
     try:
         converted = onnx.shape_inference.infer_shapes(converted, data_prop=True)
@@ -65,53 +63,11 @@ def check_weights(gemms: Iterable[Gemm]) -> None:
         if gemm.weight.dtype == np.float64:
             raise ValueError(f"{gemm.op!r} computes in float64, which TensorRT does not have: make the layer float32")
         largest = float(np.max(np.abs(gemm.weight), initial=0.0))
-        if largest > _LARGEST:
+        if largest > LARGEST:
             raise ValueError(
                 f"the weight {gemm.weight_name!r} of {gemm.op!r} holds {largest:.3g}, and float16 ends at "
-                f"{_LARGEST:g}: export the model in fp32, or scale the layer down"
+                f"{LARGEST:g}: export the model in fp32, or scale the layer down"
             )
-
-
-def check_activations(model: onnx.ModelProto, batches: Iterable[NamedArrays], what: str) -> None:
-    """Checks that activations stay within float16, by running the model in float32 with the weights of float16.
-
-    onnxruntime cannot tell: on a CPU it computes float16 products in float32, and drops the casts between them.
-
-    Args:
-        model: the float32 model.
-        batches: inputs as the file takes them.
-        what: the inputs are, for the error.
-
-    Raises:
-        RuntimeError: if a product's output is too large for float16. Other tensors give a warning: an attention mask
-            may well end at minus infinity.
-    """
-    onnx = import_onnx()
-    rounded = onnx.ModelProto()
-    rounded.CopyFrom(model)
-    for tensor in rounded.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            values = np.clip(onnx.numpy_helper.to_array(tensor), -_LARGEST, _LARGEST).astype(np.float16)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
-    floats = {
-        value.name
-        for value in (*rounded.graph.value_info, *rounded.graph.output)
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-    producers = {name: node for node in rounded.graph.node for name in node.output if name in floats}
-    watcher = Watcher(rounded, list(producers))
-    seen: set[str] = set()
-    for batch in batches:
-        for name, value in watcher.values(batch).items():
-            largest = float(np.max(np.abs(value), initial=0.0))
-            if largest < _OVERFLOWS or not np.isfinite(largest) or name in seen:
-                continue
-            seen.add(name)
-            node = producers[name]
-            happens = f"{node_name(node)!r} ({node.op_type}) computes {largest:.3g}, and float16 ends at {_LARGEST:g}"
-            if node.op_type in _PRODUCTS:
-                raise RuntimeError(f"in fp16 the model overflows on {what}: {happens}; export it in fp32")
-            logger.warning("In fp16 the model overflows on %s: %s", what, happens)
 
 
 def _leave_out_empty_scales(model: onnx.ModelProto) -> None:

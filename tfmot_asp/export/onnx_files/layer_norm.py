@@ -187,8 +187,9 @@ def _outermost(graph: Any, region: list[Any], found: list[_Norm]) -> _Norm:
         inner, rest = set(), [norm.node]
         while rest:
             node = rest.pop()
-            inner.add(node.name)
-            rest += [producers[name] for name in node.input if name in producers]
+            if node.name not in inner:
+                inner.add(node.name)
+                rest += [producers[name] for name in node.input if name in producers]
         others = [other.node for other in found if other.node.name in inner - {norm.node.name}]
         readers = {reader.name for node in others for reader in graph.find_output_consumers(node.output[0])}
         if readers <= inner:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfmot_asp.graph.probes import NamedArrays
 
@@ -70,7 +69,7 @@ def run(runner: Any, batch: NamedArrays, inputs_as_nchw: Sequence[str] = ()) -> 
     """Runs a session on inputs as the Keras model takes them.
 
     Args:
-        runner: from ``session``.
+        runner: from ``session``, or a ``HalfRunner``.
         batch: inputs by name.
         inputs_as_nchw: those that the file takes channels first.
 
@@ -84,16 +83,6 @@ def run(runner: Any, batch: NamedArrays, inputs_as_nchw: Sequence[str] = ()) -> 
             feeds[name] = value.astype(np.float16) if types[name] == "tensor(float16)" else value
     names = [value.name for value in runner.get_outputs()]
     return dict(zip(names, runner.run(names, feeds), strict=True))
-
-
-def in_parts(batch: NamedArrays, specs: Sequence[tf.TensorSpec], size: int) -> Iterator[NamedArrays]:
-    """A batch in smaller ones, if the batch axis of all inputs is open."""
-    if not all(spec.shape.rank and spec.shape[0] is None for spec in specs):
-        yield batch
-        return
-    total = next(iter(batch.values())).shape[0]
-    for start in range(0, total, size):
-        yield {name: value[start : start + size] for name, value in batch.items()}
 
 
 def in_file_layout(batch: NamedArrays, inputs_as_nchw: Sequence[str] = ()) -> NamedArrays:

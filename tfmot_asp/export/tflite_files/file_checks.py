@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile, quantization
-from tfmot_asp.graph.compare import difference
+from tfmot_asp.graph.compare import difference, spread
 from tfmot_asp.graph.probes import probes
 
 logger = logging.getLogger(__name__)
@@ -87,14 +87,12 @@ def _difference(
 ) -> float:
     """How much an output changed relative to its size (int8: its spread); raises RuntimeError if by too much."""
     if precision == "int8":
-        # Few values say little about their spread: then the range is taken, which int8 has to span with zero in it.
-        reach = float(max(before.max(), 0.0) - min(before.min(), 0.0))
-        spread = float(before.std()) if before.size >= 8 else reach
+        varies = spread(before)
         error = float(np.sqrt(np.mean((before - after) ** 2)))
-        step = max(step, reach / 255)
+        step = max(step, float(max(before.max(), 0.0) - min(before.min(), 0.0)) / 255)  # int8 spans zero as well
         # One step of the output's own quantization each for rounding, and for the way there.
-        too_much = error > tolerance * spread + 2 * step
-        relative, what = (error / max(spread, step) if error else 0.0), "its spread"
+        too_much = error > tolerance * varies + 2 * step
+        relative, what = (error / max(varies, step) if error else 0.0), "its spread"
         hint = "; does the calibration data show what the model sees? If so, train it quantization-aware"
     else:
         relative, what, hint = difference(before, after), "its largest value", ""
