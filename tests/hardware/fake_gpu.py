@@ -6,9 +6,12 @@ that they are told, as their documentation defines them, so that a wrong one giv
 """
 
 import ctypes
+import sys
 import types
 
 import numpy as np
+
+from tfmot_asp.hardware import cusparselt, sparse_device
 
 TYPES = {2: np.float16, 3: np.int8, 10: np.int32}
 ROW = 2
@@ -215,3 +218,14 @@ class CuSparseLt:
 
     def MatDescriptorDestroy(self, matrix):
         del self.known[matrix]
+
+
+def install(monkeypatch, folder):
+    """Makes a machine with a GPU of this one, as far as `sparse_device` can see; gives its CuPy."""
+    module = cupy()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(cusparselt, "find_library", lambda cuda=None: folder / "libcusparseLt.so.0")
+    monkeypatch.setattr(sparse_device, "CuSparseLt", CuSparseLt)
+    monkeypatch.setattr(sparse_device, "_loaded", lambda name: name)
+    monkeypatch.setattr(sparse_device.ctypes, "CDLL", lambda path: CuBlas())
+    return module

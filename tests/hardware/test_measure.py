@@ -21,14 +21,7 @@ SIZES = [(32 * i, 64, 32 * j) for i in (1, 2) for j in (1, 2, 3, 4)]
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A machine with a GPU, as far as `sparse_device` can see."""
-    module = fake_gpu.cupy()
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(cusparselt, "find_library", lambda cuda=None: tmp_path / "libcusparseLt.so.0")
-    monkeypatch.setattr(sparse_device, "CuSparseLt", fake_gpu.CuSparseLt)
-    monkeypatch.setattr(sparse_device, "_loaded", lambda name: name)
-    monkeypatch.setattr(sparse_device.ctypes, "CDLL", lambda path: fake_gpu.CuBlas())
-    return module
+    return fake_gpu.install(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

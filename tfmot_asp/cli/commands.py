@@ -124,8 +124,12 @@ def verify(arguments: argparse.Namespace, console: Console) -> int:
     from tfmot_asp import export
 
     report = export.verify(arguments.file, sparsity_m_by_n=arguments.pattern, allow_unsafe=arguments.allow_unsafe)
-    console.result(str(report), report.to_dict())
-    return 0 if report.ok else 1
+    text, data, ok = str(report), report.to_dict(), report.ok
+    if arguments.on_gpu:
+        ran = export.run_sparse(arguments.file, allow_unsafe=arguments.allow_unsafe)
+        text, data, ok = f"{text}\n\n{ran}", {**data, "on_gpu": ran.to_dict()}, ok and ran.ok
+    console.result(text, data)
+    return 0 if ok else 1
 
 
 def plot(arguments: argparse.Namespace, console: Console) -> int:

@@ -2,6 +2,7 @@
 
 # Imported here and not on first use: importing a submodule later would put the module over the function of its name.
 from tfmot_asp.export.onnx import onnx
+from tfmot_asp.export.run_sparse import ProductRun, SparseRun, run_sparse
 from tfmot_asp.export.saved_model import saved_model
 from tfmot_asp.export.tensorrt.build_log import TensorRTSparsity, parse_tensorrt_log
 from tfmot_asp.export.tensorrt.trtexec import trtexec_command
@@ -11,11 +12,14 @@ from tfmot_asp.export.verify import verify
 from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
 
 __all__ = [
+    "ProductRun",
+    "SparseRun",
     "TensorRTSparsity",
     "VerificationReport",
     "VerifiedLayer",
     "onnx",
     "parse_tensorrt_log",
+    "run_sparse",
     "saved_model",
     "tflite",
     "tftrt",

@@ -53,10 +53,10 @@ def verify(path: StrPath, *, sparsity_m_by_n: PatternLike = TWO_FOUR, allow_unsa
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r} to verify")
-    return VerificationReport(str(path), pattern, tuple(_check(gemm, pattern) for gemm in _gemms(path, allow_unsafe)))
+    return VerificationReport(str(path), pattern, tuple(_check(gemm, pattern) for gemm in gemms_in(path, allow_unsafe)))
 
 
-def _gemms(path: Path, allow_unsafe: bool) -> list[Gemm]:
+def gemms_in(path: Path, allow_unsafe: bool) -> list[Gemm]:
     """The matrix products in a file, by the format that its name says."""
     suffix = path.suffix.lower()
     if path.is_dir():

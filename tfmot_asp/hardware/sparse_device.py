@@ -22,7 +22,7 @@ OLDEST_CAPABILITY = 80  # sparse Tensor Cores came with Ampere
 PER_GRAPH, REPEATS = 20, 8
 _WORKSPACE_BYTES = 32 << 20  # what cuBLAS recommends for Hopper
 _ALIGNMENT = 16
-_TOLERANCE = 0.01  # of fp16, summed in another order and rounded once
+TOLERANCE = 0.01  # of fp16, summed in another order and rounded once
 
 _CUBLAS_N, _CUBLAS_T = 0, 1
 _CUBLAS_DEFAULT = -1
@@ -284,7 +284,7 @@ class _SparseProduct:
 
 def _check_equal(sparse: Any, dense: Any, what: str) -> None:
     error = float(abs(sparse - dense).max()) / max(float(abs(dense).max()), 1.0)
-    if not error < _TOLERANCE:
+    if not error < TOLERANCE:
         raise RuntimeError(f"{what} differs from the dense one by {error:.3g} of its largest value")
 
 
