@@ -53,10 +53,14 @@ def test_resnet50_has_the_multiply_adds_that_its_layers_and_its_paper_say(resnet
 
 def test_the_document_shows_what_the_report_says(resnet50):
     document = (pathlib.Path(__file__).parents[2] / "docs" / "performance.md").read_text()
-    (shown,) = re.findall(r"```text\n(.*?)```", document, re.DOTALL)
+    blocks = re.findall(r"```text\n(.*?)```", document, re.DOTALL)
     report = tfmot_asp.sparsity_report(resnet50)
-    lines = str(report).splitlines()
-    assert [line for line in shown.splitlines() if line not in lines] == []
+    timed = tfmot_asp.sparsity_report(resnet50, gpu="H100", batch_size=32)
+    for shown, printed in zip(blocks, (report, timed), strict=True):
+        lines = str(printed).splitlines()
+        assert [line for line in shown.splitlines() if line not in lines] == []
+    bound, gain = timed.best_prunable.speedup, timed.gain_prunable.speedup
+    assert re.search(rf"^\| ResNet50 \| 32 \| . {bound:.2f} \| . {gain:.2f} \|", document, re.MULTILINE)
     rows = re.findall(r"^\| (None|\d+) \| (\d+)[^|]*\| ([\d.]+) % \| . ([\d.]+) \|$", document, re.MULTILINE)
     assert len(rows) == 4
     for least, kernels, share, speedup in rows:
