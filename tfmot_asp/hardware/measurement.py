@@ -78,7 +78,11 @@ def measure(
     for i, (name, size) in enumerate(fitting):
         if on_product is not None:
             on_product(i, len(fitting))
-        dense, default, searched = (round(statistics.median(one), 2) for one in device.times(name, *size))
+        try:
+            samples = device.times(name, *size)
+        except RuntimeError as error:
+            raise RuntimeError(f"product {' x '.join(map(str, size))} in {name}: {error}") from error
+        dense, default, searched = (round(statistics.median(one), 2) for one in samples)
         rows.append(TimedProduct(name, *size, dense, default, min(default, searched)))
     if on_product is not None:
         on_product(len(fitting), len(fitting))
