@@ -109,7 +109,7 @@ def run_sparse(path: StrPath, *, allow_unsafe: bool = False) -> SparseRun:
         RuntimeError: if something is missing on this machine, or a library fails.
 
     Example:
-        >>> print(tfmot_asp.export.run_sparse("model.onnx"))  # doctest: +SKIP
+        >>> print(tfmot_asp.export.run_sparse("model.onnx"))
     """
     path = Path(path)
     gemms = gemms_in(path, allow_unsafe)

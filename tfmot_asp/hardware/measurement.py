@@ -59,8 +59,8 @@ def measure(
             nothing is written then.
 
     Example:
-        >>> tfmot_asp.hardware.measure("mine.json")  # doctest: +SKIP
-        >>> tfmot_asp.sparsity_report(model, gpu="mine.json", batch_size=32)  # doctest: +SKIP
+        >>> tfmot_asp.hardware.measure("mine.json")
+        >>> tfmot_asp.sparsity_report(model, gpu="mine.json", batch_size=32)
     """
     target = None if path is None else Path(path)
     if target is not None:
