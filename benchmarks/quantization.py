@@ -81,7 +81,7 @@ def measure(model, train, test, labels, folder):
     exact = model.predict(test, verbose=0)
     kernels = tfmot_asp.sparsity_report(model).sparse
     data = train[:CALIBRATION]
-    files = {"fp32": {}, "fp16": {"precision": "fp16"}}
+    files = {precision: {"precision": precision} for precision in ("fp32", "fp16")}
     files |= {f"int8, {m}": {"precision": "int8", "calibration_method": m, "calibration_data": data} for m in METHODS}
     scores = {"Keras": exact}
     for name, options in files.items():

@@ -446,6 +446,10 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
         "overwrite": False, "input_shapes": None, "float16_io": True, "inputs_as_nchw": ["image"],
         "calibration_method": "mse", "percentile": 99.0, "keep_float": ["a", "b"], "int8_weights": True,
     }  # fmt: skip
+    assert run(*command, "--tensorrt-version", "8.6", "--batch-sizes", "1,8,16")[0] == 0
+    assert calls["onnx"] == {
+        "overwrite": False, "input_shapes": None, "tensorrt": "8.6", "batch_sizes": (1, 8, 16),
+    }  # fmt: skip
     command = "export", "model.keras", "--to", "tflite", "-o", "m.tflite"
     old_names = "--quantize", "int8", "--calibration-data", "images.npz"
     assert run(*command, *old_names, "--io-dtype", "uint8")[0] == 0
@@ -522,6 +526,10 @@ def test_exports_in_int8_take_their_options(here, run):
         (["--to", "onnx", "-o", "m.onnx", "--keep-float", "a"], "keep_float and int8_weights are for precision='int8'"),
         (["--to", "onnx", "-o", "m.onnx", "--percentile", "nan"], "percentile must be above 50"),
         (["--to", "onnx", "-o", "m.onnx", "--batch-size", "closed"], "'closed' is no positive integer"),
+        (["--to", "onnx", "-o", "m.onnx", "--batch-sizes", "8,1,16"], "'8,1,16' is not smallest, most frequent and"),
+        (["--to", "onnx", "-o", "m.onnx", "--tensorrt-version", "7"], "tensorrt must be a version from 8 on"),
+        (["--to", "tflite", "-o", "m.tflite", "--batch-sizes", "1,2,3"], "--batch-sizes goes with --to onnx"),
+        (["--to", "tflite", "-o", "m.tflite", "--tensorrt-version", "10"], "--tensorrt-version goes with --to onnx"),
         (
             ["--to", "onnx", "-o", "m.onnx", "--precision", "int8", "--calibration", "none.npy"],
             "there is no file 'none.npy'",

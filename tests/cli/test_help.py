@@ -1,5 +1,6 @@
 """The examples in the help of every command, and in docs/cli.md, run as they stand."""
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -53,13 +54,19 @@ def files(tmp_path_factory):
     np.save(folder / "matrix.npy", generator.normal(size=(32, 16)))
     np.save(folder / "conv_kernel.npy", generator.normal(size=(3, 3, 16, 8)))
     np.save(folder / "images.npy", generator.normal(size=(16, 8, 8, 3)).astype(np.float32))
+    with contextlib.suppress(ImportError):
+        tfmot_asp.export.onnx(model, folder / "model.onnx")
+    (folder / "build.log").write_text(
+        "(Sparsity) Found 1 layer(s) eligible to use sparse tactics: fc\n"
+        "(Sparsity) Chose 0 layer(s) using sparse tactics:"
+    )
     return folder
 
 
 def needs(command):
     if ".svg" in command and shutil.which("dot") is None:
         pytest.skip("needs Graphviz")
-    if "--to onnx" in command:
+    if "--to onnx" in command or "model.onnx" in command:
         pytest.importorskip("tf2onnx")
         pytest.importorskip("onnxruntime")
     if command.split()[1] == "measure" and (why := sparse_device.why_not()) is not None:
@@ -92,7 +99,8 @@ def test_the_commands_of_the_documentation_work(files, tmp_path, monkeypatch, ca
     commands = re.findall(r"^\$ (tfmot-asp .*)$", text, re.MULTILINE)
     assert {command.split()[1] for command in commands} >= set(subcommands())
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "sparse.keras").unlink()
+    for name in ("sparse.keras", "model.onnx"):
+        (tmp_path / name).unlink(missing_ok=True)
     shutil.rmtree(tmp_path / "exported")
     monkeypatch.chdir(tmp_path)
     expected = {"tfmot-asp verify model.keras": 1, "tfmot-asp inspect from_the_internet.keras": 2}

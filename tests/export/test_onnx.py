@@ -59,7 +59,7 @@ def test_a_wrapped_convnet_is_written_stripped_with_names_kept_and_the_batch_ope
     x, y = data(pruned)
     pruned.fit(x, y, verbose=0, callbacks=[tfmot_asp.UpdatePruningStep()])
     before = [weight.copy() for weight in pruned.get_weights()]
-    report = tfmot_asp.export.onnx(pruned, tmp_path / "m.onnx")
+    report = tfmot_asp.export.onnx(pruned, tmp_path / "m.onnx", precision="fp32")
     assert {layer.name: layer.status for layer in report.layers} == {
         "stem/kernel": "dense",
         "conv/kernel": "sparse",
@@ -126,7 +126,7 @@ def test_several_inputs_and_outputs_of_several_types(tmp_path):
     y = layers.Concatenate()([layers.Dense(8, name="fc")(left), layers.Flatten()(right), layers.Embedding(5, 8)(ids)])
     outputs = [layers.Dense(8, name="z")(y), layers.Dense(4, activation="relu", name="b")(y)]
     model = shaken(tf_keras.Model({"l": left, "r": right, "i": ids}, outputs))
-    tfmot_asp.export.onnx(model, tmp_path / "m.onnx")
+    tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp32")
     session = ort.InferenceSession(str(tmp_path / "m.onnx"))
     assert {(value.name, value.type, tuple(value.shape)) for value in session.get_inputs()} == {
         ("left", "tensor(float)", ("batch", 16)),
@@ -161,7 +161,7 @@ def test_a_fixed_batch_subclassed_models_and_open_axes(tmp_path):
     net = Net()
     net(tf.zeros((1, 16)))
     x = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
-    tfmot_asp.export.onnx(net, tmp_path / "m.onnx", input_shapes=(None, 16), batch_size=4)
+    tfmot_asp.export.onnx(net, tmp_path / "m.onnx", precision="fp32", input_shapes=(None, 16), batch_size=4)
     session = ort.InferenceSession(str(tmp_path / "m.onnx"))
     (entry,) = session.get_inputs()
     assert entry.shape == [4, 16]
@@ -170,7 +170,7 @@ def test_a_fixed_batch_subclassed_models_and_open_axes(tmp_path):
     np.testing.assert_array_equal(got["best"], net(x)["best"])
     x = layers.Input((None, 16), name="sequence")
     model = tf_keras.Model(x, layers.Dense(8)(layers.Conv1D(16, 3)(x)))
-    report = tfmot_asp.export.onnx(model, tmp_path / "open.onnx")
+    report = tfmot_asp.export.onnx(model, tmp_path / "open.onnx", precision="fp32")
     assert "shapes=" in report.notes[-1]
     for length in (5, 9):
         value = np.ones((2, length, 16), np.float32)
@@ -181,7 +181,7 @@ def test_a_fixed_batch_subclassed_models_and_open_axes(tmp_path):
 def test_images_can_be_taken_channels_first(tmp_path):
     model = one_shot(convnet())
     x, _ = data(model, 3)
-    report = tfmot_asp.export.onnx(model, tmp_path / "m.onnx", inputs_as_nchw=["image"])
+    report = tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp32", inputs_as_nchw=["image"])
     assert report.ok
     (entry,) = ort.InferenceSession(str(tmp_path / "m.onnx")).get_inputs()
     assert entry.shape == ["batch", 3, 8, 8]
@@ -200,7 +200,7 @@ def test_transposed_grouped_depthwise_dilated_and_recurrent_layers(tmp_path):
     y = layers.Conv2D(16, 1, groups=2, name="grouped")(y)
     y = layers.Conv2DTranspose(8, 3, strides=2, padding="same", name="up")(y)
     model = shaken(tf_keras.Model(x, layers.Dense(8, name="fc")(y)))
-    report = tfmot_asp.export.onnx(model, tmp_path / "m.onnx")
+    report = tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp32")
     value = np.random.default_rng(0).standard_normal((3, 8, 16)).astype(np.float32)
     (got,) = run(tmp_path / "m.onnx", **{model.input_names[0]: value}).values()
     close(got, model(value))
@@ -213,7 +213,7 @@ def test_transposed_grouped_depthwise_dilated_and_recurrent_layers(tmp_path):
 @pytest.mark.parametrize("opset", [13, 18])
 def test_the_lowest_and_the_highest_opset_run(opset, tmp_path):
     model = shaken(transformer(tf_keras))
-    tfmot_asp.export.onnx(model, tmp_path / "m.onnx", opset=opset)
+    tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp32", opset=opset)
     (imported,) = onnx.load(str(tmp_path / "m.onnx")).opset_import
     assert imported.version == opset
     tokens = np.ones((2, 6), np.int32)
@@ -390,8 +390,10 @@ REFUSED = {
     ),
     "float64": (with_float64, {"precision": "fp16"}, "computes in float64, which TensorRT does not have"),
     "precision": (mlp, {"precision": "fp8"}, "precision must be one of 'fp32', 'fp16', 'int8', got 'fp8'"),
-    "io": (mlp, {"float16_io": True}, "float16_io is for precision='fp16', got 'fp32'"),
-    "keep_float": (mlp, {"keep_float": "first"}, "keep_float and int8_weights are for precision='int8', got 'fp32'"),
+    "io": (mlp, {"precision": "fp32", "float16_io": True}, "float16_io is for precision='fp16', got 'fp32'"),
+    "keep_float": (mlp, {"keep_float": "first"}, "keep_float and int8_weights are for precision='int8', got 'fp16'"),
+    "tensorrt": (mlp, {"tensorrt": 7}, "tensorrt must be a version from 8 on"),
+    "batch sizes": (mlp, {"batch_sizes": (8, 1, 2)}, "batch_sizes must be positive and not decrease"),
     "method": (mlp, {"calibration_method": "best"}, "calibration_method must be one of 'percentile', .* got 'best'"),
     "percentile": (mlp, {"percentile": 0.99}, "percentile must be above 50 and at most 100, got 0.99"),
 }

@@ -124,6 +124,8 @@ def verify(arguments: argparse.Namespace, console: Console) -> int:
     from tfmot_asp import export
 
     report = export.verify(arguments.file, sparsity_m_by_n=arguments.pattern, allow_unsafe=arguments.allow_unsafe)
+    if arguments.tensorrt_log is not None:
+        report = export.parse_tensorrt_log(arguments.tensorrt_log, report).report or report
     text, data, ok = str(report), report.to_dict(), report.ok
     if arguments.on_gpu:
         ran = export.run_sparse(arguments.file, allow_unsafe=arguments.allow_unsafe)

@@ -14,12 +14,16 @@ _SUFFIXES = {"onnx": (".onnx",), "tflite": (".tflite",), "saved_model": ("",)}
 _OPTIONS = {
     "onnx": (
         *("precision", "batch_size", "fold_batch_norm", "calibration_data", "opset", "inputs_as_nchw", "float16_io"),
-        *("calibration_method", "percentile", "keep_float", "int8_weights"),
+        *("calibration_method", "percentile", "keep_float", "int8_weights", "tensorrt", "batch_sizes"),
     ),
     "saved_model": ("precision", "batch_size", "fold_batch_norm"),
     "tflite": ("precision", "batch_size", "calibration_data", "io_dtype", "select_tf_ops"),
 }
-_FLAGS = {"fold_batch_norm": "no-fold-batch-norm", "calibration_data": "calibration"}
+_FLAGS = {
+    "fold_batch_norm": "no-fold-batch-norm",
+    "calibration_data": "calibration",
+    "tensorrt": "tensorrt-version",
+}
 _INT8_NEEDS_DATA = "int8 needs --calibration: typical inputs, as an .npy file, or .npz with an array per input"
 
 

@@ -68,6 +68,14 @@ def batch(text: str) -> int | str:
     return text if text == "open" else count(text)
 
 
+def batches(text: str) -> tuple[int, ...]:
+    """Three positive integers that do not decrease: ``"1,32,64"``."""
+    sizes = tuple(count(size.strip()) for size in text.split(","))
+    if len(sizes) != 3 or list(sizes) != sorted(sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not smallest, most frequent and largest batch, such as 1,32,64")
+    return sizes
+
+
 def seconds(text: str) -> float:
     """A positive number."""
     try:

@@ -59,6 +59,7 @@ _VERIFY = """\
 examples:
   tfmot-asp verify exported
   tfmot-asp verify sparse.keras --json
+  tfmot-asp verify model.onnx --tensorrt-log build.log
 
 The exit code is 0 if some weight has the pattern, none has it in part, and all could be read; 1 if not. With --on-gpu
 (needs what `measure` needs) also if a product, run 2:4 by cuSPARSELt, differs from the dense one.
@@ -156,6 +157,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("file", type=Path, metavar="FILE", help="a folder, or a .keras, .h5, .onnx or .tflite file")
     command.add_argument("--on-gpu", action="store_true", help="run each 2:4 weight on this machine's GPU too")
+    command.add_argument(
+        "--tensorrt-log",
+        type=Path,
+        metavar="LOG",
+        help="of the engine's build (--verbose): which layers could use sparse kernels, and which do",
+    )
     _trust(command)
     _pattern(command)
 
@@ -317,7 +324,7 @@ def _export_options(command: argparse.ArgumentParser) -> None:
         "--quantize",
         type=options.precision,
         metavar="P",
-        help="fp32, fp16 or int8 (fp32)",
+        help="fp32, fp16 or int8 (fp32; of ONNX fp16)",
     )
     _renamed(
         group,
@@ -337,6 +344,18 @@ def _export_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--opset", type=options.count, metavar="N", help="13 to 18 (17)")
     group.add_argument("--inputs-as-nchw", action="append", metavar="NAME", help="take this input channels first")
     _switch(group, "--float16-io", "with fp16: inputs and outputs in float16 too")
+    group.add_argument(
+        "--tensorrt-version",
+        dest="tensorrt",
+        metavar="V",
+        help="that the printed command is for, such as 8.6 or 11 (10)",
+    )
+    group.add_argument(
+        "--batch-sizes",
+        type=options.batches,
+        metavar="A,B,C",
+        help="in that command: smallest, most frequent, largest (1,32,64)",
+    )
     group.add_argument(
         "--calibration-method",
         choices=("percentile", "mse", "entropy", "minmax"),

@@ -17,7 +17,13 @@ from tfmot_asp.export.onnx_files.comparison import OutputCheck
 from tfmot_asp.export.onnx_files.convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
 from tfmot_asp.export.onnx_files.run import session
 from tfmot_asp.export.onnx_files.write import Int8Options, write_float, write_float16, write_int8
-from tfmot_asp.export.tensorrt.trtexec import trtexec_command
+from tfmot_asp.export.tensorrt.trtexec import (
+    DEFAULT_BATCH_SIZES,
+    DEFAULT_TENSORRT,
+    check_batch_sizes,
+    check_tensorrt,
+    trtexec_command,
+)
 from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
 from tfmot_asp.hardware.precision import check_precision
@@ -34,7 +40,7 @@ def onnx(
     model: Any,
     path: StrPath,
     *,
-    precision: str = "fp32",
+    precision: str = "fp16",
     opset: int = DEFAULT_OPSET,
     batch_size: int | None = None,
     input_shapes: InputShapes | None = None,
@@ -46,6 +52,8 @@ def onnx(
     percentile: float = 99.99,
     keep_float: Iterable[str] = (),
     int8_weights: bool = False,
+    tensorrt: int | str = DEFAULT_TENSORRT,
+    batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
     sparsity_m_by_n: PatternLike | None = None,
     overwrite: bool = False,
 ) -> VerificationReport:
@@ -56,6 +64,9 @@ def onnx(
     with the Keras model, read back and searched for every 2:4 kernel of the model; only then it is renamed to ``path``.
     The ``trtexec`` command for it is logged and noted in the report.
 
+    With ``precision="fp16"``, the default, tensors are float16 but for norms, which are computed in float32, and the
+    outputs are compared with every result rounded as on a GPU. What overflows there is noted, or refused.
+
     With ``precision="int8"`` weights are symmetric with a scale per output channel, activations symmetric with a scale
     per tensor, quantized at the input of each product and, for 2:4 products, at the output of its kernel (behind bias,
     shortcut and activation): TensorRT chooses sparse int8 kernels for products that are int8 in and out. Everything
@@ -64,7 +75,7 @@ def onnx(
     Args:
         model: a built tf_keras or Keras 3 model, with or without pruning wrappers. It stays as it is.
         path: file to write; ``.onnx``.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        precision: ``"fp16"``, ``"int8"`` or ``"fp32"``, which TensorRT 11 has no sparse kernels for.
         opset: ONNX opset. TensorRT 8.6 reads up to 17.
         batch_size: fixed batch size, or None to leave it open.
         input_shapes: for models that do not know their own input shapes, as in ``tfmot_asp.permute``.
@@ -81,6 +92,8 @@ def onnx(
         percentile: of the magnitudes that are kept, in percent.
         keep_float: with int8, names of nodes or weights (as in the report) that are not quantized.
         int8_weights: with int8, store weights in int8: a quarter of the size, for TensorRT 10 and later.
+        tensorrt: version of TensorRT that the noted command is for, such as ``11`` or ``"8.6"``.
+        batch_sizes: smallest, most frequent and largest batch in that command, where the batch is open.
         sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
             keep; by default that of its pruning wrappers, and 2:4 for a model without.
         overwrite: replace an existing file.
@@ -93,7 +106,8 @@ def onnx(
         FileExistsError: if ``path`` exists.
         ImportError: without tf2onnx, onnx and onnxruntime (the extra ``onnx``).
         ValueError: if the model is none, not built, its pruning has not reached the pattern, it has string inputs or
-            ops that ONNX lacks, a weight does not fit into float16, or an argument makes no sense.
+            ops that ONNX lacks, a weight or what is computed does not fit into float16, or an argument makes no
+            sense.
         RuntimeError: if the written file does not compute what the model does, or lost a 2:4 kernel. Nothing is left
             behind then.
 
@@ -108,6 +122,8 @@ def onnx(
     precision = check_precision(precision)
     _check_arguments(path, precision, float16_io, int8)
     check_opset(opset)
+    check_tensorrt(tensorrt)
+    check_batch_sizes(batch_sizes)
     with replacing(path, overwrite=overwrite, what="an ONNX file") as written:
         plain, pattern = plain_model(model, sparsity_m_by_n)
         original = serving_function(plain, batch_size, input_shapes, distinct_names=True)
@@ -129,7 +145,7 @@ def onnx(
             notes = write_int8(converted, written, check, data, int8, pattern)
         report = verify(written, sparsity_m_by_n=pattern)
         check_nothing_lost(original, report, "the ONNX file")
-    return _finish(report, path, notes)
+    return _finish(report, path, notes, tensorrt, batch_sizes)
 
 
 def _names(keep_float: Iterable[str]) -> Sequence[str]:
@@ -150,9 +166,11 @@ def _check_arguments(path: Path, precision: str, float16_io: bool, int8: Int8Opt
         raise ValueError(f"percentile must be above 50 and at most 100, got {int8.percentile!r}")
 
 
-def _finish(report: VerificationReport, path: Path, notes: list[str]) -> VerificationReport:
+def _finish(
+    report: VerificationReport, path: Path, notes: list[str], tensorrt: int | str, batch_sizes: Sequence[int]
+) -> VerificationReport:
     try:
-        command = trtexec_command(path)
+        command = trtexec_command(path, tensorrt=tensorrt, batch_sizes=batch_sizes)
         logger.info("Wrote %s. Build the TensorRT engine with:\n%s", path, command)
         notes.append(f"TensorRT: {command}")
     except ValueError as error:  # open axes, whose sizes only the user knows

@@ -22,7 +22,7 @@ def written(build, shape, path):
     tf_keras.utils.set_random_seed(0)
     x = layers.Input(shape, name="x")
     model = tf_keras.Model(x, build(x))
-    tfmot_asp.export.onnx(model, path)
+    tfmot_asp.export.onnx(model, path, precision="fp32")
     value = np.random.default_rng(5).standard_normal((2, *(size or 9 for size in shape))).astype(np.float32)
     (got,) = run(session(path), {"x": value}).values()
     np.testing.assert_allclose(got, model(value), rtol=0, atol=1e-5 * float(tf.reduce_max(tf.abs(model(value)))))

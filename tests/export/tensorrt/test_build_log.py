@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_the_command_names_the_file_sparsity_and_shapes(exported):
         f"--saveEngine={path.with_suffix('.plan')}",
         "--sparsity=enable",
         "--verbose",
-        "--fp16",
+        "--stronglyTyped",
         "--minShapes=image:1x8x8x3",
         "--optShapes=image:32x8x8x3",
         "--maxShapes=image:64x8x8x3",
@@ -229,6 +230,72 @@ def test_each_version_gets_the_flags_that_it_has(precision, version, files):
     assert given & known == PRECISION_FLAGS[precision, version]
     assert not any(word.startswith(("--minShapes", "--sparsity=force")) for word in given)
     assert "--sparsity=enable" in given
+
+
+POLYGRAPHY_FLAGS = {
+    ("fp32", 10): {"--fp16"},
+    ("fp16", "8.6"): {"--fp16"},
+    ("fp16", 10): {"--strongly-typed"},
+    ("fp16", 11): set(),
+    ("int8", "8.6"): {"--int8", "--fp16"},
+    ("int8", 10): {"--strongly-typed"},
+    ("int8", 11): set(),
+}
+
+
+@pytest.mark.parametrize(("precision", "version"), POLYGRAPHY_FLAGS)
+def test_polygraphy(precision, version, files, exported):
+    given = words(files / f"{precision}.onnx", tensorrt=version, tool="polygraphy")
+    assert given[:3] == ["polygraphy", "convert", str(files / f"{precision}.onnx")]
+    assert {"--sparse-weights", "-vv"} < set(given)
+    assert set(given) & {"--fp16", "--int8", "--strongly-typed"} == POLYGRAPHY_FLAGS[precision, version]
+    given = words(exported[0], tool="polygraphy", batch_sizes=(1, 2, 7))
+    assert given[given.index("--trt-max-shapes") + 1] == "image:[7,8,8,3]"
+
+
+class Recorder:
+    """Stands in for TensorRT's Python module and everything in it: notes what is called."""
+
+    def __init__(self, calls, name="trt"):
+        self.calls, self.name = calls, name
+
+    def __getattr__(self, name):
+        return Recorder(self.calls, name)
+
+    def __call__(self, *given):
+        self.calls.append((self.name, given))
+        return b"engine" if self.name == "build_serialized_network" else Recorder(self.calls, self.name)
+
+    def __int__(self):
+        return {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}[self.name]
+
+
+@pytest.mark.parametrize(("precision", "version"), POLYGRAPHY_FLAGS)
+def test_python(precision, version, files, monkeypatch):
+    calls, path = [], files / f"{precision}.onnx"
+    monkeypatch.setitem(sys.modules, "tensorrt", Recorder(calls))
+    exec(command(path, tensorrt=version, tool="python"), {})
+    assert path.with_suffix(".plan").read_bytes() == b"engine"
+    flags = {given[0].name for name, given in calls if name == "set_flag"}
+    assert "SPARSE_WEIGHTS" in flags
+    wanted = POLYGRAPHY_FLAGS[precision, version]
+    assert {f"--{flag.lower()}" for flag in flags - {"SPARSE_WEIGHTS"}} == wanted - {"--strongly-typed"}
+    (created,) = (given[0] for name, given in calls if name == "create_network")
+    assert created == (1 if version == "8.6" else 2 if "--strongly-typed" in wanted else 0)
+    assert ("parse_from_file", (str(path),)) in calls
+    assert "set_shape" not in dict(calls)
+
+
+def test_python_gives_shapes_where_the_batch_is_open(exported, monkeypatch):
+    calls = []
+    monkeypatch.setitem(sys.modules, "tensorrt", Recorder(calls))
+    exec(command(exported[0], tool="python"), {})
+    assert ("set_shape", ("image", (1, 8, 8, 3), (32, 8, 8, 3), (64, 8, 8, 3))) in calls
+
+
+def test_an_unknown_tool(exported):
+    with pytest.raises(ValueError, match="tool must be one of 'trtexec', 'polygraphy', 'python', got 'onnxsim'"):
+        command(exported[0], tool="onnxsim")
 
 
 def test_paths_and_names_are_quoted(tmp_path):

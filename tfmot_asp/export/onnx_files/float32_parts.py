@@ -47,13 +47,8 @@ def normalizing_nodes(model: onnx.ModelProto) -> set[str]:
     Args:
         model: in float32; every node has a name.
     """
-    found: set[str] = set()
-    seen: set[int] = set()
-    for scope, _ in Scope(model, model.graph).walk():
-        if id(scope.graph) not in seen:
-            seen.add(id(scope.graph))
-            found |= set(_Norms(scope).names())
-    return found
+    scopes = {id(scope): scope for scope, _ in Scope(model, model.graph).walk()}
+    return {name for scope in scopes.values() for name in _Norms(scope).names()}
 
 
 class _Norms:

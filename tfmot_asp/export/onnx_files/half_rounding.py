@@ -67,7 +67,9 @@ class HalfRunner:
         return [value for value in self._session.get_outputs() if value.name not in self._nodes]
 
     def run(self, names: list[str], feeds: NamedArrays) -> list[np.ndarray]:
-        """As of a session."""
+        """As of a session; inputs in half precision are taken as well."""
+        floats = {value.name for value in self._session.get_inputs() if value.type == "tensor(float)"}
+        feeds = {name: value.astype(np.float32) if name in floats else value for name, value in feeds.items()}
         found = self._session.run([*names, *self._nodes], feeds)
         for magnitude, (node, kind) in zip(found[len(names) :], self._nodes.values(), strict=True):
             # From half way to the next step on, float16 rounds to infinity.

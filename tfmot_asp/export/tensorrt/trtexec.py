@@ -1,4 +1,4 @@
-"""The trtexec command that builds a TensorRT engine with sparse kernels from an ONNX file."""
+"""How to build a TensorRT engine with sparse kernels from an ONNX file: by trtexec, polygraphy or TensorRT's Python."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def trtexec_command(
     tensorrt: int | str = DEFAULT_TENSORRT,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
     shapes: Shapes | None = None,
+    tool: str = "trtexec",
 ) -> str:
     """The command that builds an engine from an ONNX file, as a line for a shell.
 
@@ -41,7 +42,8 @@ def trtexec_command(
     | fp16 | ``--fp16`` | ``--stronglyTyped`` | nothing |
     | int8 | ``--int8 --fp16`` | ``--stronglyTyped`` | nothing |
 
-    Sources: NVIDIA's developer guide ("Structured Sparsity": sparse kernels need FP16 or INT8), and its pages on
+    The line for 10 fits 11 as well, unless the file is in fp32: trtexec 11 accepts ``--stronglyTyped``, all that it can
+    do. Sources: NVIDIA's developer guide ("Structured Sparsity": sparse kernels need FP16 or INT8), and its pages on
     migrating trtexec from 8 to 10 and from 10 to 11, which has no precision flags.
 
     Args:
@@ -50,6 +52,8 @@ def trtexec_command(
         batch_sizes: smallest, most frequent and largest batch, for inputs whose first axis is open.
         shapes: by input name, one shape, or three for smallest, most frequent and largest; needed where other axes are
             open.
+        tool: ``"trtexec"``, ``"polygraphy"`` for a line of that, or ``"python"`` for a script that builds the engine by
+            the module ``tensorrt``.
 
     Raises:
         ValueError: if the file is no ONNX model, an open axis has no size, or an argument makes no sense.
@@ -58,17 +62,36 @@ def trtexec_command(
         >>> print(tfmot_asp.export.trtexec_command("model.onnx"))
         trtexec --onnx=model.onnx --saveEngine=model.plan --sparsity=enable --verbose ...
     """
-    path = Path(path)
+    if tool not in _TOOLS:
+        raise ValueError(f"tool must be one of {', '.join(map(repr, _TOOLS))}, got {tool!r}")
+    path, major = Path(path), check_tensorrt(tensorrt)
     model = load_onnx(path)
+    types = _precision_types(precision_of(model), major)
+    profiles = _profiles(model, check_batch_sizes(batch_sizes), dict(shapes or {}))
+    return _TOOLS[tool](path, major, types, profiles)
+
+
+Profiles = dict[str, list[tuple[int, ...]]]
+
+_STRONGLY_TYPED = "strongly typed"
+
+
+def _precision_types(precision: str, major: int) -> list[str]:
+    """What is to be enabled: types that kernels may compute in, or that the file's types are taken at their word."""
+    if major >= 11:
+        return []  # always strongly typed
+    if precision == "fp32":
+        return ["fp16"]
+    if major == 10:
+        return [_STRONGLY_TYPED]
+    return ["int8", "fp16"] if precision == "int8" else ["fp16"]
+
+
+def _trtexec(path: Path, major: int, types: list[str], profiles: Profiles) -> str:
     command = [
-        "trtexec",
-        f"--onnx={path}",
-        f"--saveEngine={path.with_suffix('.plan')}",
-        "--sparsity=enable",
-        "--verbose",
+        *("trtexec", f"--onnx={path}", f"--saveEngine={path.with_suffix('.plan')}", "--sparsity=enable", "--verbose"),
+        *("--stronglyTyped" if name == _STRONGLY_TYPED else f"--{name}" for name in types),
     ]
-    command += _precision_flags(precision_of(model), _major(tensorrt))
-    profiles = _profiles(model, _check_batch_sizes(batch_sizes), dict(shapes or {}))
     if profiles:
         for flag, position in (("--minShapes", 0), ("--optShapes", 1), ("--maxShapes", 2)):
             sizes = ",".join(
@@ -76,6 +99,57 @@ def trtexec_command(
             )
             command.append(f"{flag}={sizes}")
     return shlex.join(command)
+
+
+def _polygraphy(path: Path, major: int, types: list[str], profiles: Profiles) -> str:
+    """With ``-vv``: at one ``-v`` it leaves TensorRT's verbose messages out, among them the names of sparse layers."""
+    command = [
+        *("polygraphy", "convert", str(path), "--convert-to", "trt", "-o", str(path.with_suffix(".plan"))),
+        *("--sparse-weights", "-vv", *(f"--{name.replace(' ', '-')}" for name in types)),
+    ]
+    if profiles:
+        for flag, position in (("--trt-min-shapes", 0), ("--trt-opt-shapes", 1), ("--trt-max-shapes", 2)):
+            command.append(flag)
+            command += [f"{name}:[{','.join(map(str, three[position]))}]" for name, three in profiles.items()]
+    return shlex.join(command)
+
+
+def _python(path: Path, major: int, types: list[str], profiles: Profiles) -> str:
+    flags = "0"
+    if major < 10 or types == [_STRONGLY_TYPED]:
+        name = "EXPLICIT_BATCH" if major < 10 else "STRONGLY_TYPED"
+        flags = f"1 << int(trt.NetworkDefinitionCreationFlag.{name})"
+    lines = [
+        "import tensorrt as trt",
+        "",
+        "logger = trt.Logger(trt.Logger.VERBOSE)",
+        "builder = trt.Builder(logger)",
+        f"network = builder.create_network({flags})",
+        "parser = trt.OnnxParser(network, logger)",
+        f"if not parser.parse_from_file({str(path)!r}):",
+        "    raise SystemExit(str(parser.get_error(0)))",
+        "config = builder.create_builder_config()",
+        "config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)",
+        *(f"config.set_flag(trt.BuilderFlag.{name.upper()})" for name in types if name != _STRONGLY_TYPED),
+    ]
+    if profiles:
+        lines.append("profile = builder.create_optimization_profile()")
+        lines += [
+            f"profile.set_shape({name!r}, {', '.join(map(repr, three))})  # smallest, most frequent, largest"
+            for name, three in profiles.items()
+        ]
+        lines.append("config.add_optimization_profile(profile)")
+    lines += [
+        "engine = builder.build_serialized_network(network, config)",
+        "if engine is None:",
+        '    raise SystemExit("TensorRT cannot build the engine: see its log")',
+        f"with open({str(path.with_suffix('.plan'))!r}, 'wb') as file:",
+        "    file.write(engine)",
+    ]
+    return "\n".join(lines)
+
+
+_TOOLS = {"trtexec": _trtexec, "polygraphy": _polygraphy, "python": _python}
 
 
 def precision_of(model: onnx.ModelProto) -> str:
@@ -96,17 +170,12 @@ def _size(tensor: onnx.TensorProto) -> int:
     return size
 
 
-def _precision_flags(precision: str, major: int) -> list[str]:
-    if major >= 11:
-        return []
-    if precision == "fp32":
-        return ["--fp16"]
-    if major == 10:
-        return ["--stronglyTyped"]
-    return ["--int8", "--fp16"] if precision == "int8" else ["--fp16"]
+def check_tensorrt(tensorrt: int | str) -> int:
+    """The major version of TensorRT.
 
-
-def _major(tensorrt: int | str) -> int:
+    Raises:
+        ValueError: unless it is one with sparse kernels.
+    """
     try:
         major = int(str(tensorrt).split(".")[0])
     except ValueError:
@@ -118,7 +187,12 @@ def _major(tensorrt: int | str) -> int:
     return major
 
 
-def _check_batch_sizes(sizes: Sequence[int]) -> tuple[int, int, int]:
+def check_batch_sizes(sizes: Sequence[int]) -> tuple[int, int, int]:
+    """Smallest, most frequent and largest batch.
+
+    Raises:
+        ValueError: unless they are positive and do not decrease.
+    """
     try:
         least, usual, most = (int(size) for size in sizes)
     except (TypeError, ValueError):
@@ -130,9 +204,7 @@ def _check_batch_sizes(sizes: Sequence[int]) -> tuple[int, int, int]:
     return least, usual, most
 
 
-def _profiles(
-    model: onnx.ModelProto, batches: tuple[int, int, int], shapes: dict[str, Any]
-) -> dict[str, list[tuple[int, ...]]]:
+def _profiles(model: onnx.ModelProto, batches: tuple[int, int, int], shapes: dict[str, Any]) -> Profiles:
     """Three shapes for every input, if one of them has an open axis."""
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in stored}
