@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -14,3 +16,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A slow example on a loaded machine is no defect.
 settings.register_profile("tfmot_asp", deadline=None)
 settings.load_profile("tfmot_asp")
+
+
+@pytest.fixture(autouse=True)
+def _keras_defaults_stay():
+    """Fails the test that leaves a floatx or a policy behind, in place of a later one in the same process."""
+    yield
+    if keras := sys.modules.get("tf_keras"):
+        assert keras.backend.floatx() == "float32", "floatx was left changed: use tests.dtypes.floatx"
+        keras.backend.set_floatx("float64")  # a policy that was set stays, and the default follows
+        try:
+            assert keras.mixed_precision.global_policy().name == "float64", "use tests.dtypes.policy"
+        finally:
+            keras.backend.set_floatx("float32")
+            keras.mixed_precision.set_global_policy(None)

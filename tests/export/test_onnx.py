@@ -11,6 +11,7 @@ import tf_keras
 from tf_keras import layers
 
 import tfmot_asp
+from tests import dtypes
 from tests.small_models import compiled, convnet, data, mlp
 from tfmot_asp import masks
 
@@ -315,11 +316,8 @@ def test_importing_the_float16_converter_leaves_the_module_path_alone(tmp_path):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_models_trained_in_mixed_precision_are_written_in_the_precision_that_is_asked_for(policy, tmp_path):
-    tf_keras.mixed_precision.set_global_policy(policy)
-    try:
+    with dtypes.policy(policy):
         model = one_shot(convnet())
-    finally:
-        tf_keras.mixed_precision.set_global_policy(None)
     x, _ = data(model, 16)
     half = model.output.dtype
     for precision in ("fp32", "fp16", "int8"):
@@ -345,11 +343,8 @@ def test_half_precision_inputs_keep_their_type(tmp_path):
 
 def test_bfloat16_lstms_are_written(tmp_path):
     """tf2onnx reads their weights into an LSTM node, for which it knows no bfloat16."""
-    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    try:
+    with dtypes.policy("mixed_bfloat16"):
         model = tf_keras.Sequential([layers.Input((4, 16)), layers.LSTM(16), layers.Dense(8)])
-    finally:
-        tf_keras.mixed_precision.set_global_policy(None)
     tfmot_asp.export.onnx(one_shot(model), tmp_path / "m.onnx")
     assert "LSTM" in [node.op_type for node in nodes(tmp_path / "m.onnx")]
 

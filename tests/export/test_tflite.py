@@ -11,6 +11,7 @@ import tf_keras
 from tf_keras import layers
 
 import tfmot_asp
+from tests import dtypes
 from tests.small_models import compiled, convnet, data, mlp
 from tfmot_asp import masks
 from tfmot_asp.export.tflite_files import file_checks
@@ -186,11 +187,8 @@ def test_an_einsum_whose_letters_tflite_would_reorder_keeps_its_pattern(tmp_path
 
 
 def test_models_with_mixed_precision_are_written_in_float32(tmp_path):
-    try:
-        tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    with dtypes.policy("mixed_float16"):
         model = pruned_in_place(convnet())
-    finally:
-        tf_keras.mixed_precision.set_global_policy(None)
     x = inputs(8, 8, 3)
     for options in ({}, {"precision": "int8", "calibration_data": x}):
         report = tfmot_asp.export.tflite(model, tmp_path / "m.tflite", overwrite=True, **options)

@@ -16,6 +16,8 @@ import tf_keras
 from hypothesis import strategies as st
 from tf_keras import layers
 
+from tests import dtypes
+
 WIDTHS = (4, 6, 8, 12)
 
 
@@ -482,11 +484,8 @@ def random_model(draw: Callable[..., Any], steps: int = 8) -> tuple[Any, list[st
       draw: of hypothesis' `st.data()`. Not a strategy of its own: Keras draws seeds while it builds.
       steps: at most so many layers or ops between the stem and the head.
     """
-    tf_keras.backend.set_floatx("float64")
-    try:
+    with dtypes.floatx("float64"):
         return _model(draw, steps)
-    finally:
-        tf_keras.backend.set_floatx("float32")
 
 
 def _model(draw: Callable[..., Any], steps: int) -> tuple[Any, list[str]]:

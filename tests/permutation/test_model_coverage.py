@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from benchmarks import model_coverage as coverage
+from tests import dtypes
 from tfmot_asp.permutation import rules
 from tfmot_asp.permutation.plan import plan_model
 from tfmot_asp.permutation.report import finish
@@ -40,14 +41,11 @@ def test_small_models(name):
     # The deeper EfficientNets amplify rounding with random scales: double precision tells that from an error.
     dtype = "float64" if name.startswith("EfficientNet") else "float32"
     options = {"include_preprocessing": False} if name.startswith("ConvNeXt") else {}
-    tf_keras.backend.set_floatx(dtype)
-    try:
+    with dtypes.floatx(dtype):
         body = getattr(tf_keras.applications, name)(
             weights=None, include_top=False, pooling="avg", input_shape=(80, 80, 3), **options
         )
         model = tf_keras.Model(body.input, tf_keras.layers.Dense(16)(body.output))
-    finally:
-        tf_keras.backend.set_floatx("float32")
     rng = np.random.default_rng(0)
     for variable in model.weights:
         if variable.shape.rank <= 1:

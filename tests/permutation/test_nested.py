@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tf_keras import layers
 
 import tfmot_asp
+from tests import dtypes
 from tests.permutation.harness import EveryKernel, check, randomise
 from tests.permutation.random_models import KINDS, WITHIN_GROUPS, Grower
 from tests.permutation.test_random_models import QUIET, TOLERANCE
@@ -20,8 +21,7 @@ from tests.permutation.test_random_models import QUIET, TOLERANCE
 
 def grouped_model(draw):
     """Dense layers with splits, inner ops and merges between them, in double precision."""
-    tf_keras.backend.set_floatx("float64")
-    try:
+    with dtypes.floatx("float64"):
         x = tf_keras.Input(draw(st.sampled_from([(3, 8), (8,), (2, 2, 6)])))
         g = Grower(draw, [x])
         y = layers.Dense(g.choose((8, 12)))(x)
@@ -37,8 +37,6 @@ def grouped_model(draw):
             if draw(st.booleans()):
                 y = layers.Dense(g.choose((8, 12)))(tf.nn.swish(y))
         return tf_keras.Model(x, layers.Dense(3)(y)), g.kinds
-    finally:
-        tf_keras.backend.set_floatx("float32")
 
 
 def test_outputs_stay_whatever_is_done_within_and_across_groups():

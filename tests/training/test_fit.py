@@ -12,6 +12,7 @@ import tf_keras
 from tf_keras import layers
 
 import tfmot_asp
+from tests import dtypes
 from tests.small_models import CheckEveryBatch, compiled, convnet, data, is_sparse, mlp, violations
 from tfmot_asp import masks
 
@@ -119,14 +120,11 @@ def test_the_gradient_step_sees_masked_weights_from_the_first_step_on():
 
 
 def test_masks_come_from_the_stored_weights_under_mixed_precision():
-    tf_keras.mixed_precision.set_global_policy("mixed_float16")
-    try:
+    with dtypes.policy("mixed_float16"):
         model = tf_keras.Sequential(
             [layers.Input((16,)), layers.Dense(8), layers.Activation("linear", dtype="float32")]
         )
         pruned = compiled(pruned_of(model), tf_keras.optimizers.SGD(0.0))
-    finally:
-        tf_keras.mixed_precision.set_global_policy(None)
     # Two pairs of values that float16 cannot tell apart: only float32 ranks the later one higher.
     column = np.tile(np.float32([1.0, 1.0 + 1e-5, 1.0 + 2e-5, 1.0 + 3e-5]), 4)
     model.layers[0].kernel.assign(np.tile(column[:, None], (1, 8)))

@@ -7,6 +7,7 @@ import tf_keras
 from tf_keras import layers
 
 import tfmot_asp
+from tests import dtypes
 
 STEPS, FEATURES, WORDS = 10, 16, 12
 EVERY_KIND = ("Dense", "Conv1D", "EinsumDense")
@@ -114,12 +115,8 @@ def batch(model):
 
 def built(make, head, policy="float32"):
     tf_keras.utils.set_random_seed(0)
-    before = tf_keras.mixed_precision.global_policy()
-    tf_keras.mixed_precision.set_global_policy(policy)
-    try:
+    with dtypes.policy(policy):
         return make(head)
-    finally:
-        tf_keras.mixed_precision.set_global_policy(before)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from tfmot_asp.reports.progress_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 
-RATE = 5e-5
+RATE = 2e-3
+"""Learning rate, in units of the root mean square of a kernel's kept weights: scales differ a hundredfold."""
 STEPS = 400
 """Steps at most; fewer where each sample would be seen more than ``EPOCHS`` times."""
 EPOCHS = 20
@@ -125,6 +126,10 @@ class _Student:
         self.masks = [
             tf.constant(masks[name], variable.dtype) for name, variable in zip(kernels, self.variables, strict=True)
         ]
+        self.scales = [
+            float(np.sqrt(np.mean(np.square(read(kernel.tf_variable).astype(np.float32)[masks[name]]))))
+            for name, kernel in kernels.items()
+        ]
         self.first = [tf.zeros(v.shape, tf.float32) for v in self.variables]
         self.second = [tf.zeros(v.shape, tf.float32) for v in self.variables]
         self.count = 0
@@ -155,7 +160,7 @@ class _Student:
             self.first[i] = 0.9 * self.first[i] + 0.1 * gradient
             self.second[i] = 0.99 * self.second[i] + 0.01 * gradient**2
             mean, square = self.first[i] / (1 - 0.9**self.count), self.second[i] / (1 - 0.99**self.count)
-            change = tf.cast(rate * mean / (tf.sqrt(square) + 1e-8), target.dtype)
+            change = tf.cast(rate * self.scales[i] * mean / (tf.sqrt(square) + 1e-8), target.dtype)
             target.assign((tf.convert_to_tensor(target) - change) * self.masks[i])
 
 

@@ -32,16 +32,17 @@ _FAILURES = {1: "deadlock: some threads wait at a barrier that others never reac
 def build(n: int, keep: int) -> ctypes.CDLL:
     """Compiles the kernels for the host."""
     here = Path(__file__).parent
-    library = Path(tempfile.mkdtemp(prefix="tfmot_asp_host_cuda_")) / "search.so"
     assert COMPILER is not None
-    subprocess.run(
-        [COMPILER, "-std=c++14", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas",
-         "-fsanitize=undefined", "-fno-sanitize-recover=undefined", "-static-libubsan", f"-I{here}",
-         f"-I{loader.source_path().parent}", f"-DSTRIPE={n}", f"-DKEEP={keep}",
-         str(here / "host_launch.cpp"), "-o", str(library)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "search.so"
+        subprocess.run(
+            [COMPILER, "-std=c++14", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas",
+             "-fsanitize=undefined", "-fno-sanitize-recover=undefined", "-static-libubsan", f"-I{here}",
+             f"-I{loader.source_path().parent}", f"-DSTRIPE={n}", f"-DKEEP={keep}",
+             str(here / "host_launch.cpp"), "-o", str(library)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return ctypes.CDLL(str(library))
 
 
 class Kernel:

@@ -14,6 +14,7 @@ import tf_keras
 from tf_keras import layers
 
 import tfmot_asp
+from tests import dtypes
 from tests.small_models import convnet, data, mlp
 from tfmot_asp import masks
 from tfmot_asp.training.tf_asp.optimizers import AspOptimizerWrapperV2
@@ -225,16 +226,13 @@ def test_a_step_that_overflows_is_not_the_first_step():
 
 @pytest.mark.parametrize("optimizer", BOTH)
 def test_mixed_precision_takes_masks_from_the_stored_weights(optimizer):
-    tf_keras.mixed_precision.set_global_policy("mixed_float16")
-    try:
+    with dtypes.policy("mixed_float16"):
         model = mlp()
         wrapped = wrap(optimizer, model)
         # Two pairs of values that float16 cannot tell apart: only float32 ranks the later one higher.
         column = np.tile(np.float32([1.0, 1.0 + 1e-5, 1.0 + 2e-5, 1.0 + 3e-5]), 4)
         model.get_layer("first").kernel.assign(np.tile(column[:, None], (1, 32)))
         fit(model, tf_keras.mixed_precision.LossScaleOptimizer(wrapped, dynamic=False, initial_scale=2.0))
-    finally:
-        tf_keras.mixed_precision.set_global_policy(None)
     mask = wrapped.get_slot(model.get_layer("first").kernel, "mask").numpy()
     np.testing.assert_array_equal(mask[:4, 0], [0, 0, 1, 1])
 
