@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import gc
 import os
 import signal
 import sys
@@ -30,3 +31,11 @@ def _keras_defaults_stay():
         finally:
             keras.backend.set_floatx("float32")
             keras.mixed_precision.set_global_policy(None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_tensorflow_keeps_is_set_aside():
+    """TensorFlow keeps graphs with a custom gradient for ever: no later search for garbage or models walks them."""
+    yield
+    gc.collect()
+    gc.freeze()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 DOORS = ("wrapper", "trained", "trained, Keras 3", "optimizer", "legacy optimizer")
-SECONDS = 240  # for all doors; a worker that waits in vain for the other must not hold up the tests for ever
+SECONDS = 480  # for all doors; a worker that waits in vain for the other must not hold up the tests for ever
 
 
 def start(kind, **environment):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from tfmot_asp.keras_models.which_keras import model_classes
@@ -13,14 +14,14 @@ from tfmot_asp.keras_models.wrappers import parts_of
 def models_holding(model: Any) -> list[Any]:
     """The Keras models in this process that share a layer with ``model``, itself included if it is one.
 
-    A layer does not know in which models it is, so this asks Python for all models that there are.
+    A layer does not know in which models it is, so this asks Python for all instances of the classes of models.
     """
     shared = {id(part) for part in parts_of(model)}
-    classes = tuple(model_classes())
+    classes = {derived for base in model_classes() for derived in _with_subclasses(base)}
     found = []
-    for thing in gc.get_objects():
-        # By its type alone: isinstance would ask proxies and modules that load what they stand for.
-        if issubclass(type(thing), classes):
+    # An object refers to its type, and Python walks all objects for that without running any of their code.
+    for thing in gc.get_referrers(*classes):
+        if type(thing) in classes:
             try:
                 holds = any(id(part) in shared for part in parts_of(thing))
             except Exception:  # one that is being made, or has failed to be
@@ -28,6 +29,13 @@ def models_holding(model: Any) -> list[Any]:
             if holds:
                 found.append(thing)
     return found
+
+
+def _with_subclasses(base: type) -> Iterator[type]:
+    yield base
+    derived: type
+    for derived in type.__subclasses__(base):
+        yield from _with_subclasses(derived)
 
 
 def forget_traces(model: Any) -> None:
