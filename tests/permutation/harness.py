@@ -26,6 +26,11 @@ TOLERANCE = 1e-5
 BATCH = 3  # the library traces with 2
 
 
+train_first = False
+"""Whether `check` plans a model, trains it for a step, and wants the same plan again: gradients change the graphs of
+called functions."""
+
+
 class EveryKernel:
     """A policy that prunes whatever is a matrix product, at any size."""
 
@@ -132,6 +137,24 @@ def random_orders(plan: ModelPlan, seed: int = 0) -> list[np.ndarray]:
     return orders
 
 
+def train(model: Any, inputs: Any, call: Callable[..., Any] | None, options: dict[str, Any]) -> ModelPlan:
+    """Plans a model, then trains it for a step; returns the plan."""
+    plan = plan_model(model, **options)
+    variables = [underlying_variable(v) for v in getattr(model, "trainable_variables", ())]
+
+    @tf.function
+    def step() -> list[Any]:
+        with tf.GradientTape() as tape:
+            outputs = [t for t in tf.nest.flatten((call or model)(inputs)) if t is not None and t.dtype.is_floating]
+            loss = tf.add_n([tf.reduce_mean(tf.cast(t, tf.float32) ** 2) for t in outputs])
+        gradients = tape.gradient(loss, variables)
+        return [tf.zeros_like(v) if g is None else g for v, g in zip(variables, gradients, strict=True)]
+
+    for variable, gradient in zip(variables, step(), strict=True):
+        variable.assign_sub(tf.cast(1e-3, variable.dtype) * tf.cast(tf.convert_to_tensor(gradient), variable.dtype))
+    return plan
+
+
 def check(
     model: Any,
     *,
@@ -166,8 +189,13 @@ def check(
     if randomly:
         randomise(model, seed)
     inputs = random_inputs(model, seed=seed) if inputs is None else inputs
+    options = {"policy": policy or EveryKernel(), "input_shapes": input_shapes, "sparsity_m_by_n": m_by_n}
+    untrained = train(model, inputs, call, options) if train_first else None
     before = outputs_of(model, inputs, call)
-    plan = plan_model(model, policy=policy or EveryKernel(), input_shapes=input_shapes, sparsity_m_by_n=m_by_n)
+    plan = plan_model(model, **options)
+    if untrained is not None:
+        assert plan.fingerprint() == untrained.fingerprint()
+        assert [r and r.why for r in plan.plan.reasons] == [r and r.why for r in untrained.plan.reasons]
     assert not [r for r in plan.axes.reasons if "failed" in r.why], "a rule failed"
     orders = random_orders(plan, seed)
     report = finish(plan, model, orders, verify=False)

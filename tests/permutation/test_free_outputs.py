@@ -10,6 +10,7 @@ import tf_keras
 
 import tfmot_asp
 from tests.permutation.harness import randomise
+from tfmot_asp.permutation.plan import plan_model
 
 BOTH = pytest.mark.parametrize("k", [tf_keras, keras], ids=["tf_keras", "keras3"])
 
@@ -79,3 +80,13 @@ def test_a_channel_that_is_returned_twice_moves_in_both_places():
 def test_another_value_is_refused():
     with pytest.raises(ValueError, match="outputs must be one of 'pinned', 'free'; got 'moving'"):
         tfmot_asp.permute(encoder(tf_keras), outputs="moving")
+
+
+def test_outputs_are_free_in_the_training_step_too():
+    """What only that reads, such as the vector of a spectral normalization, is traced beside inference."""
+    x = keras.Input((5, 8))
+    y = keras.layers.Dense(32)(x)
+    z = keras.layers.SpectralNormalization(keras.layers.Dense(32))(keras.layers.Dense(64, activation="relu")(y))
+    model = keras.Model(x, keras.layers.Add()([y, z]))
+    assert [movable > 0 for movable in plan_model(model).plan.movable] == [False, True]
+    assert [movable > 0 for movable in plan_model(model, outputs="free").plan.movable] == [True, True]

@@ -86,15 +86,31 @@ def test_work_and_rows_grow_with_the_batch(batch):
 def test_image_size_and_models_that_leave_it_open():
     x = layers.Input((None, None, 16))
     model = tf_keras.Model(x, layers.Conv2D(32, 3, padding="same", name="conv")(x))
-    report = tfmot_asp.sparsity_report(model)
-    assert report.layers[0].gemms is None
-    assert report.layers[0].misaligned_int8 == ("K",)  # of the weight, whatever the image
-    assert (report.multiply_adds, report.best_now, report.best_prunable) == (None, None, None)
-    assert "pass input_shapes with a typical size" in report.notes[0]
+    report = tfmot_asp.sparsity_report(model, batch_size=2)
+    assert report.layers[0].gemms == (GemmSize(2 * 224 * 224, 32, 9 * 16),)
+    assert "leaves sizes open: these are for inputs of shape (2, 224, 224, 16), chosen here" in report.notes[0]
     assert report.notes[0] in str(report)
     known = tfmot_asp.sparsity_report(model, input_shapes=(None, 10, 12, 16), batch_size=3)
     assert known.layers[0].gemms == (GemmSize(3 * 120, 32, 9 * 16),)
     assert tfmot_asp.sparsity_report(model, input_shapes=(5, 10, 12, 16)).layers[0].gemms[0].m == 5 * 120
+
+
+def test_a_size_that_the_model_takes_is_chosen():
+    """Of 64 positions it has a table; at 20 no size of ours runs, and the report asks for one."""
+
+    def encoder(positions):
+        tokens = layers.Input((None,), dtype="int32", name="tokens")
+        table = tf.ones((positions, 16))
+        return tf_keras.Model(tokens, layers.Dense(32, name="fc")(layers.Embedding(50, 16)(tokens) + table))
+
+    report = tfmot_asp.sparsity_report(encoder(64))
+    assert report.layers[0].gemms == (GemmSize(64, 32, 16),)
+    report = tfmot_asp.sparsity_report(encoder(20))
+    assert report.layers[0].gemms is None
+    assert report.layers[0].misaligned_int8 == ("K",)  # of the weight, whatever the length
+    assert (report.multiply_adds, report.best_now, report.best_prunable) == (None, None, None)
+    assert "pass input_shapes with a typical size" in report.notes[0]
+    assert "input_shapes=(None, 128)" in report.notes[0]
 
 
 def test_shapes_that_are_given_wrong_are_an_error():
@@ -350,8 +366,9 @@ def test_the_dict_has_everything_and_is_json():
     assert row["tensorrt"]["source"].startswith("NVIDIA on channels")
     assert {other["reason"] for other in again["others"]} == {other.reason for other in report.others}
     assert again["best_case"]["prunable"]["speedup"] == report.best_prunable.speedup
-    open_model = tf_keras.Sequential([layers.Input((None, 16)), layers.Dense(8)])
-    assert json.loads(json.dumps(tfmot_asp.sparsity_report(open_model).to_dict()))["best_case"]["now"] is None
+    layer = layers.Dense(8)
+    layer.build((None, 16))  # that knows no inputs
+    assert json.loads(json.dumps(tfmot_asp.sparsity_report(layer).to_dict()))["best_case"]["now"] is None
 
 
 def test_models_without_any_kernel_or_work():

@@ -125,7 +125,12 @@ def test_bad_options_are_refused_before_any_work(options, error, match):
 def test_without_sizes_or_work_there_are_no_times():
     x = layers.Input((None, 16))
     open_sizes = tf_keras.Model(x, layers.Dense(16)(x))
-    report = tfmot_asp.sparsity_report(open_sizes, gpu="H100")
+    chosen = tfmot_asp.sparsity_report(open_sizes, gpu="H100")
+    assert chosen.layers[0].dense_us == pytest.approx(estimate(128, 16, 16).dense_us)
+    assert "chosen here" in str(chosen)
+    layer = layers.Dense(16)
+    layer.build((None, 16))
+    report = tfmot_asp.sparsity_report(layer, gpu="H100")
     assert (report.gpu, report.gain_now, report.layers[0].dense_us) == (None, None, None)
     assert "pass input_shapes" in str(report)
     given = tfmot_asp.sparsity_report(open_sizes, gpu="H100", input_shapes=(None, 4096, 16), batch_size=8)

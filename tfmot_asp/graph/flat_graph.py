@@ -108,12 +108,17 @@ class Op:
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Graph:
-    """A flat graph: ops in execution order, inputs, outputs, and the variables that the ops read, by identity."""
+    """A flat graph: ops in execution order, inputs, outputs, and the variables that the ops read, by identity.
+
+    `step` is how many of the outputs are the model's in inference, the rest being those of a training step that was
+    added; None if none was.
+    """
 
     ops: list[Op]
     inputs: list[Tensor]
     outputs: list[Tensor]
     variables: list[tf.Variable]
+    step: int | None = None
 
     def __repr__(self) -> str:
         return f"Graph({len(self.ops)} ops, {len(self.variables)} variables)"

@@ -50,7 +50,8 @@ def add_training(graph: Graph, function: Any, variables: Sequence[tf.Variable] =
         op.index += len(graph.ops)
     for tensor, known in zip(step.inputs, graph.inputs, strict=False):
         tensor.name = known.name
-    return Graph(graph.ops + step.ops, graph.inputs + step.inputs, graph.outputs + step.outputs, step.variables)
+    outputs = graph.outputs + step.outputs
+    return Graph(graph.ops + step.ops, graph.inputs + step.inputs, outputs, step.variables, len(graph.outputs))
 
 
 def flatten_body(graph: Graph, op: Op, function: str, inputs: Sequence[Tensor], outputs: int | None = None) -> Graph:

@@ -65,7 +65,11 @@ class ModelWork:
 
 
 def measure(
-    model: Any, kernels: Sequence[Kernel], batch_size: int = 1, input_shapes: InputShapes | None = None
+    model: Any,
+    kernels: Sequence[Kernel],
+    batch_size: int = 1,
+    input_shapes: InputShapes | None = None,
+    open_size: int | None = None,
 ) -> ModelWork:
     """Traces a model in inference mode and counts the work of each kernel.
 
@@ -74,11 +78,12 @@ def measure(
         kernels: whose work to tell apart.
         batch_size: number of samples, where the model leaves it open.
         input_shapes: as in ``tfmot_asp.permute``, for models that do not know their own.
+        open_size: of other axes that the model leaves open.
 
     Raises:
         ValueError: if an input shape is open and not given, or the model cannot be traced.
     """
-    specs = input_specs(model, input_shapes, batch_size)
+    specs = input_specs(model, input_shapes, batch_size, open_size)
     shapes = tuple(tuple(spec.shape.as_list()) for spec in tf.nest.flatten(specs) if isinstance(spec, tf.TensorSpec))
     graph = trace_function(concrete_function(model, specs), variables=variables_of(model))
     count = count_products(graph)

@@ -32,7 +32,9 @@ def analyse(graph: Graph, *, pin_ends: bool = True, free: int = 0) -> Axes:
             None if n == 1 else axes.pinned(n, reason) if pin_ends else axes.fresh(n) for n in tensor.shape or ()
         ]
     axes.walk(graph)
-    for i, tensor in enumerate(graph.outputs if pin_ends else ()):
+    step = len(graph.outputs) if graph.step is None else graph.step
+    ends = [*enumerate(graph.outputs[:step]), *enumerate(graph.outputs[step:])]
+    for i, tensor in ends if pin_ends else ():
         if tensor.shape is not None and tensor.value is None:
             channels_move = i < free and len(tensor.shape) > 1
             for ids in axes[tensor][:-1] if channels_move else axes[tensor]:

@@ -16,7 +16,7 @@ from tfmot_asp import masks
 from tfmot_asp.graph.flat_graph import Graph
 from tfmot_asp.graph.flatten import add_training, trace_function
 from tfmot_asp.graph.inputs import example_shapes, input_names, input_specs, leaves_sizes_open
-from tfmot_asp.graph.probes import random_inputs
+from tfmot_asp.graph.open_sizes import REFUSALS, pairs_of_sizes, run_once
 from tfmot_asp.graph.trace import concrete_function, variables_of
 from tfmot_asp.hardware.policy import estimate_gains, why_dense
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
@@ -132,13 +132,6 @@ def plan_model(
     return planned(_traced(model, input_shapes))
 
 
-# Pairs of sizes for axes that a model leaves open: the first to trace it at, the second to see whether it matters. The
-# last is for signals, and no image gets so large.
-_OPEN_SIZES = ((16, 24), (64, 96), (224, 256), (2048, 2560))
-_LARGEST_IMAGE = 256
-_REFUSALS = (TypeError, ValueError, tf.errors.OpError)  # of a model that does not take a size
-
-
 def _planned_at_open_sizes(model: Any, planned: Callable[..., ModelPlan]) -> ModelPlan:
     """A plan at sizes of our own choosing. It is sound if channels move alike at other sizes, which is tried.
 
@@ -150,19 +143,16 @@ def _planned_at_open_sizes(model: Any, planned: Callable[..., ModelPlan]) -> Mod
         ValueError: if the model cannot be traced at any of our sizes, or its channels move otherwise at each.
     """
     problem: Exception | None = None
-    ranks = [t.shape.rank for t in tf.nest.flatten(input_specs(model, open_size=1)) if isinstance(t, tf.TensorSpec)]
-    for size, other in _OPEN_SIZES:
-        if size > _LARGEST_IMAGE and max(ranks, default=0) > 3:
-            continue
+    for size, other in pairs_of_sizes(model):
         try:
             traced = _running(model, size)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             problem = problem or error
             continue
         plan = planned(traced)
         try:
             traced = _running(model, other)
-        except _REFUSALS:  # it takes no other, as with a table of so many positions
+        except REFUSALS:  # it takes no other, as with a table of so many positions
             return plan
         if planned(traced, scores=None).fingerprint() == plan.fingerprint():
             logger.info("%s leaves sizes open: traced at %d", _title(model), size)
@@ -177,7 +167,7 @@ def _planned_at_open_sizes(model: Any, planned: Callable[..., ModelPlan]) -> Mod
 def _running(model: Any, size: int) -> tuple[Any, Graph]:
     """The function and graph at a size for open axes. That it can be traced is not enough: it is run."""
     function, graph = _traced(model, None, size)
-    function._call_flat(random_inputs(function), function.captured_inputs)
+    run_once(function)
     return function, graph
 
 

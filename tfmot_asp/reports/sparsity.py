@@ -55,15 +55,16 @@ def sparsity_report(
         sparsity_m_by_n: the pattern to look for, ``(zeros, block)`` or ``"N:M"``.
         batch_size: number of samples that the sizes are for, where the model leaves it open. None leaves sizes out, and
             with them the trace.
-        input_shapes: shapes to trace with, for models that leave theirs open (image size, number of tokens) or do not
-            know them: one shape such as ``(None, 224, 224, 3)``, or a list or dict of shapes as the model is called.
+        input_shapes: shapes to trace with: one shape such as ``(None, 224, 224, 3)``, or a list or dict of shapes as
+            the model is called. For models that do not know theirs, and those that leave sizes open, where it is
+            otherwise 224 (images) or 128 (texts, signals), or another size if the model takes none of these.
         gpu: to estimate times for: ``"H100"``, or a JSON file of times as ``hardware.estimate`` takes. None leaves
             times out.
         precision: of these times, ``"fp16"`` or ``"int8"``.
 
     Returns:
-        A ``SparsityReport``. Sizes are None, and a note says why, if shapes are open and not given or the model cannot
-        be traced.
+        A ``SparsityReport``. Sizes are None, and a note says why, if shapes are not known and not given or the model
+        cannot be traced. A note says which sizes were chosen, if the model leaves them open.
 
     Raises:
         TypeError: if ``policy``, ``batch_size`` or ``gpu`` is none.
@@ -104,11 +105,12 @@ def sparsity_report(
 def _with_sizes(
     report: SparsityReport, model: Any, kernels: Sequence[Kernel], batch_size: int, input_shapes: Any
 ) -> SparsityReport:
-    from tfmot_asp.graph import kernel_work  # here: it imports TensorFlow
+    from tfmot_asp.graph import kernel_work, open_sizes  # here: they import TensorFlow
 
     batch_size = check_batch_size(batch_size)
     try:
-        work = kernel_work.measure(model, kernels, batch_size, input_shapes)
+        open_size = open_sizes.typical_size(model) if input_shapes is None else None
+        work = kernel_work.measure(model, kernels, batch_size, input_shapes, open_size)
     except Exception as error:  # whatever a model's own code may raise: what is known without sizes is reported
         if input_shapes is not None:
             raise
@@ -129,7 +131,14 @@ def _with_sizes(
             idle.append(row.name)
         elif not row.gemms:
             tied.append((row.name, owner))
-    notes = [f"totals and shares are not exact: {reason}" for reason in work.uncounted]
+    notes = []
+    if open_size is not None:
+        shapes = ", ".join(map(str, work.input_shapes))
+        notes.append(
+            f"the model leaves sizes open: these are for inputs of shape {shapes}, chosen here; give input_shapes for "
+            "others"
+        )
+    notes += [f"totals and shares are not exact: {reason}" for reason in work.uncounted]
     notes += [f"{name} has the kernel of {owner}, and its products are counted there" for name, owner in tied]
     if idle:
         notes.append(

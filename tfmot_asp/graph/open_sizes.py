@@ -1,0 +1,49 @@
+"""Sizes for the axes that a model leaves open: the length of a text, the sides of an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_asp.graph.inputs import input_specs, leaves_sizes_open
+from tfmot_asp.graph.probes import random_inputs
+from tfmot_asp.graph.trace import concrete_function
+
+REFUSALS = (TypeError, ValueError, tf.errors.OpError)
+"""What a model raises that does not take a size."""
+
+# Pairs of sizes: the first to trace at, the second to see whether it matters. The last is for signals: no image gets so
+# large.
+_PAIRS = ((16, 24), (64, 96), (224, 256), (2048, 2560))
+_LARGEST_IMAGE = 256
+_TYPICAL_TEXT, _TYPICAL_IMAGE = 128, 224
+
+
+def pairs_of_sizes(model: Any) -> list[tuple[int, int]]:
+    """Sizes to try for the open axes of a model, each with another, from small to large."""
+    return [(size, other) for size, other in _PAIRS if size <= _LARGEST_IMAGE or not _has_images(model)]
+
+
+def typical_size(model: Any) -> int | None:
+    """A size as in use for the open axes of a model, that it runs at; None if it has no such axes, or refuses all."""
+    if not leaves_sizes_open(model):
+        return None
+    sizes = [_TYPICAL_IMAGE if _has_images(model) else _TYPICAL_TEXT, *(size for size, _ in pairs_of_sizes(model))]
+    for size in dict.fromkeys(sizes):
+        try:
+            run_once(concrete_function(model, input_specs(model, batch_size=1, open_size=size)))
+        except REFUSALS:
+            continue
+        return size
+    return None
+
+
+def run_once(function: Any) -> None:
+    """Runs a concrete function on random inputs: that a model can be traced at a size is not enough."""
+    function._call_flat(random_inputs(function), function.captured_inputs)
+
+
+def _has_images(model: Any) -> bool:
+    specs = tf.nest.flatten(input_specs(model, open_size=1))
+    return any(spec.shape.rank > 3 for spec in specs if isinstance(spec, tf.TensorSpec))
