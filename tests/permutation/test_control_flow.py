@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -182,3 +184,14 @@ def test_a_loop_that_draws_numbers_is_not_mistaken_for_a_wrong_permutation():
     assert Verifier(plan)._random
     apply(plan, random_orders(plan), model)
     assert sum(movable > 0 for movable in plan.plan.movable) == 5
+
+
+@pytest.mark.parametrize("layer", [keras.layers.LSTM, keras.layers.GRU])
+def test_a_recurrent_layer_is_planned_alike_with_a_gpu(layer, monkeypatch):
+    model = around(keras, layer(C))
+    expected = plan_model(model, policy=EveryKernel())
+    monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
+    found = plan_model(model, policy=EveryKernel())
+    assert found.fingerprint() == expected.fingerprint()
+    assert found.plan.movable == (0, C, C, C)
+    assert [part.use_cudnn for part in model.layers if isinstance(part, layer)] == ["auto"]

@@ -58,7 +58,7 @@ def concrete_function(
         results = model(*a, **k, **mode), list(getattr(model, "losses", ()))
         return results if collect is None else (*results, collect())
 
-    with _losses_kept(model):
+    with _losses_kept(model), _without_cudnn(model):
         try:
             # Plain tracing first: it is faster, and enough for all that Keras ships.
             return tf.function(run, autograph=False).get_concrete_function(*args, **kwargs)
@@ -87,6 +87,20 @@ def _losses_kept(model: Any) -> Iterator[None]:
     finally:
         for layer, name, losses in kept:
             getattr(layer, name)[:] = losses
+
+
+@contextlib.contextmanager
+def _without_cudnn(model: Any) -> Iterator[None]:
+    """Has recurrent layers of Keras 3 trace loops, as they do without a GPU, so that what is found is the same."""
+    layers = [layer for layer in (*modules_in(model), *parts_of(model)) if getattr(layer, "use_cudnn", False)]
+    before = [layer.use_cudnn for layer in layers]
+    try:
+        for layer in layers:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.use_cudnn = value
 
 
 def _shapes_text(args: tuple, kwargs: dict) -> str:
