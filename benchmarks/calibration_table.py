@@ -50,7 +50,10 @@ def main() -> None:
     text = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else RESULTS).read_text()
     print("| model | figure | " + " | ".join(METHODS.values()) + " |")
     print("| --- | --- |" + " ---: |" * len(METHODS))
-    for title, figure, cells in cases(text):
+    tables: dict[tuple[str, str], dict[str, str]] = {}
+    for title, figure, cells in cases(text):  # a model may have been measured by several commands
+        tables.setdefault((title, figure), {}).update(cells)
+    for (title, figure), cells in tables.items():
         values = [shown(cells[name], figure) if "±" in cells.get(name, "") else "" for name in METHODS]
         print(f"| {title} | {figure} | " + " | ".join(values) + " |")
 

@@ -28,6 +28,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from tfmot_asp.hardware.rule import TF_ASP_KINDS, SparseTensorCoreRule
 from tfmot_asp.permutation import rules
 from tfmot_asp.permutation.plan import plan_model
 from tfmot_asp.permutation.report import finish
@@ -71,7 +72,7 @@ def measure(name: str, dtype: str = "float32") -> Row:
     try:
         model = build(name)
         started, busy = time.perf_counter(), time.process_time()
-        plan = plan_model(model)
+        plan = plan_model(model, policy=SparseTensorCoreRule(kinds=TF_ASP_KINDS))
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - busy
         rng = np.random.default_rng(1)
         image = tf.constant(rng.random((1, *model.input_shape[1:])), dtype)
@@ -132,8 +133,8 @@ def table(results: dict[str, Any]) -> str:
         f"{worst:.1e} of the largest logit. Random weights, a random order for every group that leaves no channel in "
         "its place; see `benchmarks/model_coverage.py`, which makes this page.",
         "",
-        "Prunable is what `PruneForSparseTensorCores()` prunes by default: Dense and Conv2D kernels with a multiple of "
-        "16 input and of 8 output channels, no groups. A change marked * is measured in float64: with random weights "
+        "Prunable here are Dense and Conv2D kernels, TF-ASP's kinds, with a multiple of 16 input and of 8 output "
+        "channels, no groups. A change marked * is measured in float64: with random weights "
         "that model amplifies rounding in float32 beyond 1e-5.",
         "",
         f"TensorFlow {where['tensorflow']}, tf_keras {where['tf_keras']}, Python {where['python']}, {where['cpus']} "

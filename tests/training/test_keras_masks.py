@@ -158,7 +158,8 @@ def test_trained_stripped_and_loaded_again_they_pass_too(kind, tmp_path):
     pruned.fit(x, np.zeros((len(x), 8), "f"), batch_size=3, verbose=0)
     expected = pruned(x).numpy()
     classes = {"MaskedDense": MaskedDense}
-    for name in ("pruned.keras", "pruned.h5", "pruned"):
+    saved_model = ["pruned"] if kind == "attention" else []  # the slowest by far
+    for name in ("pruned.keras", "pruned.h5", *saved_model):
         pruned.save(tmp_path / name)
         with tfmot_asp.prune_scope(), tf_keras.utils.custom_object_scope(classes):
             loaded = tf_keras.models.load_model(tmp_path / name)
