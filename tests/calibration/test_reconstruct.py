@@ -11,7 +11,7 @@ from tests.calibration.test_statistics import gathered
 from tfmot_asp.calibration.factors import Factors
 from tfmot_asp.calibration.reconstruct import EFFORTS, METHODS, output_error, reconstruct
 from tfmot_asp.calibration.statistics import MomentsAccumulator
-from tfmot_asp.calibration.target import Correction, choose_correction, corrected, without_sample
+from tfmot_asp.calibration.target import Correction, choose_correction, corrected
 from tfmot_asp.masks import m_by_n_mask, violations
 
 
@@ -60,7 +60,7 @@ def test_moments_without_the_sample_are_those_of_the_other_rows() -> None:
     weights = rng.integers(1, 4, 80).astype(np.float32)
     accumulator = MomentsAccumulator(6)
     accumulator.add(pruned, dense, weights)
-    rest = without_sample(accumulator.result())
+    rest = accumulator.result().without_sample()
     assert rest is not None
     gram, drift = oracle.moments(pruned[:70], dense[:70], weights[:70])
     np.testing.assert_allclose(rest[0][0], gram, rtol=1e-4, atol=1e-4)

@@ -81,11 +81,11 @@ def test_the_sample_is_spread_over_the_batches_and_bounded() -> None:
 @pytest.mark.parametrize(
     ("size", "segments", "stripe", "memory", "lengths"),
     [
-        (36, 9, 4, 32 * 36 * 36, [36]),
-        (36, 9, 4, 32 * 36 * 35, [20, 16]),  # whole kernel positions
-        (36, 9, 4, 32 * 36 * 4, [4] * 9),
-        (60, 3, 4, 32 * 60 * 12, [12, 8] * 3),  # a position that does not fit is cut between stripes
-        (30, 1, 4, 32 * 30 * 10, [8, 8, 8, 6]),
+        (36, 9, 4, 40 * 36 * 36, [36]),
+        (36, 9, 4, 40 * 36 * 35, [20, 16]),  # whole kernel positions
+        (36, 9, 4, 40 * 36 * 4, [4] * 9),
+        (60, 3, 4, 40 * 60 * 12, [12, 8] * 3),  # a position that does not fit is cut between stripes
+        (30, 1, 4, 40 * 30 * 10, [8, 8, 8, 6]),
         (30, 1, 4, 0, [4] * 7 + [2]),
         (10, 1, 16, 0, [10]),
     ],

@@ -45,6 +45,12 @@ class Factors:
         """Root mean square of each input in the pruned model, (K,)."""
         return np.sqrt(np.concatenate([np.diag(gram) for gram in self.moments.gram]))
 
+    @cached_property
+    def without_sample(self) -> tuple[list[tuple[np.ndarray, Any]], list[np.ndarray]] | None:
+        """Scale and matrix, and D, of each block without the moments' sample, to choose on it what to do."""
+        rest = self.moments.without_sample()
+        return None if rest is None else ([damped(gram, self.damping) for gram in rest[0]], rest[1])
+
 
 @dataclass(frozen=True)
 class GramBlock:

@@ -24,7 +24,7 @@ DEFAULT_MEMORY = 1 << 30
 SAMPLE_ROWS = 1024
 """Rows that are kept as they are, at most."""
 
-_BYTES_PER_MOMENT = 32  # gram, drift, their factors, and temporaries of these: float32 and float64
+_BYTES_PER_MOMENT = 40  # gram and drift, with and without the sample, factors, temporaries: float32 and float64
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,22 @@ class Moments:
     def size(self) -> int:
         """K, the number of inputs."""
         return sum(len(block) for block in self.gram)
+
+    def without_sample(self) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+        """H and D, as blocks, of the rows that are not in the sample; None if there are no others or no drift."""
+        if self.drift is None or self.sample_share >= 1:
+            return None
+        difference = self.dense_sample - self.sample
+        own = np.float32(self.sample_share / len(self.sample))
+        rest = np.float32(1 / (1 - self.sample_share))
+        grams, drifts, first = [], [], 0
+        for gram, drift in zip(self.gram, self.drift, strict=True):
+            rows = self.sample[:, first : first + len(gram)]
+            shifted = difference[:, first : first + len(gram)]
+            grams.append(rest * (gram - own * product(rows, rows, transpose_left=True)))
+            drifts.append(rest * (drift - own * product(rows, shifted, transpose_left=True)))
+            first += len(gram)
+        return grams, drifts
 
 
 class MomentsAccumulator:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.calibration.factors import Factors, damped
+from tfmot_asp.calibration.factors import Factors
 from tfmot_asp.calibration.linear_algebra import product, solve
-from tfmot_asp.calibration.statistics import Moments
 
 RIDGES = (0.0, 0.1)
 """What may be added to the scaled matrix, whose diagonal is one and has the damping in it already."""
@@ -48,14 +47,12 @@ def choose_correction(weight: np.ndarray, inputs: Factors) -> Correction:
         weight: W, (K, O) float32.
         inputs: of the tensor that it reads.
     """
-    moments = inputs.moments
-    rest = without_sample(moments)
+    moments, rest = inputs.moments, inputs.without_sample
     if rest is None:
         return Correction(0.0)
     weight = weight[:, :: -(-weight.shape[1] // CHOICE_COLUMNS)]
-    grams, drifts = rest
+    scaled, drifts = rest
     error = product(moments.dense_sample - moments.sample, weight)
-    scaled = [damped(gram, inputs.damping) for gram in grams]
     best, explained = Correction(0.0), 0.0
     for ridge in RIDGES:
         predicted = product(moments.sample, _step(weight, drifts, scaled, ridge))
@@ -65,23 +62,6 @@ def choose_correction(weight: np.ndarray, inputs: Factors) -> Correction:
         if gain > explained:
             best, explained = Correction(alpha, ridge), gain
     return best
-
-
-def without_sample(moments: Moments) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-    """H and D, as blocks, of the rows that are not in the sample; None if there are no others or no drift."""
-    if moments.drift is None or moments.sample_share >= 1:
-        return None
-    difference = moments.dense_sample - moments.sample
-    own = np.float32(moments.sample_share / len(moments.sample))
-    rest = np.float32(1 / (1 - moments.sample_share))
-    grams, drifts, first = [], [], 0
-    for gram, drift in zip(moments.gram, moments.drift, strict=True):
-        rows = moments.sample[:, first : first + len(gram)]
-        shifted = difference[:, first : first + len(gram)]
-        grams.append(rest * (gram - own * product(rows, rows, transpose_left=True)))
-        drifts.append(rest * (drift - own * product(rows, shifted, transpose_left=True)))
-        first += len(gram)
-    return grams, drifts
 
 
 def _step(
