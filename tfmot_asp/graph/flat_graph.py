@@ -30,8 +30,11 @@ class ListShape(NamedTuple):
 
     def joined(self, other: ListShape) -> ListShape:
         """What can be said of a list that is either of two."""
-        found = self.holding(other.element)
-        return found._replace(length=self.length if self.length == other.length else None)
+        length = self.length if self.length == other.length else None
+        if self.element == other.element:
+            return ListShape(length, self.element, self.declared and other.declared)
+        known = [element for element in (self.element, other.element) if element is not None]
+        return ListShape(length, known[0] if len(known) == 1 else UNKNOWN)
 
     def holding(self, element: tuple[int, ...] | None) -> ListShape:
         """The same after a tensor was put in."""

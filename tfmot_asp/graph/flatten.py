@@ -125,10 +125,12 @@ def _list_shape(tensor: Tensor, variables: Sequence[tf.Variable]) -> ListShape |
     return list_shape(tensor, functools.partial(_returned, variables)) if tensor.dtype == tf.variant else None
 
 
-def _returned(variables: Sequence[tf.Variable], output: Tensor) -> Tensor:
-    """What the body of a loop returns for one of its outputs."""
-    assert output.op is not None
-    return trace_loop(Graph([], [], [], list(variables)), output.op)[1].outputs[output.index]
+def _returned(variables: Sequence[tf.Variable], output: Tensor) -> list[Tensor]:
+    """What the body of a loop, or each branch of a choice, returns for one of its outputs."""
+    op, graph = output.op, Graph([], [], [], list(variables))
+    assert op is not None
+    bodies = [trace_loop(graph, op)[1]] if op.type in LOOPS else trace_branches(graph, op)
+    return [body.outputs[output.index] for body in bodies]
 
 
 class _Flattener:

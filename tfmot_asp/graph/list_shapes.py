@@ -6,15 +6,16 @@ put in.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tfmot_asp.graph.flat_graph import UNKNOWN, ListShape, Tensor
-from tfmot_asp.graph.ops import LOOPS
+from tfmot_asp.graph.ops import CHOICES, LOOPS
 
-Returned = Callable[[Tensor], Tensor]
-"""Gives for an output of a loop what its body returns there."""
+Returned = Callable[[Tensor], Sequence[Tensor]]
+"""Gives for an output of a loop or choice what its body or each branch returns there."""
 
 
 def list_shape(handle: Tensor, returned: Returned) -> ListShape:
@@ -30,9 +31,9 @@ def list_shape(handle: Tensor, returned: Returned) -> ListShape:
         return ListShape(shape[0], shape[1:], True) if shape else ListShape()
     if op.type == "Identity":
         return list_shape(op.inputs[0], returned)
-    if op.type in LOOPS:
-        found = list_shape(op.inputs[handle.index], returned)
-        return found if found.declared else found.joined(list_shape(returned(handle), returned))
+    if op.type in (*LOOPS, *CHOICES):
+        sources = [*([op.inputs[handle.index]] if op.type in LOOPS else []), *returned(handle)]
+        return functools.reduce(ListShape.joined, (list_shape(source, returned) for source in sources))
     if op.type == "TensorListSetItem":
         return list_shape(op.inputs[0], returned).holding(_put(op.inputs[2]))
     if op.type == "TensorListPushBack":
