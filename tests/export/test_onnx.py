@@ -557,7 +557,7 @@ def test_errors_are_measured_channel_by_channel_against_their_spread():
     value[:, 2] *= 1e-6
     got = value + 0.1 * generator.standard_normal(value.shape) * value.std(0) * [0, 1, 0.5, 2]
     got[:, 0] += 1e-3
-    errors = compare.SpreadErrors()
+    errors = compare.SpreadErrors(1e-3)
     for part in (slice(20), slice(20, 50)):
         errors.add({"y": value[part]}, {"y": got[part]})
     found = errors.worst()
@@ -565,16 +565,27 @@ def test_errors_are_measured_channel_by_channel_against_their_spread():
     assert (found.output, found.channel, found.channels) == ("y", 3, 4)
     assert found.worst == pytest.approx(expected[3])
     assert expected[1] < found.overall < expected[3]
-    assert "'y'[..., 3], of 4" in str(found)
+    assert "in the worst channel, 'y'[..., 3] of 4, and" in str(found)
+
+
+def test_channels_of_small_spread_have_errors_of_their_own():
+    generator = np.random.default_rng(0)
+    value = generator.standard_normal((50, 2)) * [1000, 0.01]
+    got = value + [0, 0.001]
+    for least, worst in ((1e-6, 0.1), (1e-3, 1e-6)):
+        errors = compare.SpreadErrors(least)
+        errors.add({"y": value}, {"y": got})
+        assert errors.worst().channel == 1
+        assert errors.worst().worst == pytest.approx(worst, rel=0.3)
 
 
 def test_what_is_missing_or_not_finite_is_infinitely_far_off():
     one = {"a": np.arange(12.0).reshape(4, 3), "i": np.arange(3)}
     for broken in (None, np.zeros((4, 2)), np.full((4, 3), np.inf)):
-        errors = compare.SpreadErrors()
+        errors = compare.SpreadErrors(1e-3)
         errors.add(one, {} if broken is None else {"a": broken})
         assert errors.worst().worst == errors.worst().overall == np.inf
-    errors = compare.SpreadErrors()
+    errors = compare.SpreadErrors(1e-3)
     errors.add({"a": np.array([-np.inf, 1.0])}, {"a": np.array([-np.inf, 1.0])})
     assert errors.worst().worst == 0
-    assert compare.SpreadErrors().worst().output == ""
+    assert compare.SpreadErrors(1e-3).worst().output == ""

@@ -81,22 +81,27 @@ class SpreadError:
     overall: float
 
     def __str__(self) -> str:
-        place = f"{self.output!r}" + (f"[..., {self.channel}], of {self.channels}" if self.channels > 1 else "")
-        return f"by {100 * self.worst:.2g} % of its spread (RMS) in the worst channel, {place}"
+        if self.channels == 1:
+            return f"by {100 * self.worst:.2g} % of the spread (RMS) of {self.output!r}"
+        place = f"{self.output!r}[..., {self.channel}] of {self.channels}"
+        share = f"{100 * self.worst:.2g} % of its spread (RMS) in the worst channel"
+        return f"by {share}, {place}, and {100 * self.overall:.2g} % over all"
 
 
 class SpreadErrors:
     """Gathers the errors of outputs over batches, channel by channel (the last axis): each by its own spread.
 
-    A channel that hardly varies, by itself or beside the others, is measured against its size and theirs: it would
-    hide the others' errors if it were counted in, and has no spread to be measured by.
+    A channel that hardly varies, by less than half precision can tell of its size or than ``least`` beside the others,
+    is measured against its size and theirs: it would hide the others' errors if it were counted in, and has no spread
+    to be measured by.
     """
 
-    # Below this part of its size or of the largest spread a channel counts as constant.
-    _CONSTANT = 1e-3
+    _CONSTANT = 2.0**-11
 
-    def __init__(self) -> None:
+    def __init__(self, least: float) -> None:
+        """Begins without batches; ``least`` is the part of the largest spread from which on a channel has its own."""
         self._moments: dict[str, _Moments] = {}
+        self._least = least
 
     def add(self, expected: Outputs, got: Outputs) -> None:
         """Adds one batch; outputs of integers are left out."""
@@ -110,7 +115,7 @@ class SpreadErrors:
         for name, moments in self._moments.items():
             gaps, sizes, spreads = moments.roots()
             largest = float(np.max(spreads, initial=0.0))
-            varies = spreads > self._CONSTANT * np.maximum(sizes, largest)
+            varies = spreads > np.maximum(self._CONSTANT * sizes, self._least * largest)
             scales = np.where(varies, spreads, np.maximum(sizes, largest))
             errors = gaps / np.where(scales > 0, scales, 1.0)
             counted = varies if varies.any() else np.ones_like(varies)

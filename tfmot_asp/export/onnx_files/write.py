@@ -76,10 +76,12 @@ def write_float16(
     runner = HalfRunner(half)
     difference, error = check.errors(runner, check.pairs if data is None else check.expected(data.some()))
     overflows = [f"{node}, and float16 ends at {LARGEST:g}" for node in runner.overflows.values()]
-    if difference > TOLERANCES["converted"]["float16"] and error.overall > _FLOAT16_LIMIT:
+    # Random inputs may all look alike to a model, whose outputs then hardly vary.
+    differs = data is not None or difference > TOLERANCES["converted"]["float16"]
+    if differs and error.overall > _FLOAT16_LIMIT:
         if overflows:
             raise ValueError(f"in fp16 the model overflows on {what}: {overflows[0]}; {_ON_OVERFLOW}")
-        raise RuntimeError(
+        raise ValueError(
             f"in fp16 the outputs differ from the Keras model's {error} on {what}: export it in fp32, or with "
             "calibration_data that show what the model sees"
         )
@@ -89,8 +91,8 @@ def write_float16(
     if not error.output:
         return notes
     return [
-        f"fp16: outputs differ from the Keras model's by {difference:.1e} of their size and {error}, with every result "
-        "rounded to half as on a GPU.",
+        f"fp16: outputs differ from the Keras model's by {difference:.1e} of their size, with every result rounded to "
+        f"half as on a GPU; {error}.",
         *notes,
     ]
 
@@ -112,14 +114,13 @@ def write_int8(
     error = check.spread_error(session(written, optimize=False), data.some())
     if error.overall > _INT8_LIMIT:
         raise RuntimeError(
-            f"in int8 the outputs differ from the Keras model's by {100 * error.overall:.0f} % of their spread on "
-            f"calibration data, and {error}. Try another calibration_method, more data, or keep_float for "
-            "sensitive layers"
+            f"in int8 the outputs differ from the Keras model's {error}, on calibration data. Try another "
+            "calibration_method, more data, or keep_float for sensitive layers"
         )
     left = {gemm.op: plan.left.get(gemm.op, _NOT_QUANTIZED) for gemm in gemms if gemm.op not in plan.names}
     return [
         f"int8: {len(plan.weights)} of {len(gemms)} products quantized, {len(sparse & plan.names)} of them with their "
         f"output, on {data.samples} samples ({options.method}).",
         *(f"int8: {op} stays float32: {why}." for op, why in left.items()),
-        f"int8: outputs differ from the Keras model's {error} on calibration data.",
+        f"int8: outputs differ from the Keras model's {error}, on calibration data.",
     ]
