@@ -135,7 +135,7 @@ def _with_sizes(
     if open_size is not None:
         shapes = ", ".join(map(str, work.input_shapes))
         notes.append(
-            f"the model leaves sizes open: these are for inputs of shape {shapes}, chosen here; give input_shapes for "
+            f"the model leaves sizes open: these are for inputs of shape {shapes}, chosen here; give input shapes for "
             "others"
         )
     notes += [f"totals and shares are not exact: {reason}" for reason in work.uncounted]
