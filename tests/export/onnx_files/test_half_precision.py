@@ -62,6 +62,16 @@ def test_norms_of_an_opset_without_the_op(tmp_path):
     assert exported(tf_keras, NORMS["layer"], tmp_path / "m.onnx", 300, opset=15)[1] < 2e-3
 
 
+def test_roots_of_sums_of_squares(tmp_path):
+    def build(layers, x):
+        moments = tf.math.reduce_std, tf.norm
+        return layers.Lambda(lambda x: tf.concat([moment(x, axis=-1, keepdims=True) for moment in moments], -1))(x)
+
+    report, error = exported(tf_keras, build, tmp_path / "m.onnx", 300)
+    assert error < 2e-3
+    assert not any("fp16: overflow" in note for note in report.notes)
+
+
 def test_what_overflows_and_does_no_harm_is_noted(tmp_path):
     def build(layers, x):
         return layers.Lambda(lambda x: 1 / (1 + tf.square(x)))(x)

@@ -4,6 +4,7 @@ A norm divides by the root of a mean of squares, and the squares of values above
 from the tensor that is normalized up to where it meets its moments for the last time is left in float32, with a cast
 before it and one behind: layer norm as one op, and whatever is written op by op, such as the RMS and group norms of
 Keras, the division by a Euclidean norm, or a softmax written out. What is scaled and shifted after that is in float16.
+Squares, their sum and its root alone, a standard deviation or a Euclidean norm, stay in float32 too.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class _Norms:
             elif node.op_type in _REDUCTIONS and self.varies(node.input[0]):
                 regions = map(self._region, self._sources(node))
                 yield from next(filter(None, regions), ())
+                yield from self._rooted(node)
 
     def _sources(self, reduction: onnx.NodeProto) -> Iterator[str]:
         """What may be normalized by the moment that a reduction computes, the nearest first."""
@@ -86,6 +88,27 @@ class _Norms:
             if len(read) != 1:
                 return
             (name,) = read
+
+    def _rooted(self, reduction: onnx.NodeProto) -> list[str]:
+        """The nodes from squares that a reduction adds up to the root of their sum, if it is taken of nothing else."""
+        if reduction.op_type in ("ReduceL2", "ReduceLogSumExp"):
+            return [reduction.name]
+        names, node = [reduction.name], reduction
+        while node.op_type != "Sqrt":
+            readers = self.readers[node.output[0]]
+            if len(readers) != 1 or readers[0].op_type not in _ELEMENTWISE:
+                return []
+            (node,) = readers
+            if len({name for name in node.input if self.varies(name)}) != 1:
+                return []
+            names.append(node.name)
+        for source in self._sources(reduction):
+            square: Any = self.producers.get(source)
+            if square is not None and square.op_type in ("Mul", "Pow"):
+                return [*names, square.name]
+            if square is None or square.op_type not in ("Cast", "Identity", "Reshape"):
+                break
+        return names
 
     def _region(self, source: str) -> set[str]:
         """The nodes from a tensor to where it meets its own moments for the last time; none if it never does."""
