@@ -253,6 +253,17 @@ def test_polygraphy(precision, version, files, exported):
     assert given[given.index("--trt-max-shapes") + 1] == "image:[7,8,8,3]"
 
 
+@pytest.mark.parametrize(("precision", "version"), POLYGRAPHY_FLAGS)
+def test_in_a_container(precision, version, files):
+    path = files / f"{precision}.onnx"
+    given = words(path, tensorrt=version, tool="docker")
+    image = given.index("$TENSORRT_IMAGE")
+    assert {"--rm", "--gpus=all", f"--volume={files}:/models", "--workdir=/models"} <= set(given[:image])
+    outside = words(path, tensorrt=version)
+    inside = [word.replace(str(files) + "/", "") for word in outside]
+    assert given[image + 1 :] == inside
+
+
 class Recorder:
     """Stands in for TensorRT's Python module and everything in it: notes what is called."""
 
@@ -294,7 +305,7 @@ def test_python_gives_shapes_where_the_batch_is_open(exported, monkeypatch):
 
 
 def test_an_unknown_tool(exported):
-    with pytest.raises(ValueError, match="tool must be one of 'trtexec', 'polygraphy', 'python', got 'onnxsim'"):
+    with pytest.raises(ValueError, match=r"tool must be one of 'trtexec', 'docker', .*, got 'onnxsim'"):
         command(exported[0], tool="onnxsim")
 
 

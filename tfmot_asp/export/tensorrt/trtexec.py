@@ -1,4 +1,4 @@
-"""How to build a TensorRT engine with sparse kernels from an ONNX file: by trtexec, polygraphy or TensorRT's Python."""
+"""How to build a TensorRT engine with sparse kernels from an ONNX file: by trtexec, in a container, by other tools."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def trtexec_command(
         batch_sizes: smallest, most frequent and largest batch, for inputs whose first axis is open.
         shapes: by input name, one shape, or three for smallest, most frequent and largest; needed where other axes are
             open.
-        tool: ``"trtexec"``, ``"polygraphy"`` for a line of that, or ``"python"`` for a script that builds the engine by
-            the module ``tensorrt``.
+        tool: ``"trtexec"``; ``"docker"`` for the same in a container whose image, one of NVIDIA's with that version of
+            TensorRT, the shell variable TENSORRT_IMAGE names; ``"polygraphy"`` for a line of that; or ``"python"`` for
+            a script that builds the engine by the module ``tensorrt``.
 
     Raises:
         ValueError: if the file is no ONNX model, an open axis has no size, or an argument makes no sense.
@@ -99,6 +100,13 @@ def _trtexec(path: Path, major: int, types: list[str], profiles: Profiles) -> st
             )
             command.append(f"{flag}={sizes}")
     return shlex.join(command)
+
+
+def _docker(path: Path, major: int, types: list[str], profiles: Profiles) -> str:
+    """trtexec next to the file, which the container sees in a folder of its own; the engine appears there."""
+    folder = path.resolve().parent
+    line = ["docker", "run", "--rm", "--gpus=all", f"--volume={folder}:/models", "--workdir=/models"]
+    return f'{shlex.join(line)} "$TENSORRT_IMAGE" {_trtexec(Path(path.name), major, types, profiles)}'
 
 
 def _polygraphy(path: Path, major: int, types: list[str], profiles: Profiles) -> str:
@@ -149,7 +157,7 @@ def _python(path: Path, major: int, types: list[str], profiles: Profiles) -> str
     return "\n".join(lines)
 
 
-_TOOLS = {"trtexec": _trtexec, "polygraphy": _polygraphy, "python": _python}
+_TOOLS = {"trtexec": _trtexec, "docker": _docker, "polygraphy": _polygraphy, "python": _python}
 
 
 def precision_of(model: onnx.ModelProto) -> str:
