@@ -205,7 +205,7 @@ def test_the_same_arguments_give_the_same_weights() -> None:
 def test_blocks_for_want_of_memory_are_each_reconstructed() -> None:
     rng = np.random.default_rng(14)
     rows, weight = correlated(rng, 400, 36), kernel(rng, 36, 8)
-    moments = gathered(rows, None, segments=3, memory=32 * 36 * 12)
+    moments = gathered(rows, None, segments=3, memory=40 * 36 * 12)
     found = reconstruct(weight, Factors(moments), segments=3)
     assert found.note is not None
     assert "3 blocks" in found.note
