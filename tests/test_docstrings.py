@@ -103,6 +103,8 @@ def test_examples_run_and_give_what_they_say(name, tmp_path, monkeypatch, capsys
         pytest.skip("needs a TensorFlow that was built with TensorRT")
     if name.startswith("export.") and name.removeprefix("export.") in ("onnx", "trtexec_command"):
         pytest.importorskip("tf2onnx")
+    if name == "export.check_with_tensorrt":
+        pytest.importorskip("tensorrt_rtx")
     monkeypatch.chdir(tmp_path)
     for node in (node for example in examples for node in ast.walk(ast.parse(example.source))):
         if isinstance(node, ast.Constant) and node.value in FILES and (name, node.value) not in WRITTEN:

@@ -69,6 +69,8 @@ def needs(command):
     if "--to onnx" in command or "model.onnx" in command:
         pytest.importorskip("tf2onnx")
         pytest.importorskip("onnxruntime")
+    if command.endswith("--tensorrt"):
+        pytest.importorskip("tensorrt_rtx")
     if command.split()[1] == "measure" and (why := sparse_device.why_not()) is not None:
         pytest.skip(why)
 

@@ -127,6 +127,9 @@ def verify(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.tensorrt_log is not None:
         report = export.parse_tensorrt_log(arguments.tensorrt_log, report).report or report
     text, data, ok = str(report), report.to_dict(), report.ok
+    if arguments.tensorrt:
+        taken = export.check_with_tensorrt(arguments.file)
+        text, data, ok = f"{text}\n\n{taken}", {**data, "tensorrt": taken.to_dict()}, ok and taken.ok
     if arguments.on_gpu:
         ran = export.run_sparse(arguments.file, allow_unsafe=arguments.allow_unsafe)
         text, data, ok = f"{text}\n\n{ran}", {**data, "on_gpu": ran.to_dict()}, ok and ran.ok

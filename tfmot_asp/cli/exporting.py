@@ -14,7 +14,7 @@ _SUFFIXES = {"onnx": (".onnx",), "tflite": (".tflite",), "saved_model": ("",)}
 _OPTIONS = {
     "onnx": (
         *("precision", "batch_size", "fold_batch_norm", "calibration_data", "opset", "inputs_as_nchw", "float16_io"),
-        *("calibration_method", "percentile", "keep_float", "int8_weights", "tensorrt", "batch_sizes"),
+        *("calibration_method", "percentile", "keep_float", "int8_weights", "tensorrt", "batch_sizes", "check"),
     ),
     "saved_model": ("precision", "batch_size", "fold_batch_norm"),
     "tflite": ("precision", "batch_size", "calibration_data", "io_dtype", "select_tf_ops"),

@@ -59,10 +59,12 @@ _VERIFY = """\
 examples:
   tfmot-asp verify exported
   tfmot-asp verify sparse.keras --json
+  tfmot-asp verify model.onnx --tensorrt
   tfmot-asp verify model.onnx --tensorrt-log build.log
 
 The exit code is 0 if some weight has the pattern, none has it in part, and all could be read; 1 if not. With --on-gpu
-(needs what `measure` needs) also if a product, run 2:4 by cuSPARSELt, differs from the dense one.
+(needs what `measure` needs) also if a product, run 2:4 by cuSPARSELt, differs from the dense one, with --tensorrt
+(needs pip install "tfmot-asp[tensorrt]") also if TensorRT refuses the file.
 """
 
 _PLOT = """\
@@ -157,6 +159,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("file", type=Path, metavar="FILE", help="a folder, or a .keras, .h5, .onnx or .tflite file")
     command.add_argument("--on-gpu", action="store_true", help="run each 2:4 weight on this machine's GPU too")
+    command.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="have TensorRT's parser and builder take an .onnx file; needs no GPU",
+    )
     command.add_argument(
         "--tensorrt-log",
         type=Path,
@@ -355,6 +362,9 @@ def _export_options(command: argparse.ArgumentParser) -> None:
         type=options.batches,
         metavar="A,B,C",
         help="in that command: smallest, most frequent, largest (1,32,64)",
+    )
+    group.add_argument(
+        "--check", choices=("tensorrt",), help="TensorRT's parser and builder must take it (no GPU needed)"
     )
     group.add_argument(
         "--calibration-method",

@@ -17,6 +17,7 @@ from tfmot_asp.export.onnx_files.comparison import OutputCheck
 from tfmot_asp.export.onnx_files.convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
 from tfmot_asp.export.onnx_files.run import session
 from tfmot_asp.export.onnx_files.write import Int8Options, write_float, write_float16, write_int8
+from tfmot_asp.export.tensorrt.builder_check import check_installed, check_with_tensorrt
 from tfmot_asp.export.tensorrt.trtexec import (
     DEFAULT_BATCH_SIZES,
     DEFAULT_TENSORRT,
@@ -54,6 +55,7 @@ def onnx(
     int8_weights: bool = False,
     tensorrt: int | str = DEFAULT_TENSORRT,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    check: str | None = None,
     sparsity_m_by_n: PatternLike | None = None,
     overwrite: bool = False,
 ) -> VerificationReport:
@@ -94,6 +96,8 @@ def onnx(
         int8_weights: with int8, store weights in int8: a quarter of the size, for TensorRT 10 and later.
         tensorrt: version of TensorRT that the noted command is for, such as ``11`` or ``"8.6"``.
         batch_sizes: smallest, most frequent and largest batch in that command, where the batch is open.
+        check: ``"tensorrt"`` has TensorRT's own parser and builder take the file before it gets its name, without a
+            GPU; see ``check_with_tensorrt``, which takes files that leave more than the batch open.
         sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
             keep; by default that of its pruning wrappers, and 2:4 for a model without.
         overwrite: replace an existing file.
@@ -108,8 +112,8 @@ def onnx(
         ValueError: if the model is none, not built, its pruning has not reached the pattern, it has string inputs or
             ops that ONNX lacks, a weight or what is computed does not fit into float16, or an argument makes no
             sense.
-        RuntimeError: if the written file does not compute what the model does, or lost a 2:4 kernel. Nothing is left
-            behind then.
+        RuntimeError: if the written file does not compute what the model does, lost a 2:4 kernel, or TensorRT refuses
+            it (with ``check``). Nothing is left behind then.
 
     Example:
         >>> report = tfmot_asp.export.onnx(sparse, "model.onnx", precision="int8", calibration_data=images)
@@ -124,6 +128,10 @@ def onnx(
     check_opset(opset)
     check_tensorrt(tensorrt)
     check_batch_sizes(batch_sizes)
+    if check not in (None, "tensorrt"):
+        raise ValueError(f"check must be 'tensorrt' or None, got {check!r}")
+    if check:
+        check_installed()
     with replacing(path, overwrite=overwrite, what="an ONNX file") as written:
         plain, pattern = plain_model(model, sparsity_m_by_n)
         original = serving_function(plain, batch_size, input_shapes, distinct_names=True)
@@ -134,17 +142,22 @@ def onnx(
             plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm, distinct_names=True
         )
         converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs))
-        check = OutputCheck(original, inputs_as_nchw)
-        check.compare(session(converted))
+        outputs = OutputCheck(original, inputs_as_nchw)
+        outputs.compare(session(converted))
         if precision == "fp32":
-            notes = write_float(converted, written, check, data)
+            notes = write_float(converted, written, outputs, data)
         elif precision == "fp16":
-            notes = write_float16(converted, written, check, data, float16_io)
+            notes = write_float16(converted, written, outputs, data, float16_io)
         else:
             assert data is not None
-            notes = write_int8(converted, written, check, data, int8, pattern)
+            notes = write_int8(converted, written, outputs, data, int8, pattern)
         report = verify(written, sparsity_m_by_n=pattern)
         check_nothing_lost(original, report, "the ONNX file")
+        if check:
+            taken = check_with_tensorrt(written, batch_sizes=batch_sizes)
+            if not taken.ok:
+                raise RuntimeError(f"{str(path)!r} is not written: {taken}")
+            notes.append(str(taken))
     return _finish(report, path, notes, tensorrt, batch_sizes)
 
 

@@ -68,7 +68,7 @@ def trtexec_command(
     path, major = Path(path), check_tensorrt(tensorrt)
     model = load_onnx(path)
     types = _precision_types(precision_of(model), major)
-    profiles = _profiles(model, check_batch_sizes(batch_sizes), dict(shapes or {}))
+    profiles = shape_profiles(model, check_batch_sizes(batch_sizes), dict(shapes or {}))
     return _TOOLS[tool](path, major, types, profiles)
 
 
@@ -212,7 +212,7 @@ def check_batch_sizes(sizes: Sequence[int]) -> tuple[int, int, int]:
     return least, usual, most
 
 
-def _profiles(model: onnx.ModelProto, batches: tuple[int, int, int], shapes: dict[str, Any]) -> Profiles:
+def shape_profiles(model: onnx.ModelProto, batches: tuple[int, int, int], shapes: dict[str, Any]) -> Profiles:
     """Three shapes for every input, if one of them has an open axis."""
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in stored}
