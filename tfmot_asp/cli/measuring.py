@@ -12,7 +12,7 @@ from tfmot_asp.reports.table import table
 
 def measure(arguments: argparse.Namespace, console: Console) -> int:
     """Times products dense and 2:4, and writes the table that ``--gpu FILE.json`` takes."""
-    from tfmot_asp.hardware.measurement import PRECISIONS
+    from tfmot_asp.hardware.cost_model import PRECISIONS
     from tfmot_asp.hardware.measurement import measure as measure_products
 
     with progress_bar(1, "products", console.progress, "product") as bar:

@@ -177,8 +177,12 @@ FEW = 8
 
 def spread(values: np.ndarray) -> float:
     """How much values vary: their standard deviation, or their range, zero included, if they are few."""
-    reach = float(max(values.max(), 0.0) - min(values.min(), 0.0))
-    return float(values.std()) if values.size >= FEW else reach
+    return float(values.std()) if values.size >= FEW else reach(values)
+
+
+def reach(values: np.ndarray) -> float:
+    """The range of values, with zero in it."""
+    return float(max(values.max(), 0.0) - min(values.min(), 0.0))
 
 
 def is_compared(array: np.ndarray) -> bool:

@@ -107,6 +107,9 @@ def is_transposed(op: Op, operand: int) -> bool:
     return any(op.attr(name, False) for name in (("transpose_a", "adj_x"), ("transpose_b", "adj_y"))[operand])
 
 
+BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+
+
 # Ops that call functions when they like
 
 LOOPS = ("While", "StatelessWhile")

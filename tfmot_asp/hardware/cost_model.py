@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.hardware.timing_table import SHIPPED, Array, read_table
+from tfmot_asp.keras_models.checks import check_count
 from tfmot_asp.types import StrPath
 
 _TILE = 128  # rows and columns of an output that one block of threads computes
-_OPERAND_BYTES = {"fp16": 2, "int8": 1}
-_RESULT_BYTES = {"fp16": 2, "int8": 4}
+OPERAND_BYTES = {"fp16": 2, "int8": 1}
+RESULT_BYTES = {"fp16": 2, "int8": 4}
+PRECISIONS = tuple(OPERAND_BYTES)
 _SPARSE_BYTES = 9 / 16  # of a dense weight in fp16: half the values, and two bits of position for each
 
 # Of the processes: how far their values reach, in doublings of M, N or K; how far off the roofline is; how far off a
@@ -84,7 +84,8 @@ def estimate(m: int, n: int, k: int, *, precision: str = "fp16", gpu: StrPath = 
         >>> tfmot_asp.hardware.estimate(8192, 4096, 4096).speedup > tfmot_asp.hardware.estimate(128, 512, 512).speedup
         True
     """
-    sizes = [_size(name, value) for name, value in (("m", m), ("n", n), ("k", k))]
+    named = (("m", m), ("n", n), ("k", k))
+    sizes = [check_count(value, name, "a number of rows or channels", "1 or more") for name, value in named]
     model = cost_model(gpu, precision)
     dense, sparse, error = model.predict(np.array([sizes], np.float64))
     return Estimate(float(dense[0]), float(sparse[0]), float(error[0]))
@@ -99,7 +100,7 @@ def cost_model(gpu: StrPath, precision: str) -> CostModel:
     if path.suffix != ".json":
         raise ValueError(f"no times are known for gpu={str(gpu)!r}; it must be {known} or a .json file of times")
     path = path.resolve()
-    return _fitted(path, path.stat().st_mtime_ns, check_precision(precision, tuple(_OPERAND_BYTES)))
+    return _fitted(path, path.stat().st_mtime_ns, check_precision(precision, PRECISIONS))
 
 
 @functools.lru_cache
@@ -187,8 +188,8 @@ class CostModel:
         whole = np.ceil(tiles / self._processors) * self._processors
         waves = at["waves"] / (1 + at["waves"])
         work = 2e-6 * _TILE**2 * k * whole**waves * tiles ** (1 - waves) / at["rate"]
-        operands = _OPERAND_BYTES[self.precision] * (m * k + share * n * k)
-        moved = 1e-3 * (operands + _RESULT_BYTES[self.precision] * m * n) / at["bandwidth"]
+        operands = OPERAND_BYTES[self.precision] * (m * k + share * n * k)
+        moved = 1e-3 * (operands + RESULT_BYTES[self.precision] * m * n) / at["bandwidth"]
         sums = at["sums"] * (k / 1000) ** at["power"]
         blend = 1 + at["blend"]
         most = np.maximum(np.maximum(work, moved), sums)  # taken out, so that no power overflows
@@ -199,13 +200,3 @@ def _covariance(first: Array, second: Array) -> Array:
     difference = (np.log2(first)[:, None] - np.log2(second)[None]) / _REACH
     distance = np.sqrt(3 * np.sum(difference**2, axis=-1))
     return _SPREAD**2 * (1 + distance) * np.exp(-distance)
-
-
-def _size(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a number of rows or channels, got {value!r}") from None
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{name} must be 1 or more, got {value!r}")
-    return number

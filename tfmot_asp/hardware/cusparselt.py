@@ -1,6 +1,6 @@
 """cuSPARSELt by ctypes: finding the library of its wheel, and its functions with their types and errors.
 
-Needs no device. ``tests/hardware/test_cusparselt.py`` compares what is written here with the header in the wheel.
+Needs no device. ``tests/hardware/test_measure.py`` compares what is written here with the header in the wheel.
 """
 
 from __future__ import annotations

@@ -10,19 +10,16 @@ from pathlib import Path
 
 from tfmot_asp.files import check_target
 from tfmot_asp.hardware import libraries, sparse_device
-from tfmot_asp.hardware.cost_model import LEAST_PRODUCTS
+from tfmot_asp.hardware.cost_model import LEAST_PRODUCTS, OPERAND_BYTES, PRECISIONS, RESULT_BYTES
 from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.hardware.timing_table import TimedProduct, TimingTable, sizes_of_shipped
 from tfmot_asp.types import StrPath
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("fp16", "int8")
-
 Sizes = tuple[int, int, int]
 
 _METHOD = f"CUDA graph of {sparse_device.PER_GRAPH} products, median of {sparse_device.REPEATS}"
-_BYTES = {"fp16": (2, 2), "int8": (1, 4)}  # of an operand's value, and of a result's
 _SHARE = 0.8  # of the free memory that a product may take
 
 
@@ -107,7 +104,7 @@ def measure(
 def needed_bytes(precision: str, size: Sizes) -> int:
     """Device memory that a product takes: operands, with the random values they are made of, and both results."""
     m, n, k = size
-    operand, result = _BYTES[precision]
+    operand, result = OPERAND_BYTES[precision], RESULT_BYTES[precision]
     return (2 * operand + 8) * (m + n) * k + 4 * result * m * n
 
 

@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfmot_asp.hardware import cusparselt
+from tfmot_asp.hardware import cuda_device, cusparselt
 from tfmot_asp.hardware.cusparselt import CuSparseLt, Opaque
-
-OLDEST_CAPABILITY = 80  # sparse Tensor Cores came with Ampere
 
 PER_GRAPH, REPEATS = 20, 8
 _WORKSPACE_BYTES = 32 << 20  # what cuBLAS recommends for Hopper
@@ -71,23 +69,19 @@ class Samples(NamedTuple):
 
 def why_not() -> str | None:
     """What is missing on this machine, and what to do about it; None if products can be run here."""
-    try:
-        import cupy
-    except ImportError as error:
-        return f"CuPy cannot be imported ({error}); install tfmot-asp[cuda12] or tfmot-asp[cuda13]"
+    if (problem := cuda_device.why_no_cupy()) is not None:
+        return problem
     if cusparselt.find_library() is None:
         return "cuSPARSELt is not installed; install nvidia-cusparselt-cu12 or nvidia-cusparselt-cu13"
     if not Path("/proc/self/maps").exists():
         return "products can be measured on Linux only"
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # CuPy raises its own CUDARuntimeError, which cannot be named without CuPy
-        return f"CuPy finds no usable CUDA driver ({error})"
-    if count == 0:
-        return "there is no CUDA device"
-    capability = cupy.cuda.Device().compute_capability
-    if int(capability) < OLDEST_CAPABILITY:
-        return f"the GPU has compute capability {capability}, and sparse Tensor Cores came with {OLDEST_CAPABILITY}"
+    if (problem := cuda_device.why_no_device()) is not None:
+        return problem
+    import cupy
+
+    capability, oldest = cupy.cuda.Device().compute_capability, cuda_device.OLDEST_CAPABILITY
+    if int(capability) < oldest:
+        return f"the GPU has compute capability {capability}, and sparse Tensor Cores came with {oldest}"
     return None
 
 
@@ -138,8 +132,7 @@ class SparseDevice:
     @property
     def free_bytes(self) -> int:
         """Of the device's memory."""
-        pool = self._cupy.get_default_memory_pool()
-        return int(self._cupy.cuda.Device().mem_info[0] + pool.free_bytes())
+        return cuda_device.free_bytes()
 
     def times(self, precision: str, m: int, n: int, k: int) -> Samples:
         """Times of a product of random values.

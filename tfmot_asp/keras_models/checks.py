@@ -25,15 +25,20 @@ def check_built(model: Any, then: str) -> None:
         )
 
 
+def check_count(value: Any, name: str, a_number: str, least: str) -> int:
+    """Raises TypeError for what is no integer, which must be ``a_number``, and ValueError below 1, saying ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {a_number}, got {value!r}") from None
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be {least}, got {value!r}")
+    return number
+
+
 def check_batch_size(batch_size: Any) -> int:
     """Raises TypeError or ValueError for what is no number of samples."""
-    try:
-        number = operator.index(batch_size)
-    except TypeError:
-        raise TypeError(f"batch_size must be a number of samples such as 1, got {batch_size!r}") from None
-    if number < 1 or isinstance(batch_size, bool):
-        raise ValueError(f"batch_size must be a number of samples, 1 or more, got {batch_size!r}")
-    return number
+    return check_count(batch_size, "batch_size", "a number of samples such as 1", "a number of samples, 1 or more")
 
 
 def check_finite(kernels: Mapping[str, Any], others: Iterable[Any] = ()) -> None:

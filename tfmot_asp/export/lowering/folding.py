@@ -15,9 +15,8 @@ import tensorflow as tf
 from tfmot_asp.export.lowering.graph_edit import GraphEdit
 from tfmot_asp.export.lowering.invariants import Analysis
 from tfmot_asp.graph.flat_graph import Op, Tensor
-from tfmot_asp.graph.ops import EINSUM, channel_axis, product_of
+from tfmot_asp.graph.ops import BATCH_NORMS, EINSUM, channel_axis, product_of
 
-_BATCH_NORMS = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 _PASS = frozenset({"Identity", "Squeeze", "ExpandDims", "Reshape", "BatchToSpaceND"})
 
 
@@ -113,7 +112,7 @@ def _follow(analysis: Analysis, edit: GraphEdit, product: Op, axis: int, channel
             scale, shift = step
             with np.errstate(over="ignore", invalid="ignore"):
                 found.scale, found.shift = found.scale * scale, found.shift * scale + shift
-            found.scales = found.scales or op.type in _BATCH_NORMS or bool(np.any(scale != 1))
+            found.scales = found.scales or op.type in BATCH_NORMS or bool(np.any(scale != 1))
             found.affine.add(len(found.steps) + len(passed))
             found.steps += [*passed, (op, index)]
             found.channels_last, passed = axis == len(analysis.shape(tensor) or ()) - 1, []
@@ -125,7 +124,7 @@ def _affine(analysis: Analysis, op: Op, index: int, axis: int, channels: int) ->
     rank = len(analysis.shape(op.outputs[0]) or ())
     if analysis.shape(op.inputs[index]) != analysis.shape(op.outputs[0]):
         return None  # broadcasting widens it
-    if op.type in _BATCH_NORMS:
+    if op.type in BATCH_NORMS:
         return _batch_norm(analysis, op, index, axis, rank)
     if op.type == "BiasAdd":
         at = channel_axis(op, rank)

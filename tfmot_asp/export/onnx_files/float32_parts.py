@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx
+from tfmot_asp.export.onnx_files.onnx_graph import Scope, bodies, import_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -152,7 +152,7 @@ def join_float32(graph: onnx.GraphProto) -> None:
         for node in body.node:
             for index, name in enumerate(node.input):
                 node.input[index] = wide.get(name, name)
-            for inner in _bodies(node):
+            for inner in bodies(node):
                 join(inner)
             to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
             if node.op_type == "Cast" and to == types.FLOAT16 and _is_made(node):
@@ -169,14 +169,10 @@ def _is_made(cast: onnx.NodeProto) -> bool:
     return cast.name.startswith("graph_input_cast") or cast.name.endswith("_cast_to_fp16_node")
 
 
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    return (attribute.g for attribute in node.attribute if attribute.HasField("g"))
-
-
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             yield from _graphs(body)
 
 

@@ -24,20 +24,9 @@ LARGEST = float(np.finfo(np.float16).max)
 # What these give are values that they were given.
 _MOVING = frozenset(
     {
-        *(
-            "Abs",
-            "Clip",
-            "Concat",
-            "DepthToSpace",
-            "Expand",
-            "Flatten",
-            "Gather",
-            "GatherElements",
-            "GatherND",
-            "Identity",
-        ),
-        *("Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice", "SpaceToDepth"),
-        *("Split", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze", "Where", "If", "Loop", "Scan"),
+        *("Abs", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
+        *("Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice"),
+        *("SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze", "Where", "If", "Loop", "Scan"),
     }
 )
 

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.graph.ops import channels_last
+from tfmot_asp.graph.ops import BATCH_NORMS, channels_last
 
 # The first opset with an op LayerNormalization.
 LAYER_NORM_OPSET = 17
 
-_FUSED = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
-_ANCHORS = ("Mean", "Sum", *_FUSED)
+_ANCHORS = ("Mean", "Sum", *BATCH_NORMS)
 _PASSING = frozenset({"Cast", "Identity", "StopGradient"})
 
 # Layer norm takes about ten ops, twenty if it is a batch norm of reshaped inputs; several may read one tensor.
@@ -127,7 +126,7 @@ def _leading_sizes(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 def _epsilons(node: Any) -> Iterator[float]:
     """What a node may add to the variance."""
-    if node.type in _FUSED:
+    if node.type in BATCH_NORMS:
         yield float(node.get_attr_value("epsilon"))
         return
     for given in node.inputs:
@@ -294,7 +293,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
 }
 _COMPUTE: dict[str, Callable[..., Any]] = {
     **_SHAPES,
-    **dict.fromkeys(_FUSED, _fused),
+    **dict.fromkeys(BATCH_NORMS, _fused),
     **dict.fromkeys(("Identity", "StopGradient", "Cast"), _cast),
     **dict.fromkeys(("Add", "AddV2"), _plain(np.add)),
     **dict.fromkeys(("RealDiv", "Div"), _plain(np.divide)),

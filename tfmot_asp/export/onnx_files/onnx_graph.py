@@ -81,6 +81,14 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node runs: the body of a loop, the branches of a condition."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
 def sort_nodes(graph: onnx.GraphProto) -> None:
     """Puts nodes, in the bodies of loops too, into an order in which each comes after those that it reads."""
     producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
@@ -103,7 +111,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes[i] for i in order)
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             sort_nodes(body)
 
 
@@ -112,7 +120,7 @@ def move_into_bodies(graph: onnx.GraphProto) -> None:
     homes: dict[str, onnx.GraphProto] = {}
     rest = list(graph.node)
     for node in rest:
-        for body in _bodies(node):
+        for body in bodies(node):
             rest.extend(body.node)
             values = [output for inner in body.node for output in inner.output]
             homes.update(dict.fromkeys([*values, *(value.name for value in body.input)], body))
@@ -131,7 +139,7 @@ def move_into_bodies(graph: onnx.GraphProto) -> None:
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that a node reads, and those that its bodies read from around it."""
     yield from node.input
-    for body in _bodies(node):
+    for body in bodies(node):
         for inner in body.node:
             yield from _reads(inner)
         yield from (output.name for output in body.output)
@@ -165,7 +173,7 @@ class Scope:
             missing = [name for name in node.input if name and self.home(name) is None]
             if missing:
                 raise ValueError(f"node {node_name(node)!r} reads {missing[0]!r}, which does not exist")
-            varies = node.op_type in _RANDOM or any(True for _ in _bodies(node)) or any(map(self.varies, node.input))
+            varies = node.op_type in _RANDOM or any(True for _ in bodies(node)) or any(map(self.varies, node.input))
             for name in node.output:
                 self.producers[name] = node
                 if varies:
@@ -178,7 +186,7 @@ class Scope:
         """Every node with its scope, those of bodies after the node that has them."""
         for node in self.graph.node:
             yield self, node
-            for body in _bodies(node):
+            for body in bodies(node):
                 yield from Scope(self.model, body, self).walk()
 
     def varies(self, name: str) -> bool:
@@ -272,13 +280,6 @@ class _Constants(Constants[_Place]):
             raise ValueError(f"node {node_name(node)!r} ({described}) cannot be computed: {error}") from error
         outputs = ((home, output) for output in node.output if output)
         return dict(zip(outputs, map(np.asarray, results), strict=True))
-
-
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _stored(tensor: Any) -> np.ndarray:

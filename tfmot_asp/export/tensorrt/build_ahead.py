@@ -25,9 +25,6 @@ def main() -> None:
     errors: list[str] = []
 
     class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
                 errors.append(message)

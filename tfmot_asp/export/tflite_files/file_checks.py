@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile, quantization
-from tfmot_asp.graph.compare import difference, spread
+from tfmot_asp.graph.compare import difference, reach, spread
 from tfmot_asp.graph.probes import probes
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def _difference(
     if precision == "int8":
         varies = spread(before)
         error = float(np.sqrt(np.mean((before - after) ** 2)))
-        step = max(step, float(max(before.max(), 0.0) - min(before.min(), 0.0)) / 255)  # int8 spans zero as well
+        step = max(step, reach(before) / 255)  # int8 spans zero as well
         # One step of the output's own quantization each for rounding, and for the way there.
         too_much = error > tolerance * varies + 2 * step
         relative, what = (error / max(varies, step) if error else 0.0), "its spread"

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.graph.flat_graph import Op
-from tfmot_asp.graph.ops import channel_axis
+from tfmot_asp.graph.ops import BATCH_NORMS, channel_axis
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rules.registry import register_rule
 
@@ -121,7 +121,7 @@ def fake_quant(op: Op, axes: Axes) -> Outputs:
     return [x]
 
 
-@register_rule("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+@register_rule(*BATCH_NORMS)
 def fused_batch_norm(op: Op, axes: Axes) -> Outputs:
     """Ties scale, offset, mean and variance to the channels; other axes are averaged or go through. Pins nothing.
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = "search.cu"
-OLDEST = 80
-"""Compute capability 8.0 (A100): the first with sparse Tensor Cores, and with warp-wide minima."""
 
 
 def source_path(name: str = SOURCE) -> Path:
@@ -33,21 +31,16 @@ def options(n: int, keep: int) -> tuple[str, ...]:
 
 def why_not(needed_bytes: int = 0) -> str | None:
     """Says why a search that takes so much device memory cannot run on CUDA here, or None if it can."""
-    try:
-        import cupy
-    except ImportError as error:
-        return f"CuPy cannot be imported ({error}); install tfmot-asp[cuda12] or tfmot-asp[cuda13]"
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # CuPy raises its own CUDARuntimeError, which cannot be named without CuPy
-        return f"CuPy finds no usable CUDA driver ({error})"
-    if count == 0:
-        return "there is no CUDA device"
-    device = cupy.cuda.Device()
-    capability = device.compute_capability
-    if int(capability) < OLDEST:
-        return f"the CUDA device has compute capability {capability}, and {OLDEST} or newer is needed"
-    free = device.mem_info[0] + cupy.get_default_memory_pool().free_bytes()
+    from tfmot_asp.hardware import cuda_device  # here: searches on the CPU need none of it
+
+    if (problem := cuda_device.why_no_cupy() or cuda_device.why_no_device()) is not None:
+        return problem
+    import cupy
+
+    capability, oldest = cupy.cuda.Device().compute_capability, cuda_device.OLDEST_CAPABILITY
+    if int(capability) < oldest:
+        return f"the CUDA device has compute capability {capability}, and {oldest} or newer is needed"
+    free = cuda_device.free_bytes()
     if needed_bytes > free:
         return f"the search needs {needed_bytes / 2**30:.1f} GiB of device memory, and {free / 2**30:.1f} GiB are free"
     return None
