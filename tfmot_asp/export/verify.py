@@ -17,6 +17,7 @@ from tfmot_asp.hardware.libraries import tensorrt_obstacle
 from tfmot_asp.keras_models.modules import all_variables
 from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.loading import check_saved_model, load_model
+from tfmot_asp.loading.formats import check_is_file
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
@@ -61,6 +62,7 @@ def gemms_in(path: Path, allow_unsafe: bool) -> list[Gemm]:
     suffix = path.suffix.lower()
     if path.is_dir():
         return find_gemms(trace_function(load_signature(path, allow_unsafe)))
+    check_is_file(path)
     if suffix in (".keras", ".h5", ".hdf5"):
         return _gemms_of_model(load_model(path, allow_unsafe=allow_unsafe))
     if suffix == ".onnx":

@@ -19,7 +19,7 @@ RESTORE_OPS = frozenset({"Restore", "RestoreSlice", "RestoreV2"})
 # Stateless by their registration, and yet they read files, write them, call Python or foreign code, or end the process.
 _REFUSED_STATELESS = re.compile(
     r"""
-    ReadFile | MatchingFiles | ImmutableConst | GenerateVocabRemapping  # read files
+    ReadFile | MatchingFiles | ImmutableConst | GenerateVocabRemapping | InitializeTableFromTextFile  # read files
     | PyFunc.* | .*CustomCall.* | MlirPassthroughOp | Abort             # run code that is not in the graph, or none
     | Debug.* | Copy | CopyHost                                         # can send tensors to debug_urls, files included
     | .*Dataset.* | .*Iterator.* | .*Reader.* | .*Optional.*            # data pipelines have their own readers
@@ -40,7 +40,7 @@ _ALLOWED_STATEFUL = re.compile(
     | Stateful(Standard|Uniform|Truncated|Random).* | RngSkip | RngReadAndSkip | StatelessRandomGetAlg
     | SampleDistortedBoundingBox(V2)? | (Uniform|LogUniform|LearnedUnigram|All)CandidateSampler
     | (Anonymous)?(Mutable)?(Dense)?HashTable(OfTensors)?(V2)?
-    | InitializeTable(V2|FromTextFileV2)? | LookupTable(Export|Find|Import|Insert|Remove|Size)V2
+    | InitializeTableV2 | LookupTable(Export|Find|Import|Insert|Remove|Size)V2
     | TensorArray.* | Stack(Push|Pop|Close)?(V2)? | CudnnRNN.* | Empty | DeepCopy | Timestamp
     | Print
     """,

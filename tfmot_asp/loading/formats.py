@@ -60,6 +60,7 @@ def detect(path: StrPath) -> Format:
             if any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")):
                 return Format.SAVED_MODEL
             raise ModelFileError(f"{str(path)!r} is a folder without saved_model.pb, so it is no SavedModel")
+        check_is_file(path)
         with path.open("rb") as file:
             start = file.read(64)
     except PermissionError:
@@ -80,6 +81,12 @@ def detect(path: StrPath) -> Format:
         f"{str(path)!r} is neither a .keras archive nor an HDF5 file, as its first bytes show ({start[:8]!r}); "
         "it may be damaged or of another kind"
     )
+
+
+def check_is_file(path: Path) -> None:
+    """Raises ValueError for pipes and devices, which may never end, or wait for ever."""
+    if not path.is_file():
+        raise ModelFileError(f"{str(path)!r} is neither a file nor a folder")
 
 
 def check_archive(archive: zipfile.ZipFile, path: Path) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tfmot_asp.loading.allowed_ops import CHECKPOINT_OPS, RESTORE_OPS, why_refused
+from tfmot_asp.loading.asset_paths import ASSET_READERS, MAIN, AssetPaths, assets, named_functions, node_name
+from tfmot_asp.loading.folder import check_folder
 from tfmot_asp.loading.formats import HOW_TO_TRUST, ModelFileError, UnsafeModelError, first_line, printable
 from tfmot_asp.types import StrPath
 
 logger = logging.getLogger(__name__)
 
 _FILES = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
+_INIT_SIGNATURE = "__saved_model_init_op"
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op", "table_initializer")
 
 
@@ -22,8 +25,9 @@ def check_saved_model(path: StrPath, *, allow_unsafe: bool = False) -> None:
 
     ``tf.saved_model.load`` runs parts of the graph (initializers of tables, restoring), and any op may be in it.
     Allowed are ops that compute, variables, tables, control flow and random numbers: see
-    ``tfmot_asp.loading.allowed_ops``. Ops that read and write checkpoints are allowed to the saver alone. The file is
-    read as data, nothing of it is run.
+    ``tfmot_asp.loading.allowed_ops``. Ops that read and write checkpoints are allowed to the saver alone, and tables
+    are filled from assets of the SavedModel alone. Its files must lie in its folder, not behind links that lead out.
+    The file is read as data, nothing of it is run.
 
     Args:
         path: folder of a SavedModel, of whatever origin.
@@ -31,12 +35,14 @@ def check_saved_model(path: StrPath, *, allow_unsafe: bool = False) -> None:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        UnsafeModelError: (a ``ValueError``) naming the op, its node and its function, or the asset.
+        UnsafeModelError: (a ``ValueError``) naming the op, its node and its function, the asset, or the file.
         ValueError: if it is no SavedModel, or damaged.
 
     Example:
         >>> tfmot_asp.loading.check_saved_model("exported")
     """
+    if not allow_unsafe and Path(path).is_dir():
+        check_folder(Path(path))
     meta_graphs = parse_saved_model(path).meta_graphs
     if allow_unsafe:
         return
@@ -88,26 +94,43 @@ class _Scan:
         """The reasons not to load it."""
         yield from self._assets()
         yield from self._ops()
+        yield from self._paths()
         yield from self._checkpoints_in_functions()
         yield from self._checkpoints_in_the_main_graph()
 
     def _assets(self) -> Iterator[str]:
         """Assets are copied along when a model is saved again, so they must not name files outside its folder."""
-        for asset in self.meta_graph.asset_file_def:
+        for asset in assets(self.meta_graph):
             name = PurePosixPath(asset.filename.replace("\\", "/"))
             if name.is_absolute() or ".." in name.parts or ":" in asset.filename:
                 yield f"its asset {asset.filename!r} lies outside its folder"
 
     def _ops(self) -> Iterator[str]:
+        from tensorflow.python.framework import op_def_registry
+
+        for name in self.functions:
+            if op_def_registry.get(name) is not None:
+                yield f"its function {name!r} has the name of an op"
         for where, nodes in self._bodies():
             for node in nodes:
-                if node.op not in self.functions and node.op not in CHECKPOINT_OPS and (reason := why_refused(node)):
+                if node.op in self.functions or node.op in CHECKPOINT_OPS or node.op in ASSET_READERS:
+                    continue
+                if reason := why_refused(node):
                     yield f"its op {node.op} (node {node.name!r} in {where}) {reason}"
+
+    def _paths(self) -> Iterator[str]:
+        """A loader of TensorFlow 1 hands the paths of assets to initializers alone, no other run of the main graph."""
+        paths = AssetPaths(self.meta_graph, self.functions)
+        yield from paths.refusals()
+        run = self._signature_tensors(without=_INIT_SIGNATURE)
+        for node in self._reached([*run, self.meta_graph.saver_def.restore_op_name]):
+            if node.name in paths.opened_by:
+                yield f"its op {node.op} (node {node.name!r} in {MAIN}) opens a file when a signature runs"
 
     def _checkpoints_in_functions(self) -> Iterator[str]:
         """Functions with checkpoint ops are the saver's: no other function, object or gradient may refer to them."""
         for where, nodes in self._bodies():
-            for node in nodes if where != _MAIN else ():
+            for node in nodes if where != MAIN else ():
                 if found := self._named_by(node):
                     yield f"{where} calls {found!r}, which reads or writes files"
         for name in self.checkpointing.intersection(self.meta_graph.object_graph_def.concrete_functions):
@@ -126,11 +149,11 @@ class _Scan:
         """The main graph has the saver's ops too, but nothing that is run may reach them, other than to restore."""
         for node in self._reached(self._roots()):
             if self._checkpoint_ops(node):
-                yield f"its op {node.op} (node {node.name!r} in {_MAIN}) reads or writes files when it is loaded or run"
+                yield f"its op {node.op} (node {node.name!r} in {MAIN}) reads or writes files when it is loaded or run"
         # A SavedModel of TensorFlow 1 is restored by running this; the loader of TensorFlow 2 has no use for it.
         for node in self._reached([self.meta_graph.saver_def.restore_op_name]):
             if self._checkpoint_ops(node) - RESTORE_OPS:
-                yield f"its op {node.op} (node {node.name!r} in {_MAIN}) writes files when it is loaded"
+                yield f"its op {node.op} (node {node.name!r} in {MAIN}) writes files when it is loaded"
 
     def _checkpoint_ops(self, node: Any) -> set[str]:
         """The checkpoint ops that run with a node of the main graph."""
@@ -139,51 +162,37 @@ class _Scan:
         return {node.op, *(n.op for n in inner)} & CHECKPOINT_OPS
 
     def _bodies(self) -> Iterator[tuple[str, Iterable[Any]]]:
-        yield _MAIN, self.main
+        yield MAIN, self.main
         for name, function in self.functions.items():
             yield f"function {name!r}", function.node_def
 
     def _named_by(self, node: Any) -> str | None:
         """The function with checkpoint ops that a node refers to in any way."""
-        if node.op in self.checkpointing:
-            return node.op
-        for value in node.attr.values():
-            names = [
-                value.func.name,
-                *(function.name for function in value.list.func),
-                value.s.decode(errors="replace"),
-            ]
-            for name in names:
-                if name in self.checkpointing:
-                    return name
-        return None
+        return next((name for name in named_functions(node) if name in self.checkpointing), None)
 
     def _roots(self) -> list[str]:
         """Names of the nodes and tensors of the main graph that TensorFlow's loader runs, or that a user can run."""
-        roots = []
-        for signature in self.meta_graph.signature_def.values():
-            for info in signature.outputs.values():
-                roots += [info.name, info.coo_sparse.values_tensor_name]
-                roots += [component.name for component in info.composite_tensor.components]
+        roots = self._signature_tensors()
         for name in _INIT_COLLECTIONS:
             if name in self.meta_graph.collection_def:
                 roots += self.meta_graph.collection_def[name].node_list.value
         return roots
 
+    def _signature_tensors(self, without: str | None = None) -> list[str]:
+        roots = []
+        for key, signature in self.meta_graph.signature_def.items():
+            for info in signature.outputs.values() if key != without else ():
+                roots += [info.name, info.coo_sparse.values_tensor_name]
+                roots += [component.name for component in info.composite_tensor.components]
+        return roots
+
     def _reached(self, roots: Iterable[str]) -> Iterator[Any]:
         nodes = {node.name: node for node in self.main}
-        stack, seen = [_node_name(root) for root in roots], set()
+        stack, seen = [node_name(root) for root in roots], set()
         while stack:
             name = stack.pop()
             if name in seen or name not in nodes:
                 continue
             seen.add(name)
             yield nodes[name]
-            stack += [_node_name(source) for source in nodes[name].input]
-
-
-_MAIN = "the main graph"
-
-
-def _node_name(tensor: str) -> str:
-    return tensor.removeprefix("^").split(":")[0]
+            stack += [node_name(source) for source in nodes[name].input]
