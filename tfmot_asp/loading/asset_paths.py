@@ -114,7 +114,7 @@ class AssetPaths:
         return node_name(tensor)
 
     def _assigned(self, handle: str) -> str | None:
-        """What a variable of the main graph holds, if it is given one tensor only, as TensorFlow holds paths of assets."""
+        """What a variable of the main graph holds, if it is given one tensor only: so TensorFlow keeps paths."""
         nodes = self.bodies[MAIN].values()
         readers = [n for n in nodes if any(node_name(source) == handle for source in n.input)]
         values = {n.input[1] for n in readers if n.op == "AssignVariableOp" and len(n.input) > 1}
