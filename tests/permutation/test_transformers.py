@@ -62,11 +62,11 @@ def test_bert_like(k, pre_norm, epsilon):
     x = encoder(k, x, pre_norm, epsilon=epsilon)
     model = k.Model(ids, k.layers.Dense(3, name="head")(x[:, 0]))
     outcome = check(model, permuted=13)
-    # Residual stream, two hidden layers, and per block a head dimension that the heads share.
+    # Residual stream, two hidden layers, and per block the channels of each head.
     residual = max(outcome.plan.plan.groups, key=lambda g: len(g.kernels))
     assert residual.size == WIDTH
     assert [g.size for g in outcome.plan.plan.groups].count(4 * WIDTH) == 2
-    assert [g.size for g in outcome.plan.plan.groups].count(DEPTH) == 2
+    assert [g.size for g in outcome.plan.plan.groups].count(DEPTH) == 2 * HEADS
     assert outcome.plan.kinds.count("EinsumDense") == 8  # query, key, value and output of two blocks
     assert any("FusedBatchNorm" in op.type for op in outcome.plan.graph.ops) == (k is tf_keras and epsilon == 1e-3)
 

@@ -200,7 +200,8 @@ def _permuted(
         found = by_variable.get(id(kernel.tf_variable))
         return magnitude(read(kernel.tf_variable)) if found is None else found
 
-    planning = {key: given[key] for key in ("policy", "input_shapes", "sparsity_m_by_n", "outputs") if key in given}
+    planning_options = ("policy", "input_shapes", "sparsity_m_by_n", "outputs", "optimizer")
+    planning = {key: given[key] for key in planning_options if key in given}
     plan = plan_model(model, **planning) if reorder else None
     report = permute(model, **{"scores": score, **given})
     if plan is not None:

@@ -36,12 +36,15 @@ def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:
     return list(_optimizers([*given, *(getattr(holder, "optimizer", None) for holder in holders)]))
 
 
-def slots_of(optimizers: Iterable[Any], variable: Any) -> Iterator[tuple[Any, dict[int, int]]]:
+def slots_of(
+    optimizers: Iterable[Any], variable: Any, runs: Iterable[tuple[int, ...]] = ()
+) -> Iterator[tuple[Any, dict[int, int]]]:
     """The slots of `variable`, a plain `tf.Variable`.
 
     Args:
       optimizers: as `optimizers_of` gives them.
       variable: a weight.
+      runs: axes of it that are reordered as one, of which a slot must have all or none.
 
     Yields:
       The slot and, for each axis of the weight that the slot has, the slot's axis.
@@ -53,7 +56,7 @@ def slots_of(optimizers: Iterable[Any], variable: Any) -> Iterator[tuple[Any, di
         for name, slot in _kept_for(optimizer, variable):
             slot = underlying_variable(slot)
             axes = _axes(optimizer, name, tuple(slot.shape), tuple(variable.shape))
-            if axes is None:
+            if axes is None or any(0 < len(axes.keys() & set(run)) < len(run) for run in runs):
                 raise ValueError(
                     f"optimizer {type(optimizer).__name__} keeps {name!r} of shape {tuple(slot.shape)} for "
                     f"{variable.name!r} of shape {tuple(variable.shape)}, which cannot be reordered along with it: "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 
 from tfmot_asp.graph.flat_graph import Graph, Op
-from tfmot_asp.permutation.axes import Axes, Axis, Nested, Outputs
+from tfmot_asp.permutation.axes import Axes, Axis, Nested, Outputs, Runs
 from tfmot_asp.permutation.rearrange import Rearrangement, find_rearrangements
 from tfmot_asp.permutation.regrouping import resolve
 from tfmot_asp.permutation.rules import rule_for
@@ -15,15 +16,16 @@ from tfmot_asp.permutation.rules.nesting import nesting_rule
 logger = logging.getLogger(__name__)
 
 
-def analyse(graph: Graph, *, pin_ends: bool = True, free: int = 0) -> Axes:
+def analyse(graph: Graph, *, pin_ends: bool = True, free: int = 0, merged: Mapping[int, Runs] | None = None) -> Axes:
     """Runs the rule of every op of `graph` and returns the tied and pinned elements.
 
     Args:
         graph: the traced model.
         pin_ends: pin the positions of inputs and outputs, as a model demands. Without, ops can be studied alone.
         free: how many of the outputs, from the first, may have the channels on their last axis reordered.
+        merged: of which variables some axes are taken as one, see `merged_axes`.
     """
-    axes = Axes(graph)
+    axes = Axes(graph, merged)
     axes.walk = functools.partial(_walk, axes)
     for tensor in graph.inputs:
         name = f" {tensor.name!r}" if tensor.name else ""

@@ -20,8 +20,8 @@ class PermutationError(RuntimeError):
     """A permutation would change what the model computes. The model is as it was."""
 
 
-Moves = list[tuple[int, np.ndarray]]
-"""For a variable: axis, and for each position on it the position that its new content has now."""
+Moves = list[tuple[tuple[int, ...], np.ndarray]]
+"""For a variable: an axis, or several that are taken as one, and for each position the one that its new content has."""
 
 
 def apply(
@@ -65,21 +65,24 @@ def variable_moves(plan: ModelPlan, orders: Sequence[np.ndarray]) -> dict[int, M
     Groups are reordered one after the other: channels within their block first, then blocks as wholes.
     """
     _check_orders(plan, orders)
-    moves: dict[int, dict[int, np.ndarray]] = {}
+    moves: dict[int, dict[tuple[int, ...], np.ndarray]] = {}
     for group, order in zip(plan.plan.groups, orders, strict=True):
         if np.array_equal(order, np.arange(group.size)):
             continue
         for place in group.places:
-            size = int(plan.graph.variables[place.variable].shape[place.axis])
-            index = moves.setdefault(place.variable, {}).setdefault(place.axis, np.arange(size))
+            size = len(plan.axes.variable_axes[place.variable, place.axis])
+            axes = plan.axes.runs(place.variable)[place.axis]
+            index = moves.setdefault(place.variable, {}).setdefault(axes, np.arange(size))
             index[place.positions] = index[place.positions[order]]  # after what groups before it have moved
     return {variable: sorted(by_axis.items()) for variable, by_axis in sorted(moves.items())}
 
 
 def reordered(value: np.ndarray, moves: Moves) -> np.ndarray:
     """`value` with its axes reordered."""
-    for axis, index in moves:
-        value = value.take(index, axis)
+    for (first, *others), index in moves:
+        apart = value.shape
+        together = (*apart[:first], len(index), *apart[first + len(others) + 1 :])
+        value = value.reshape(together).take(index, first).reshape(apart)
     return value
 
 
@@ -100,8 +103,8 @@ def _all_variables(
     for index, moves in variable_moves(plan, orders).items():
         variable = underlying_variable(plan.graph.variables[index])
         yield variable, moves
-        for slot, axes in slots_of(optimizers, variable):
-            yield slot, [(axes[axis], order) for axis, order in moves if axis in axes]
+        for slot, axes in slots_of(optimizers, variable, [run for run, _ in moves]):
+            yield slot, [(tuple(axes[a] for a in run), order) for run, order in moves if axes.keys() >= set(run)]
 
 
 def put_back(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:

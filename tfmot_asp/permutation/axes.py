@@ -18,7 +18,8 @@ Connected components of the edges are the axis classes. Which of them may be exc
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,9 @@ class Nested:
 
 
 AnyAxis = Axis | Nested
+
+Runs = tuple[tuple[int, ...], ...]
+"""The axes of a variable, those that are taken as one together: ((0,), (1, 2)). See `merged_axes`."""
 
 Outputs = Sequence[Sequence[Axis]]
 """The axes of every output of an op."""
@@ -140,10 +144,18 @@ class Classes:
 class Axes:
     """The elements of a graph, with their ties and pins. Rules work on it; `analysis.analyse` makes it."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, merged: Mapping[int, Runs] | None = None):
+        """Makes the elements of the variables.
+
+        Args:
+            graph: the traced model.
+            merged: of which variables some axes are taken as one, see `merged_axes`.
+        """
         self.graph = graph
         self.count = 0
+        self.merged = dict(merged or {})
         self.variable_axes: dict[tuple[int, int], np.ndarray] = {}
+        """By variable and axis of it, or run of axes that are taken as one: the element id of each position."""
         self.reasons: list[Reason] = []
         self.regroupings: list[Regrouping] = []
         self.walk: Callable[[Graph], None] = lambda graph: None
@@ -158,9 +170,39 @@ class Axes:
         self._pins: list[tuple[np.ndarray, int]] = []
         self._blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._marks: list[tuple[np.ndarray, np.ndarray, int]] = []
+        self._of_variable: dict[int, tuple[AnyAxis, ...]] = {}
         for i, variable in enumerate(graph.variables):
-            for axis, size in enumerate(variable.shape.as_list() or []):
-                self.variable_axes[i, axis] = self.fresh(size or 0)
+            shape = [size or 0 for size in variable.shape.as_list() or []]
+            for number, run in enumerate(self.runs(i)):
+                self.variable_axes[i, number] = self.fresh(math.prod(shape[axis] for axis in run))
+
+    def runs(self, variable: int) -> Runs:
+        """The axes of a variable, those that are taken as one together."""
+        return self.merged.get(variable) or tuple((axis,) for axis in range(len(self.graph.variables[variable].shape)))
+
+    def of_variable(self, variable: int) -> tuple[AnyAxis, ...]:
+        """The axes of the value of a variable. Of those that are taken as one, each is nested over those before it."""
+        if variable not in self._of_variable:
+            shape = self.graph.variables[variable].shape
+            found: list[AnyAxis] = []
+            for number, run in enumerate(self.runs(variable)):
+                ids = self.variable_axes[variable, number]
+                found += self._levels_of(ids, run, [shape[axis] for axis in run]) if len(run) > 1 else [ids]
+            self._of_variable[variable] = tuple(found)
+        return self._of_variable[variable]
+
+    def _levels_of(self, ids: np.ndarray, run: tuple[int, ...], sizes: list[int]) -> list[AnyAxis]:
+        """Axes that are taken as one: blocks, smaller blocks in each, and at last the elements `ids`."""
+        found: list[AnyAxis] = []
+        above: np.ndarray | None = None
+        for k in range(1, len(run) + 1):
+            own = ids if k == len(run) else self.fresh(math.prod(sizes[:k]))
+            own = own.reshape(sizes[:k])
+            if above is not None:
+                self.enclose(own, np.broadcast_to(above[..., None], own.shape), math.prod(sizes[k - 1 :]))
+            found.append(own if above is None else Nested(own, run[: k - 1]))
+            above = own
+        return found
 
     # What rules use
 
@@ -269,8 +311,8 @@ class Axes:
         """Pins all that `op` reads, variables too, and returns pinned axes for its outputs."""
         for tensor in op.inputs:
             if tensor.variable is not None:
-                for axis in range(len(self.graph.variables[tensor.variable].shape)):
-                    self.pin(self.variable_axes[tensor.variable, axis], reason, op)
+                for number in range(len(self.runs(tensor.variable))):
+                    self.pin(self.variable_axes[tensor.variable, number], reason, op)
             elif tensor.dtype == tf.variant:
                 self._hold(self._elements(tensor), self._reason(reason, op))
             elif tensor.value is None:

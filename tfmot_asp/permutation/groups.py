@@ -19,7 +19,7 @@ from tfmot_asp.reason import Reason
 
 @dataclasses.dataclass(frozen=True)
 class PlannedKernel:
-    """A kernel to be pruned, as the plan sees it.
+    """A kernel to be pruned, as the plan sees it: axes that are taken as one (see `merged_axes`) are one here.
 
     Attributes:
         name: of its layer, for messages.
@@ -37,10 +37,15 @@ class PlannedKernel:
     def reduction_size(self) -> int:
         return math.prod(self.shape[a] for a in self.reduction_axes)
 
+    def flat(self, score: np.ndarray) -> np.ndarray:
+        """Scores of its weights, the flat reduction axis first: shape (reduction size, everything else)."""
+        first = np.moveaxis(score.reshape(self.shape), self.reduction_axes, range(len(self.reduction_axes)))
+        return first.reshape(self.reduction_size, -1)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
-    """Where the channels of a group sit in one axis of a variable: channel i at `positions[i]`."""
+    """Where the channels of a group sit in one axis of a variable, or run of axes: channel i at `positions[i]`."""
 
     variable: int
     axis: int

@@ -18,7 +18,7 @@ from tfmot_asp.keras_models.slots import optimizers_of
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
 from tfmot_asp.permutation.apply import reordered, variable_moves
 from tfmot_asp.permutation.free_outputs import OUTPUTS
-from tfmot_asp.permutation.groups import Group, PlannedKernel
+from tfmot_asp.permutation.groups import Group
 from tfmot_asp.permutation.picture.outline import outline
 from tfmot_asp.permutation.picture.plot import check_plot_path, plot
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
@@ -109,6 +109,7 @@ def permute(
         sparsity_m_by_n=sparsity_m_by_n,
         scores=scores,
         outputs=outputs,
+        optimizer=optimizer,
     )
     if plot_to_file is not None:
         plot(outline(plan, model), plot_to_file)
@@ -186,18 +187,11 @@ def search_matrix(plan: ModelPlan, group: Group) -> np.ndarray:
     last = -1
     for part, count in zip(group.parts, rows, strict=True):
         if part.kernel != last:
-            flat, last = _scores(plan, kernels[part.kernel]), part.kernel
+            flat, last = plan.score_matrix(part.kernel, np.float32), part.kernel
         assert flat is not None
         matrix[start : start + count] = flat[part.positions].T
         start += count
     return matrix
-
-
-def _scores(plan: ModelPlan, kernel: PlannedKernel) -> np.ndarray:
-    """The score of each weight, reduction axis first: shape (reduction size, everything else), float32."""
-    score = np.abs(plan.score(kernel).astype(np.float32))
-    score = np.moveaxis(score, kernel.reduction_axes, range(len(kernel.reduction_axes)))
-    return score.reshape(kernel.reduction_size, -1)
 
 
 def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:

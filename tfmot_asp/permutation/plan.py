@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,13 +25,15 @@ from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import is_masked
 from tfmot_asp.keras_models.kernels import Kernel, Scores, kernel_name, layers_with_kernels, scores_of
-from tfmot_asp.keras_models.variables import read
+from tfmot_asp.keras_models.slots import optimizers_of, slots_of
+from tfmot_asp.keras_models.variables import read, underlying_variable
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.analysis import analyse
-from tfmot_asp.permutation.axes import Axes
+from tfmot_asp.permutation.axes import Axes, Runs
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
+from tfmot_asp.permutation.merged_axes import merged_axes
 from tfmot_asp.reason import Reason
 from tfmot_asp.types import InputShapes, Policy
 
@@ -87,9 +91,14 @@ class ModelPlan:
         given = self.scores.get(kernel.variable)
         return self.weight(kernel.variable) if given is None else given
 
+    def score_matrix(self, index: int, dtype: Any) -> np.ndarray:
+        """The scores of a kernel by its position: shape (reduction size, everything else), not negative."""
+        kernel = self.plan.kernels[index]
+        return np.abs(kernel.flat(self.score(kernel)).astype(dtype))
+
     def retained(self, kernel: PlannedKernel, score: np.ndarray) -> tuple[float, float]:
         """How much of the scores of a kernel, given in some order, the mask keeps, and how much there is in all."""
-        kept = masks.retained_magnitude(score, kernel.reduction_axes, self.pattern)
+        kept = masks.retained_magnitude(score.reshape(kernel.shape), kernel.reduction_axes, self.pattern)
         return kept, float(np.abs(score.astype(np.float32)).sum(dtype=np.float64))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -105,6 +114,7 @@ class ModelPlan:
             "variables": variables,
             "kernels": [[k.name, *k.shape] for k in self.plan.kernels],
             "groups": digest.hexdigest(),
+            "merged": {str(variable): runs for variable, runs in sorted(self.axes.merged.items())},
         }
 
 
@@ -116,8 +126,14 @@ def plan_model(
     sparsity_m_by_n: PatternLike = TWO_FOUR,
     scores: Scores | None = None,
     outputs: str = "pinned",
+    optimizer: Any = None,
+    merged: Mapping[int, Runs] | None = None,
 ) -> ModelPlan:
-    """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises."""
+    """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises.
+
+    `merged` says of which variables some axes are taken as one, as a plan's axes have it; by default those of
+    `merged_axes` whose slots in the optimizers of the model can follow.
+    """
     pattern = Pattern.of(sparsity_m_by_n)
     chosen, dense = _kernels(model, policy, input_shapes)
     if not chosen:
@@ -126,7 +142,16 @@ def plan_model(
             f"{_title(model)} has no layer that the policy would prune, so there is nothing to permute for. "
             + (f"The layers with kernels: {reasons}" if dense else "It has no Dense or convolution layer.")
         )
-    planned = functools.partial(_planned, chosen=chosen, dense=dense, pattern=pattern, scores=scores, outputs=outputs)
+    planned = functools.partial(
+        _planned,
+        chosen=chosen,
+        dense=dense,
+        pattern=pattern,
+        scores=scores,
+        outputs=outputs,
+        merged=merged,
+        optimizers=optimizers_of(model, optimizer),
+    )
     if input_shapes is None and leaves_sizes_open(model):
         return _planned_at_open_sizes(model, planned)
     return planned(_traced(model, input_shapes))
@@ -179,8 +204,12 @@ def _planned(
     pattern: Pattern,
     scores: Scores | None,
     outputs: str,
+    merged: Mapping[int, Runs] | None,
+    optimizers: list[Any],
 ) -> ModelPlan:
     function, graph = traced
+    if merged is None:
+        merged = {i: runs for i, runs in merged_axes(graph).items() if _follow(optimizers, graph.variables[i], runs)}
     kernels, kinds, unused = [], [], []
     seen: set[int] = set()
     given: dict[int, np.ndarray] = {}
@@ -191,17 +220,39 @@ def _planned(
             unused.append(DenseLayer(name, kernel.layout.kind, reason))
         elif variable not in seen:
             seen.add(variable)
-            kernels.append(PlannedKernel(name, variable, kernel.shape, kernel.layout.reduction_axes))
+            kernels.append(_planned_kernel(name, variable, kernel, merged.get(variable)))
             kinds.append(kernel.layout.kind)
             if scores is not None:
                 given[variable] = np.fmax(scores_of(name, kernel, scores), 0)
     check_finite({k.name: graph.variables[k.variable] for k in kernels}, graph.variables)
     count = sum(tf.is_tensor(t) for t in tf.nest.flatten(function.structured_outputs[0]))
-    axes = analyse(graph, free=count if outputs == "free" else 0)
+    axes = analyse(graph, free=count if outputs == "free" else 0, merged=merged)
     plan = plan_groups(axes, kernels, pattern.block)
     return ModelPlan(
         function, graph, axes, plan, tuple(kinds), tuple(unused), tuple(dense), pattern, count, outputs == "free", given
     )
+
+
+def _planned_kernel(name: str, variable: int, kernel: Kernel, runs: Runs | None) -> PlannedKernel:
+    """A kernel in the axes of the plan: those that are taken as one are one."""
+    summed = kernel.layout.reduction_axes
+    if runs is None:
+        return PlannedKernel(name, variable, kernel.shape, summed)
+    shape = tuple(math.prod(kernel.shape[axis] for axis in run) for run in runs)
+    return PlannedKernel(name, variable, shape, tuple(i for i, run in enumerate(runs) if run[0] in summed))
+
+
+def _follow(optimizers: list[Any], variable: Any, runs: Runs) -> bool:
+    """Whether the slots of a variable can be reordered along such axes; True if along none: that is for `apply`."""
+
+    def can(runs: Runs) -> bool:
+        try:
+            collections.deque(slots_of(optimizers, underlying_variable(variable), runs), maxlen=0)
+        except ValueError:
+            return False
+        return True
+
+    return can(runs) or not can(())
 
 
 def _traced(model: Any, input_shapes: InputShapes | None, open_size: int | None = None) -> tuple[Any, Graph]:

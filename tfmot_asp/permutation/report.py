@@ -212,6 +212,7 @@ class PermutationReport:
             input_shapes=input_shapes,
             sparsity_m_by_n=self.sparsity_m_by_n,
             outputs="free" if self.output_orders else "pinned",
+            merged={int(v): tuple(map(tuple, runs)) for v, runs in self.fingerprint.get("merged", {}).items()},
         )
         _check_same(self.fingerprint, plan.fingerprint())
         return finish(
@@ -302,7 +303,8 @@ def _layers(
     for i, kernel in enumerate(plan.plan.kernels):
         status, reason = plan.plan.status(i), plan.plan.reasons[i]
         why = None if reason is None else str(reason)
-        moved = any(axis in kernel.reduction_axes for axis, _ in moves.get(kernel.variable, ()))
+        summed = [plan.axes.runs(kernel.variable)[axis] for axis in kernel.reduction_axes]
+        moved = any(axes in summed for axes, _ in moves.get(kernel.variable, ()))
         if status != "fixed" and not moved:
             status, why = "unchanged", why or "no order was found that keeps more than the given one"
         entries.append(

@@ -40,11 +40,12 @@ def weave(plan: ModelPlan, orders: Sequence[np.ndarray], effort: str) -> list[np
     if not woven:
         return orders
     kernels = sorted({index for i in woven for index in plan.plan.groups[i].kernels})
-    largest = max((float(np.abs(_flat(plan, index)).max(initial=0)) for index in kernels), default=0.0)
+    largest = max((float(plan.score_matrix(index, np.float64).max(initial=0)) for index in kernels), default=0.0)
     if not largest:
         return orders
     states = {
-        index: _KernelNow(_flat(plan, index), largest, plan.pattern.block, plan.pattern.kept) for index in kernels
+        index: _KernelNow(plan.score_matrix(index, np.float64), largest, plan.pattern.block, plan.pattern.kept)
+        for index in kernels
     }
     for level in dict.fromkeys(group.level for group in plan.plan.groups):
         here = [i for i, group in enumerate(plan.plan.groups) if group.level == level]
@@ -58,15 +59,6 @@ def weave(plan: ModelPlan, orders: Sequence[np.ndarray], effort: str) -> list[np
             if not todo:
                 break
     return orders
-
-
-def _flat(plan: ModelPlan, index: int) -> np.ndarray:
-    """The scores of a kernel, its flat reduction axis first."""
-    kernel = plan.plan.kernels[index]
-    score = np.abs(plan.score(kernel).astype(np.float64))
-    return np.moveaxis(score, kernel.reduction_axes, range(len(kernel.reduction_axes))).reshape(
-        kernel.reduction_size, -1
-    )
 
 
 class _KernelNow:

@@ -66,8 +66,8 @@ def recurrent():
 MODELS = {f.__name__: f for f in (convnet, lrn, mobile, attention, concat, features, recurrent)}
 
 
-def described(model, policy=None):
-    plan = plan_model(model, policy=policy)
+def described(model, policy=None, **options):
+    plan = plan_model(model, policy=policy, **options)
     return plan, outline(plan, model)
 
 

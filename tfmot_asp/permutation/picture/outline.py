@@ -168,7 +168,7 @@ class _Builder:
         return found
 
     def _variable_axes(self, variables: Iterable[int]) -> list[Any]:
-        found = [(v, a) for v in variables for a in range(len(self.plan.graph.variables[v].shape))]
+        found = [(v, a) for v in variables for a in range(len(self.axes.runs(v)))]
         return [self.axes.variable_axes[key] for key in found]
 
 

@@ -102,8 +102,7 @@ def assign(op: Op, axes: Axes) -> Outputs:
     variable = op.inputs[0].variable
     if variable is None:
         return axes.pin_all(op, "writes to a resource that is not a variable")
-    for i, axis in enumerate(axes[op.inputs[1]]):
-        own = axes.variable_axes[variable, i]
-        if axis is not None and len(axis) == len(own):
+    for own, axis in zip(map(axes.alike, axes.of_variable(variable)), axes[op.inputs[1]], strict=True):
+        if own is not None and axis is not None and len(axis) == len(own):
             axes.tie(own, axis)
     return []

@@ -19,7 +19,7 @@ def read_variable(op: Op, axes: Axes) -> Outputs:
     variable = op.inputs[0].variable
     if variable is None:
         return axes.pin_all(op, "reads a resource that is not a variable")
-    return [[axes.variable_axes[variable, i] for i in range(len(op.outputs[0].shape or ()))]]
+    return [axes.of_variable(variable)]  # type: ignore[list-item]
 
 
 @register_rule("Fill")

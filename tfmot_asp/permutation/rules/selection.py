@@ -102,8 +102,7 @@ def _gathered(axes: Axes, source: Tensor) -> list[Axis] | None:
         return list(axes[source])
     if source.variable is None:
         return None
-    rank = len(axes.graph.variables[source.variable].shape)
-    return [axes.variable_axes[source.variable, i] for i in range(rank)]
+    return [axes.alike(axis) for axis in axes.of_variable(source.variable)]
 
 
 @register_rule("GatherV2", "Gather", "ResourceGather")
