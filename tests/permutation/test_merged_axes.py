@@ -40,6 +40,39 @@ def test_heads_of_the_attention_layer_have_an_order_of_their_own(k, options):
     assert own > alike
 
 
+def repeated(repeat):
+    """Grouped-query attention by hand: two heads of values for four of queries."""
+    x = layers.Input((6, 8))
+    y = layers.Dense(12)(x)
+    q = layers.EinsumDense("btc,chd->bthd", (6, 4, 8), bias_axes="hd")(y)
+    k, v = (layers.EinsumDense("btc,chd->bthd", (6, 2, 8), bias_axes="hd")(y) for _ in range(2))
+    a = tf.nn.softmax(tf.einsum("bthd,bshd->bhts", q, repeat(k)))
+    y = tf.einsum("bhts,bshd->bthd", a, repeat(v))
+    return tf_keras.Model(x, layers.EinsumDense("bthd,hdc->btc", (6, 8), name="out")(y))
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        lambda t: tf.repeat(t, 2, axis=2),
+        lambda t: tf.gather(t, [0, 0, 1, 1], axis=2),
+        lambda t: tf.reshape(tf.broadcast_to(t[:, :, :, None], (tf.shape(t)[0], 6, 2, 2, 8)), (-1, 6, 4, 8)),
+    ],
+)
+def test_heads_that_share_values_share_an_order(repeat):
+    outcome = check(repeated(repeat))
+    assert outcome.sizes == [8, 8, 12]
+    assert outcome.status("out") == "permuted"
+
+
+def test_grouped_query_attention_of_keras_3():
+    x = keras.Input((6, 8))
+    y = keras.layers.Dense(12)(x)
+    y = keras.layers.GroupQueryAttention(8, 4, 2, name="attention")(y, y)
+    outcome = check(keras.Model(x, keras.layers.Dense(8)(y)))
+    assert outcome.sizes.count(8) == 2
+
+
 def merged_or_not(model, merged):
     """What attention's last kernel keeps after a search, with an order for each head or with one for all."""
     randomise(model, 1)

@@ -193,6 +193,21 @@ def _concat(op: Op, axes: Axes) -> Found | None:
     return [result]
 
 
+@_register("Tile")
+def _tile(op: Op, axes: Axes) -> Found | None:
+    """Repeated along axes that have one position: copies of all that is nested, which are equal."""
+    x, times = axes.nested(op.inputs[0]), op.inputs[1].value
+    if times is None or any(n != 1 and axis is not None for axis, n in zip(x, times, strict=True)):
+        return None
+    return [list(x)]
+
+
+@_register("BroadcastTo")
+def _broadcast_to(op: Op, axes: Axes) -> Found | None:
+    x, rank = axes.nested(op.inputs[0]), len(op.outputs[0].shape or ())
+    return [joined(axes, [(x, range(rank - len(x), rank))], range(rank))]
+
+
 # Ops that pick positions
 
 
@@ -230,6 +245,16 @@ def _slice(op: Op, axes: Axes) -> Found | None:
     for i, (start, size) in enumerate(zip(op.inputs[1].value, op.outputs[0].shape or (), strict=True)):
         x = picked(axes, x, i, np.arange(int(start), int(start) + size))
     return [x]
+
+
+@_register("GatherV2")
+def _gather(op: Op, axes: Axes) -> Found | None:
+    """By indices that are known, of one axis or one position."""
+    indices, where = op.inputs[1].value, op.inputs[2].value
+    if op.inputs[0].is_resource or indices is None or where is None or indices.ndim > 1 or op.attr("batch_dims", 0):
+        return None
+    x = axes.nested(op.inputs[0])
+    return [picked(axes, x, int(where) % len(x), np.atleast_1d(indices), drop=not indices.ndim)]
 
 
 @_register("StridedSlice")

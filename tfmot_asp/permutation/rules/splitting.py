@@ -20,7 +20,7 @@ from tfmot_asp.permutation.rules.nesting import nested
 from tfmot_asp.permutation.rules.registry import register_rule
 from tfmot_asp.permutation.rules.reshaping import refined, runs
 
-_MOST_COPIES = 4
+_MOST_COPIES = 16
 """How many times an axis may be repeated along others that it does not depend on, for one that those merge with."""
 
 
