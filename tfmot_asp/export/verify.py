@@ -17,7 +17,7 @@ from tfmot_asp.hardware.libraries import tensorrt_obstacle
 from tfmot_asp.keras_models.modules import all_variables
 from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.loading import check_saved_model, load_model
-from tfmot_asp.loading.formats import check_is_file
+from tfmot_asp.loading.formats import check_is_file, within_budget
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
@@ -59,6 +59,11 @@ def verify(path: StrPath, *, sparsity_m_by_n: PatternLike = TWO_FOUR, allow_unsa
 
 def gemms_in(path: Path, allow_unsafe: bool) -> list[Gemm]:
     """The matrix products in a file, by the format that its name says."""
+    with within_budget(path, trusted=allow_unsafe):
+        return _read(path, allow_unsafe)
+
+
+def _read(path: Path, allow_unsafe: bool) -> list[Gemm]:
     suffix = path.suffix.lower()
     if path.is_dir():
         return find_gemms(trace_function(load_signature(path, allow_unsafe)))

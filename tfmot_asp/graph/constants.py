@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.graph.evaluate import run_op
+from tfmot_asp.budget import spend
+from tfmot_asp.graph.evaluate import run_op, size_of_outputs
 from tfmot_asp.graph.flat_graph import Graph, Tensor
 
 Key = TypeVar("Key")
@@ -144,8 +145,13 @@ class GraphConstants(Constants[Tensor]):
         op = tensor.op
         if op is None or op.source.op_def.is_stateful:
             raise ValueError(f"op {op} between the weight and the product is not understood")
+        if any(t.dtype == tf.string for t in (*op.inputs, *op.outputs)):
+            raise ValueError(f"op {op} between the weight and the product handles text")
+        values = [self.known[source] for source in op.inputs]
+        width = max((output.dtype.size for output in op.outputs), default=1)
+        spend(size_of_outputs(op.source, values) * width, f"what {op.name!r} computes from constants")
         with tf.init_scope(), tf.device("cpu"):
-            results = run_op(op.source, [tf.constant(self.known[source], source.dtype) for source in op.inputs])
+            results = run_op(op.source, [tf.constant(v, t.dtype) for v, t in zip(values, op.inputs, strict=True)])
         return {output: result.numpy() for output, result in zip(op.outputs, results, strict=True)}
 
     def rank(self, tensor: Tensor) -> tuple[Any, ...] | None:

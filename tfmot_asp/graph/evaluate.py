@@ -1,13 +1,56 @@
-"""Runs one op of a traced graph eagerly."""
+"""Runs one op of a traced graph eagerly, or tells what it would make."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, tensor_shape_pb2
 from tensorflow.python.eager import context, execute
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 1 << 16  # elements; a shape or an index is smaller, and what is larger decides no shape
+
+
+def infer_shapes(source: tf.Operation, inputs: Sequence[Any]) -> list[tf.TensorShape]:
+    """The shapes that an op's outputs would have on other inputs, as TensorFlow infers them without running it.
+
+    Args:
+        source: the op, in whatever graph.
+        inputs: arrays, or a ``TensorSpec`` where no value is known.
+    """
+    try:
+        with tf.Graph().as_default() as scratch:
+            copies = [
+                tf.compat.v1.placeholder(given.dtype, given.shape)
+                if isinstance(given, tf.TensorSpec)
+                else tf.compat.v1.placeholder(tensor.dtype, np.shape(given))
+                if np.size(given) > _SMALL
+                else tf.constant(given, tensor.dtype)
+                for given, tensor in zip(inputs, source.inputs, strict=True)
+            ]
+            attrs = {k: v for k, v in source.node_def.attr.items() if not k.startswith("_")}
+            types = [t.dtype for t in source.outputs]
+            new = scratch.create_op(source.type, copies, types, attrs=attrs, op_def=source.op_def)
+            return [t.shape for t in new.outputs]
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        logger.debug("no shape inferred for %s %s: %s", source.type, source.name, error)
+        return [t.shape for t in source.outputs]
+
+
+def size_of_outputs(source: tf.Operation, inputs: Sequence[np.ndarray]) -> int:
+    """The elements that an op would make of these inputs.
+
+    Where TensorFlow cannot tell (which values are not zero, which are unique) they are no more than the inputs', once
+    for each axis.
+    """
+    sizes = [shape.num_elements() for shape in infer_shapes(source, inputs)]
+    most = sum(np.size(value) * max(1, np.ndim(value)) for value in inputs)
+    return sum(most if size is None else size for size in sizes)
 
 
 def run_op(source: tf.Operation, inputs: Sequence[Any], attributes: tuple[Any, ...] | None = None) -> list[tf.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import function_def_to_graph
 
-from tfmot_asp.graph.evaluate import run_op
+from tfmot_asp.budget import GRAPH_NODE, spend
+from tfmot_asp.graph.evaluate import infer_shapes, run_op, size_of_outputs
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor, variable_key
 from tfmot_asp.graph.inputs import shape_list
 from tfmot_asp.graph.list_shapes import ListShape, list_shape, taken_out
@@ -176,6 +178,7 @@ class _Flattener:
             if op.outputs and all(id(t) in env for t in op.outputs):
                 continue  # arguments and captures
             inputs = [env[id(t)] for t in op.inputs]
+            spend(GRAPH_NODE, "the ops of its functions, once for each call")
             if op.type in _CALLS:
                 self._enter(graph, op, op.get_attr("f").name, inputs, env, scope)
                 continue
@@ -297,26 +300,20 @@ def _output_shapes(op: Any, inputs: list[Tensor]) -> list[tuple[int, ...] | None
     if all(s is not None for s in shapes) or any(t.is_resource for t in inputs):
         return shapes
     # The op sits in a function that was traced for any batch size: infer again, from the shapes of this call.
-    scratch = tf.Graph()
-    try:
-        with scratch.as_default():
-            copies = [
-                tf.constant(t.value, t.dtype) if t.value is not None else tf.compat.v1.placeholder(t.dtype, t.shape)
-                for t in inputs
-            ]
-            node = op.node_def
-            attrs = {k: v for k, v in node.attr.items() if not k.startswith("_")}
-            new = scratch.create_op(op.type, copies, [t.dtype for t in op.outputs], attrs=attrs, op_def=op.op_def)
-            return [_full(t.shape) for t in new.outputs]
-    except (ValueError, TypeError, tf.errors.OpError) as error:
-        logger.debug("no shape inferred for %s %s: %s", op.type, op.name, error)
-        return shapes
+    given = [tf.TensorSpec(t.shape, t.dtype) if t.value is None else t.value for t in inputs]
+    return [_full(shape) for shape in infer_shapes(op, given)]
 
 
 def _fold(op: Any, inputs: list[Tensor]) -> list[np.ndarray] | None:
     """Values of the op's outputs, where its inputs are constants (or, for `Shape` and its like, have static shapes)."""
     if op.type == "Const":
-        return [tf.make_ndarray(op.get_attr("value"))] if op.outputs[0].dtype != tf.string else None
+        if op.outputs[0].dtype == tf.string:
+            return None
+        stored = op.get_attr("value")  # one value may stand for all
+        spend(
+            math.prod(d.size for d in stored.tensor_shape.dim) * op.outputs[0].dtype.size, f"its constant {op.name!r}"
+        )
+        return [tf.make_ndarray(stored)]
     if len(op.outputs) == 0 or any(t.is_resource for t in inputs):
         return None
     if op.type in ("Shape", "Size", "Rank") and inputs[0].shape is not None:
@@ -333,14 +330,18 @@ def _fold(op: Any, inputs: list[Tensor]) -> list[np.ndarray] | None:
 
 def _evaluate(op: Any, values: list[Any]) -> list[np.ndarray] | None:
     """Runs the op eagerly on the CPU; None where that is not possible or the result is large."""
-    for output in op.outputs:
-        size = output.shape.num_elements()
-        if output.dtype in (tf.string, tf.resource, tf.variant) or (size is not None and size > _FOLD_LIMIT):
-            return None
+    if any(output.dtype in (tf.string, tf.resource, tf.variant) for output in op.outputs):
+        return None
+    if any((output.shape.num_elements() or 0) > _FOLD_LIMIT for output in op.outputs):
+        return None
+    if any(output.shape.num_elements() is None for output in op.outputs) and size_of_outputs(op, values) > _FOLD_LIMIT:
+        return None
     try:
         with tf.init_scope(), tf.device("cpu"):
             results = run_op(op, [tf.constant(v, t.dtype) for v, t in zip(values, op.inputs, strict=True)])
-        return [result.numpy() for result in results]
+        folded = [result.numpy() for result in results]
     except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
         logger.debug("not folded: %s %s: %s", op.type, op.name, error)
         return None
+    spend(sum(value.nbytes for value in folded), f"what {op.name!r} computes from constants")
+    return folded

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.loading.formats import ModelFileError, check_archive, check_hdf5, first_line
+from tfmot_asp.loading.formats import ModelFileError, check_archive, check_hdf5, first_line, parsed_json
 from tfmot_asp.loading.readers import keras_of, trusting
 
 _WEIGHTS = "model.weights.h5"
@@ -25,10 +25,10 @@ def load_archive(path: Path, allow_unsafe: bool) -> Any:
                 if not allow_unsafe:
                     check_archive(archive, path)
                 archive.extractall(folder)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise ModelFileError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
-        config = json.loads((folder / "config.json").read_bytes())
-        metadata = json.loads(file.read_bytes()) if (file := folder / "metadata.json").exists() else {}
+        config = parsed_json((folder / "config.json").read_bytes())
+        metadata = parsed_json(file.read_bytes()) if (file := folder / "metadata.json").exists() else {}
         keras = keras_of(metadata.get("keras_version") if isinstance(metadata, dict) else None)
         if not isinstance(config, dict):
             raise ModelFileError(f"{str(path)!r} is damaged: its config.json holds no model")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import zipfile
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tfmot_asp import budget
 from tfmot_asp.types import StrPath
 
 HOW_TO_TRUST = "If you trust where it comes from, load it with allow_unsafe=True (--allow-unsafe on the command line)"
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_MAX_UNPACKED = 1 << 30  # bytes; above it, what a file claims to hold must bear some relation to its size
-_MAX_RATIO = 100
+_PLACE_IN_ARCHIVE = 1 << 14  # bytes, of an entry, and of the file that it becomes
 
 
 class ModelFileError(ValueError):
@@ -22,6 +26,20 @@ class ModelFileError(ValueError):
 
 class UnsafeModelError(ModelFileError):
     """A file holds what could run code, or reach other files, when it is loaded or run."""
+
+
+@contextlib.contextmanager
+def within_budget(path: Path, *, trusted: bool = False) -> Iterator[None]:
+    """A scope in which a file or folder is read, and may ask for no more memory than its size explains.
+
+    Raises:
+        UnsafeModelError: if it does.
+    """
+    try:
+        with budget.reading(None if trusted else budget.size_of(path)):
+            yield
+    except budget.OverBudgetError as error:
+        raise UnsafeModelError(f"{str(path)!r} is not loaded: {error}. {HOW_TO_TRUST}") from None
 
 
 def printable(text: str) -> str:
@@ -93,17 +111,25 @@ def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     """Makes sure that a .keras archive unpacks into its own folder, and to a size that its own explains.
 
     Raises:
-        UnsafeModelError: if not.
+        UnsafeModelError: if an entry would be unpacked elsewhere, or is packed in another way than Keras'.
+        OverBudgetError: if its size does not explain what it unpacks to.
     """
-    total = 0
     for entry in archive.infolist():
         name = PurePosixPath(entry.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
             raise UnsafeModelError(
                 f"{str(path)!r} is not loaded: it would unpack {entry.filename!r} outside its folder"
             )
-        total += entry.file_size
-    _check_size(path, total)
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # Python unpacks the others in pieces of any size, whatever the archive says that they come to.
+            raise UnsafeModelError(f"{str(path)!r} is not loaded: {entry.filename!r} is packed as Keras packs nothing")
+        budget.spend(entry.file_size + _PLACE_IN_ARCHIVE, f"{printable(entry.filename):.80} in it")
+
+
+def parsed_json(text: bytes | str) -> Any:
+    """JSON from a file, which takes more memory than it has characters."""
+    budget.spend(len(text) * budget.JSON, f"a config of {len(text):,} characters")
+    return json.loads(text)
 
 
 def check_hdf5(file: Any, path: Path) -> None:
@@ -111,19 +137,21 @@ def check_hdf5(file: Any, path: Path) -> None:
 
     Args:
         file: an open ``h5py.File``.
-        path: of the file on disk, for messages and its size.
+        path: of the file on disk, for messages.
 
     Raises:
         UnsafeModelError: if a link, a dataset or a virtual dataset takes its data from another file.
+        OverBudgetError: for more data than the file's size explains.
     """
     import h5py
 
-    total, seen, stack = 0, set(), [file]
+    seen, stack = set(), [file]
     while stack:
         group = stack.pop()
         if group.id in seen:
             continue
         seen.add(group.id)
+        _check_attributes(group)
         for name in group:
             where = f"{group.name.rstrip('/')}/{name}"
             if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
@@ -136,13 +164,23 @@ def check_hdf5(file: Any, path: Path) -> None:
                     raise UnsafeModelError(
                         f"{str(path)!r} is not loaded: its {where!r} takes its data from another file"
                     )
-                total += item.size * item.dtype.itemsize if item.size else 0
-    _check_size(path, total)
+                _check_values(item.id, f"its {printable(where)!r} of shape {item.shape}")
+                _check_attributes(item)
 
 
-def _check_size(path: Path, total: int) -> None:
-    size = path.stat().st_size
-    if total > _MAX_UNPACKED and total > _MAX_RATIO * size:
-        raise UnsafeModelError(
-            f"{str(path)!r} is not loaded: its {size:,} bytes claim to hold {total:,} bytes of data. {HOW_TO_TRUST}"
-        )
+def _check_attributes(item: Any) -> None:
+    for name in item.attrs:
+        _check_values(item.attrs.get_id(name), f"the attribute {printable(name)!r} of its {printable(item.name)!r}")
+
+
+def _check_values(stored: Any, what: str) -> None:
+    """Asks for the memory that a dataset or an attribute takes once it is read."""
+    import h5py
+
+    count = math.prod(stored.shape or ())
+    dtype = stored.dtype
+    held = count * dtype.itemsize
+    if h5py.check_vlen_dtype(dtype) is not None or dtype.kind == "O":
+        # Each value is a reference, and all may be to the same text: there is no telling without reading them.
+        held += (count - 1) * budget.size_in_force() if count > 1 else 0
+    budget.spend(held, what)

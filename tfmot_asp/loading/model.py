@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from tfmot_asp.loading.archive import load_archive
-from tfmot_asp.loading.formats import Format, ModelFileError, check_hdf5, detect, first_line
+from tfmot_asp.loading.formats import (
+    Format,
+    ModelFileError,
+    check_hdf5,
+    detect,
+    first_line,
+    parsed_json,
+    within_budget,
+)
 from tfmot_asp.loading.keras_config import UnknownLayerError
 from tfmot_asp.loading.readers import keras_of, trusting
 from tfmot_asp.loading.saved_model_check import check_saved_model, parse_saved_model
@@ -47,7 +54,8 @@ def load_model(path: StrPath, *, allow_unsafe: bool = False) -> Any:
     path = Path(path)
     load = {Format.KERAS: load_archive, Format.HDF5: _load_hdf5, Format.SAVED_MODEL: _load_saved_model}[detect(path)]
     try:
-        model = load(path, allow_unsafe)
+        with within_budget(path, trusted=allow_unsafe):
+            model = load(path, allow_unsafe)
     except (FileNotFoundError, ImportError, ModelFileError):
         raise
     except UnknownLayerError as error:
@@ -69,15 +77,15 @@ def _load_hdf5(path: Path, allow_unsafe: bool) -> Any:
     except OSError as error:
         raise ModelFileError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
     with file:
+        if not allow_unsafe:
+            check_hdf5(file, path)
         text = file.attrs.get("model_config")
         if text is None:
             raise ModelFileError(
                 f"{str(path)!r} holds weights only, no model: build the model, load them, and save it whole"
             )
-        config = json.loads(text)
+        config = parsed_json(text)
         keras = keras_of(file.attrs.get("keras_version"))
-        if not allow_unsafe:
-            check_hdf5(file, path)
         with trusting(config, keras, allow_unsafe, path):
             if keras.__name__ == "tf_keras":
                 return keras.models.load_model(file, compile=False)
@@ -88,7 +96,7 @@ def _load_hdf5(path: Path, allow_unsafe: bool) -> Any:
 
 def _load_saved_model(path: Path, allow_unsafe: bool) -> Any:
     check_saved_model(path, allow_unsafe=allow_unsafe)
-    metadata = [json.loads(text) for text in _keras_metadata(path)]
+    metadata = [parsed_json(text) for text in _keras_metadata(path)]
     if not metadata:
         raise ModelFileError(
             f"{str(path)!r} is a SavedModel without Keras layers, as tf.saved_model.save and model.export write it: it "

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tfmot_asp.loading.claims import counted_variables, spend_on_objects
 from tfmot_asp.loading.formats import first_line
 from tfmot_asp.loading.keras_config import UnknownLayerError, check_config, names_in
 
@@ -37,6 +38,7 @@ def trusting(
     config: Any, keras: Any, allow_unsafe: bool, path: Path, *, resolves_by_import: bool = True
 ) -> Iterator[None]:
     """A scope in which a config may be built: it was checked, and the wrappers that it needs are registered."""
+    spend_on_objects(config)
     with contextlib.ExitStack() as scopes:
         for scope in _wrapper_scopes(names_in(config)) if keras.__name__ == "tf_keras" else ():
             scopes.enter_context(scope)
@@ -47,6 +49,7 @@ def trusting(
                 raise
             except ValueError as error:
                 raise type(error)(f"{str(path)!r} is not loaded: {first_line(error, 800)}") from None
+            scopes.enter_context(counted_variables())
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -9,8 +10,17 @@ from typing import Any
 
 from tfmot_asp.loading.allowed_ops import CHECKPOINT_OPS, RESTORE_OPS, why_refused
 from tfmot_asp.loading.asset_paths import ASSET_READERS, MAIN, AssetPaths, assets, named_functions, node_name
+from tfmot_asp.loading.checkpoint_index import check_checkpoint
 from tfmot_asp.loading.folder import check_folder
-from tfmot_asp.loading.formats import HOW_TO_TRUST, ModelFileError, UnsafeModelError, first_line, printable
+from tfmot_asp.loading.formats import (
+    HOW_TO_TRUST,
+    ModelFileError,
+    UnsafeModelError,
+    first_line,
+    printable,
+    within_budget,
+)
+from tfmot_asp.loading.graph_claims import spend_on_graph
 from tfmot_asp.types import StrPath
 
 logger = logging.getLogger(__name__)
@@ -41,15 +51,33 @@ def check_saved_model(path: StrPath, *, allow_unsafe: bool = False) -> None:
     Example:
         >>> tfmot_asp.loading.check_saved_model("exported")
     """
-    if not allow_unsafe and Path(path).is_dir():
-        check_folder(Path(path))
-    meta_graphs = parse_saved_model(path).meta_graphs
     if allow_unsafe:
+        parse_saved_model(path)
         return
-    for meta_graph in meta_graphs:
-        reason = next(_Scan(meta_graph).refusals(), None)
-        if reason is not None:
-            raise UnsafeModelError(f"{str(path)!r} is not loaded: {printable(reason)}. {HOW_TO_TRUST}")
+    if Path(path).is_dir():
+        check_folder(Path(path))
+    with within_budget(Path(path)):
+        for meta_graph in parse_saved_model(path).meta_graphs:
+            scan = _Scan(meta_graph)
+            reason = next(scan.refusals(), None)
+            if reason is not None:
+                raise UnsafeModelError(f"{str(path)!r} is not loaded: {printable(reason)}. {HOW_TO_TRUST}")
+            with _damage(path):
+                spend_on_graph(meta_graph, scan.functions)
+        variables = Path(path) / "variables" / "variables"
+        if variables.with_name("variables.index").exists():
+            with _damage(path):
+                check_checkpoint(variables)
+        elif variables.exists():
+            raise ModelFileError(f"{str(path)!r} has variables in the format of TensorFlow 0; save it again")
+
+
+@contextlib.contextmanager
+def _damage(path: StrPath) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ModelFileError(f"{str(path)!r} is damaged: {first_line(error)}") from None
 
 
 def parse_saved_model(path: StrPath) -> Any:

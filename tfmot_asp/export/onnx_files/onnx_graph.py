@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfmot_asp.budget import OverBudgetError
+from tfmot_asp.export.onnx_files.local_functions import spend_on_functions
+from tfmot_asp.export.onnx_files.one_node import compute
+from tfmot_asp.export.onnx_files.stored import array_of, check_stored
 from tfmot_asp.graph.constants import Constants
 
 if TYPE_CHECKING:
@@ -28,9 +32,6 @@ _RANDOM = frozenset(
 # Contributed ops of onnxruntime that are the standard ones under another domain.
 _SAME_AS_STANDARD = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _MICROSOFT = "com.microsoft"
-
-# The reference implementation knows this op from here on; what it does for int8 has not changed since opset 10.
-_DEQUANTIZE_OPSET = 19
 
 
 def import_onnx() -> Any:
@@ -63,8 +64,11 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     if not model.ir_version or not model.opset_import or not model.HasField("graph") or not model.graph.node:
         raise ValueError(f"{str(path)!r} is no complete ONNX model: it has no graph, or does not name its opset")
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
+        check_stored(model, path.parent)
+        spend_on_functions(model)
         return onnx.inliner.inline_local_functions(model) if model.functions else model
+    except OverBudgetError:
+        raise
     except Exception as error:  # missing and short files, paths that lead elsewhere, recursive functions, ...
         raise ValueError(f"{str(path)!r} cannot be read as an ONNX model: {error}") from error
 
@@ -239,7 +243,7 @@ class _Constants(Constants[_Place]):
 
     def stored(self, tensor: _Place) -> np.ndarray | None:
         home, name = tensor
-        return _stored(home.initializers[name]) if name in home.initializers else None
+        return array_of(home.initializers[name]) if name in home.initializers else None
 
     def rank(self, tensor: _Place) -> tuple[int, str] | None:
         home, name = tensor
@@ -249,48 +253,22 @@ class _Constants(Constants[_Place]):
         return (int(self.value(tensor).size), name) if node is not None and node.op_type == "Constant" else None
 
     def run(self, tensor: _Place) -> dict[_Place, np.ndarray]:
-        onnx = import_onnx()
-        from onnx.reference import ReferenceEvaluator
-
         home, name = tensor
         node = home.producers[name]
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "sparse_value":
-            return {tensor: _stored(node.attribute[0].sparse_tensor)}
+            return {tensor: array_of(node.attribute[0].sparse_tensor)}
         if node.domain == _MICROSOFT and node.op_type in _SAME_AS_STANDARD:
-            standard = onnx.NodeProto()
+            standard = type(node)()
             standard.CopyFrom(node)
             standard.domain = ""
             node = standard
         feeds = {source: self.known[place] for place in self.inputs(tensor) for source in [place[1]]}
-        graph = onnx.helper.make_graph(
-            [node],
-            "constant",
-            [onnx.helper.make_empty_tensor_value_info(name) for name in feeds],
-            [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name],
-        )
-        opsets = dict(self.opsets)
-        if node.op_type == "DequantizeLinear":
-            opsets[""] = max(opsets.get("", 0), _DEQUANTIZE_OPSET)
         try:
-            imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
-            evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports))
-            results = evaluator.run(None, feeds)
+            results = compute(node, feeds, self.opsets)
+        except OverBudgetError:
+            raise
         except Exception as error:  # ops that the evaluator lacks, wrong shapes, too little memory, ...
             described = f"{node.domain}.{node.op_type}".lstrip(".")
             raise ValueError(f"node {node_name(node)!r} ({described}) cannot be computed: {error}") from error
         outputs = ((home, output) for output in node.output if output)
-        return dict(zip(outputs, map(np.asarray, results), strict=True))
-
-
-def _stored(tensor: Any) -> np.ndarray:
-    """The array of a ``TensorProto`` or ``SparseTensorProto``."""
-    from onnx import SparseTensorProto, numpy_helper
-
-    if not isinstance(tensor, SparseTensorProto):
-        return numpy_helper.to_array(tensor)
-    values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
-    dense = np.zeros(tuple(tensor.dims), values.dtype)
-    if indices.ndim == 2:  # one row of coordinates per value, instead of positions in the flattened tensor
-        indices = np.ravel_multi_index(tuple(indices.T), dense.shape)
-    dense.reshape(-1)[indices] = values
-    return dense
+        return dict(zip(outputs, results, strict=True))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfmot_asp.budget import GRAPH_NODE, spend
 from tfmot_asp.export.tflite_files.tflite_file import (
     Subgraph,
     TfliteFile,
@@ -113,6 +114,7 @@ class _Walk:
             visited.add(key)
             if len(visited) > _MAX_CALLS:
                 raise ValueError(f"its subgraphs call each other more than {_MAX_CALLS} times")
+            spend(len(graphs[index].ops) * GRAPH_NODE, "the ops of its subgraphs, once for each call")
             reader = _Reader(self.file, index, passed)
             for op in graphs[index].ops:
                 self._look_at(reader, op)

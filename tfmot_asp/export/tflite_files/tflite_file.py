@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from tfmot_asp.budget import spend
+
 _IDENTIFIER = b"TFL3"
+
+# What a table and a number of a list take in memory once they are read.
+_TABLE = 500
+_NUMBER = 16
+
 _DAMAGE = (
     struct.error,
     ValueError,
@@ -167,6 +174,8 @@ class TfliteFile:
         try:
             data = self._bytes_of(self._buffers[tensor.buffer])
             sparsity = tensor.table.Sparsity()
+            if sparsity is not None or tensor.table.Quantization() is not None or tensor.type in _PACKED_BITS:
+                spend(4 * math.prod(tensor.shape), f"the values of {tensor.name!r}, of shape {tensor.shape}")
             if sparsity is not None:
                 stored = _densify(tensor, sparsity, lambda count: _elements(data, tensor.type, count))
             else:
@@ -214,7 +223,8 @@ class TfliteFile:
         tensors = tuple(self._tensor(graph.Tensors(i)) for i in range(self._count(graph.TensorsLength())))
 
         def numbers(length: int, read: Callable[[], Any]) -> tuple[int, ...]:
-            found = tuple(int(number) for number in read()) if self._count(length) else ()
+            spend(_NUMBER * self._count(length), "the inputs and outputs of its ops")
+            found = tuple(int(number) for number in read()) if length else ()
             if any(not -1 <= number < len(tensors) for number in found):
                 raise ValueError(f"subgraph {index} refers to a tensor that it does not have")
             return found
@@ -225,6 +235,7 @@ class TfliteFile:
             if not op.OpcodeIndex() < len(codes):
                 raise ValueError(f"op {i} of subgraph {index} has no type")
             code = codes[op.OpcodeIndex()]
+            spend(_TABLE, "its ops")
             kind = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())  # the older field ends at 127
             custom = kind == schema.BuiltinOperator.CUSTOM
             name = _text(code.CustomCode()) if custom else _OPS.get(kind, f"op {kind}")
@@ -235,7 +246,12 @@ class TfliteFile:
         return Subgraph(_text(graph.Name()) or str(index), tensors, tuple(ops), inputs, outputs)
 
     def _tensor(self, tensor: Any) -> TfliteTensor:
-        shape = tuple(int(size) for size in tensor.ShapeAsNumpy()) if self._count(tensor.ShapeLength()) else ()
+        # A list may name the same tensor many times, and it is no longer for that.
+        name = _text(tensor.Name())
+        spend(_TABLE + len(name) + _NUMBER * self._count(tensor.ShapeLength()), "its tensors")
+        shape = tuple(int(size) for size in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
+        if any(size < 0 for size in shape):
+            raise ValueError(f"it says that its tensor {name!r} has the shape {shape}")
         signature = tensor.ShapeSignatureAsNumpy() if self._count(tensor.ShapeSignatureLength()) else ()
         if len(signature) == len(shape):
             shape = tuple(-1 if open_ < 0 else size for open_, size in zip(signature, shape, strict=True))
@@ -246,7 +262,7 @@ class TfliteFile:
         kind = _TYPES.get(tensor.Type(), f"number {tensor.Type()}")
         variable = bool(tensor.IsVariable())
         constant = stored and not variable
-        return TfliteTensor(_text(tensor.Name()), shape, kind, tensor.Buffer(), constant, variable, tensor)
+        return TfliteTensor(name, shape, kind, tensor.Buffer(), constant, variable, tensor)
 
 
 @contextmanager
@@ -362,6 +378,7 @@ def _densify(tensor: TfliteTensor, sparsity: Any, stored: Callable[[int], np.nda
             sizes[axis] = size
             if not 0 <= parents * size <= math.prod(tensor.shape):
                 raise ValueError(f"its dimension {axis} has {size} positions")
+            spend(16 * parents * size * len(order), "the positions of a sparse tensor", kept=False)
             repeats = np.full(parents, size)
             indices = np.tile(np.arange(size), parents)
         elif axis >= rank:

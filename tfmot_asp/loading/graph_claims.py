@@ -1,0 +1,76 @@
+"""What a SavedModel asks for: ops and constants, counted before TensorFlow makes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tfmot_asp import budget
+
+
+def spend_on_graph(meta_graph: Any, functions: Mapping[str, Any]) -> None:
+    """Asks for the memory of a graph's constants, and of its ops as they are once each call is a copy of its function.
+
+    Args:
+        meta_graph: with the main graph.
+        functions: its function library, by name.
+
+    Raises:
+        OverBudgetError: if that is too much.
+        ValueError: if functions call each other in a circle, or a constant has a shape that none can have.
+    """
+    bodies = [meta_graph.graph_def.node, *(function.node_def for function in functions.values())]
+    for nodes in bodies:
+        for node in nodes:
+            for value in node.attr.values():
+                if value.HasField("tensor"):
+                    _spend_on_constant(node.name, value.tensor)
+    counts = _ops_once_called(functions)
+    main = sum(counts.get(name, 0) for node in bodies[0] for name in _called(node)) + len(bodies[0])
+    most = max([main, *counts.values()])
+    budget.spend(most * budget.GRAPH_NODE, f"{most:,} ops, once each call is a copy of its function")
+
+
+def _spend_on_constant(name: str, tensor: Any) -> None:
+    """A constant of any shape may be stored as one number that stands for all."""
+    import tensorflow as tf
+
+    dims = [dim.size for dim in tensor.tensor_shape.dim]
+    if any(size < 0 for size in dims):
+        raise ValueError(f"its constant {name!r} has the shape {dims}")
+    try:
+        width = tf.as_dtype(tensor.dtype).size or 1
+    except TypeError:
+        raise ValueError(f"its constant {name!r} has the dtype {tensor.dtype}, which this TensorFlow has not") from None
+    budget.spend(math.prod(dims) * width, f"the constant {name!r} of shape {dims}")
+
+
+def _ops_once_called(functions: Mapping[str, Any]) -> dict[str, int]:
+    """How many ops each function comes to, with those of all that it calls, as often as it calls them."""
+    counts: dict[str, int] = {}
+    for start in functions:
+        path = [start]
+        while path:  # no recursion: functions can be nested as deep as a file likes
+            name = path[-1]
+            if name in counts:
+                path.pop()
+                continue
+            called = [inner for node in functions[name].node_def for inner in _called(node) if inner in functions]
+            missing = next((inner for inner in called if inner not in counts), None)
+            if missing is None:
+                counts[name] = len(functions[name].node_def) + sum(counts[inner] for inner in called)
+                path.pop()
+            elif missing in path:
+                raise ValueError(f"its function {missing!r} calls itself")
+            else:
+                path.append(missing)
+    return counts
+
+
+def _called(node: Any) -> Iterator[str]:
+    yield node.op
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield value.func.name
+        yield from (function.name for function in value.list.func)
