@@ -15,8 +15,26 @@ import numpy.typing as npt
 StrPath: TypeAlias = str | os.PathLike[str]
 
 Shape: TypeAlias = Sequence[int | None]
-InputShapes: TypeAlias = Shape | Sequence["InputShapes"] | Mapping[str, "InputShapes"]
-"""One shape such as ``(None, 224, 224, 3)``, or a list or dict of shapes as the model is called."""
+
+
+class TensorSpec(Protocol):
+    """A shape and a type: ``tf.TensorSpec``, ``keras.InputSpec``, a Keras tensor."""
+
+    @property
+    def shape(self) -> Any:
+        """With None for the batch."""
+
+    @property
+    def dtype(self) -> Any:
+        """Of the elements; None for float32."""
+
+
+InputShapes: TypeAlias = (
+    Shape | TensorSpec | tuple[Shape, npt.DTypeLike] | Sequence["InputShapes"] | Mapping[str, "InputShapes"]
+)
+"""One shape such as ``(None, 224, 224, 3)``, with its type if that is not the model's own or float32, such as
+``((None, 128), "int32")`` or a ``tf.TensorSpec``; or a list or dict of these as the model is called. A dict may have
+the names of the arguments of the model's ``call`` as its keys."""
 
 Batch: TypeAlias = npt.ArrayLike | Sequence[npt.ArrayLike] | Mapping[str, npt.ArrayLike]
 CalibrationData: TypeAlias = Batch | Iterable[Batch] | Callable[[], Iterable[Batch]]

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tfmot_asp.hardware.cost_model import cost_model
 from tfmot_asp.hardware.precision import PRECISIONS, check_precision
 from tfmot_asp.hardware.rule import SUPPORTED_KINDS, PruneForSparseTensorCores
@@ -98,21 +100,29 @@ def factor(text: str) -> float:
     return value
 
 
-def named_shape(text: str) -> tuple[str | None, tuple[int | None, ...]]:
-    """``"1,224,224,3"`` as (None, (1, 224, 224, 3)), ``"ids=?,128"`` as ("ids", (None, 128))."""
-    name, equals, sizes = text.rpartition("=")
+def named_shape(text: str) -> tuple[str | None, Any]:
+    """A shape, with its input's name and its type where they are given.
+
+    ``"1,224,224,3"`` is (None, (1, 224, 224, 3)), ``"ids=?,128"`` is ("ids", (None, 128)), ``"ids=int32:1,128"`` is
+    ("ids", ((1, 128), "int32")), and ``"index=int32:"``, of a single number, ("index", ((), "int32")).
+    """
+    name, equals, described = text.rpartition("=")
+    dtype, colon, sizes = described.rpartition(":")
     try:
-        shape = tuple(None if size.strip() in ("?", "None") else int(size) for size in sizes.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or any(size is not None and size < 1 for size in shape) or (equals and not name):
+        listed = sizes.split(",") if sizes or not colon else []
+        shape = tuple(None if size.strip() in ("?", "None") else int(size) for size in listed)
+        known = not colon or np.dtype(dtype).kind in "biufc"
+    except (ValueError, TypeError):
+        shape, known = (), False
+    if not known or not (shape or colon) or any(n is not None and n < 1 for n in shape) or (equals and not name):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no shape such as 1,224,224,3 (? for an open batch) or name=1,128, with the batch first"
+            f"{text!r} is no shape such as 1,224,224,3 (? for an open batch), name=1,128 or name=int32:1,128, with the "
+            "batch first"
         )
-    return name or None, shape
+    return name or None, (shape, dtype) if colon else shape
 
 
-def input_shapes(given: list[tuple[str | None, tuple[int | None, ...]]] | None) -> Any:
+def input_shapes(given: list[tuple[str | None, Any]] | None) -> Any:
     """What the library calls ``input_shapes``: one shape, a list, a dict by input name, or None."""
     if not given:
         return None
@@ -205,8 +215,6 @@ def read_array(path: Path) -> Any:
         FileNotFoundError, ValueError: if it cannot be read.
     """
     import zipfile
-
-    import numpy as np
 
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")

@@ -244,8 +244,9 @@ def _model(command: argparse.ArgumentParser) -> None:
         "--input-shape",
         type=options.named_shape,
         action="append",
-        metavar="[NAME=]SIZES",
-        help="for models that leave sizes open, such as 1,224,224,3; once per input, by name if there are several",
+        metavar="[NAME=][TYPE:]SIZES",
+        help="for models that leave sizes open, such as 1,224,224,3; once per input, by name if there are several; "
+        "with a type where it is not float32, such as ids=int32:1,128",
     )
     _trust(command)
 

@@ -61,7 +61,8 @@ def _split(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[NamedArrays]:
         yield from (_by_name(batch, specs) for batch in iterate(data))
         return
     samples = _by_name(data, specs)
-    counts = {name: array.shape[0] if array.ndim else 0 for name, array in samples.items()}
+    numbers = {spec.name for spec in specs if spec.shape.rank == 0}
+    counts = {name: array.shape[0] if array.ndim else 0 for name, array in samples.items() if name not in numbers}
     if len(set(counts.values())) != 1:
         raise ValueError(f"calibration_data has different numbers of samples: {counts}")
     fixed = next((spec.shape[0] for spec in specs if spec.shape.rank and spec.shape[0] is not None), None)
@@ -71,7 +72,7 @@ def _split(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[NamedArrays]:
             f"calibration_data has {total} samples, less than the one batch of {fixed} that the model takes"
         )
     for start in range(0, total - total % size if fixed else total, size):
-        yield {name: array[start : start + size] for name, array in samples.items()}
+        yield {name: a if name in numbers else a[start : start + size] for name, a in samples.items()}
 
 
 def _by_name(batch: Any, specs: Sequence[tf.TensorSpec]) -> NamedArrays:
@@ -108,8 +109,9 @@ def _checked(batch: NamedArrays, specs: Sequence[tf.TensorSpec], number: int) ->
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"calibration_data, batch {number}: input {spec.name!r} holds NaN or infinity")
-        batch[spec.name] = np.ascontiguousarray(array.astype(dtype, copy=False))
-        sizes.add(array.shape[0] if array.ndim else 1)
+        batch[spec.name] = np.asarray(array, dtype, order="C")
+        if spec.shape.rank != 0:
+            sizes.add(array.shape[0] if array.ndim else 1)
     if len(sizes) > 1:
         raise ValueError(f"calibration_data, batch {number}: inputs differ in their number of samples: {sorted(sizes)}")
     if sizes == {0}:

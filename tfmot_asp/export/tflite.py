@@ -14,6 +14,7 @@ from tfmot_asp.export.calibration_data import calibration_batches
 from tfmot_asp.export.kept_pattern import check_nothing_lost, lost_kernels
 from tfmot_asp.export.keywords import takes_aliases
 from tfmot_asp.export.lowering.inference import inference_function, serving_function
+from tfmot_asp.export.lowering.slices import needs_lowering
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
 from tfmot_asp.export.tflite_files.convert import Conversion
 from tfmot_asp.export.tflite_files.file_checks import Samples, compare, in_float, sizes, state
@@ -110,13 +111,16 @@ def tflite(
             _check_float16(function)
         half = computes_in_half(function)
         job = Conversion(plain, precision, samples, trained, _IO_DTYPES[io_dtype], select_tf_ops)
-        job.run(widened(function) if half else function, written)
-        report = verify(written, sparsity_m_by_n=pattern)
-        if lost_kernels(function, report) and not trained:
+
+        def convert(source: Any) -> VerificationReport:
+            job.run(widened(source) if half else source, written)
+            return verify(written, sparsity_m_by_n=pattern)
+
+        lowered = inference_function(plain, batch_size, input_shapes) if needs_lowering(function) else None
+        report = convert(lowered or function)
+        if lowered is None and lost_kernels(function, report) and not trained:
             # The converter sums over the letters of an einsum in an order of its own; a lowered one has none left.
-            lowered = inference_function(plain, batch_size, input_shapes)
-            job.run(widened(lowered) if half else lowered, written)
-            report = verify(written, sparsity_m_by_n=pattern)
+            report = convert(inference_function(plain, batch_size, input_shapes))
         check_nothing_lost(function, report, "the TFLite file")
         reached = "trained int8" if trained else "fp16" if half and precision == "fp32" else precision
         notes = [compare(function, written, precision, samples, TOLERANCES["tflite"][reached])]
@@ -155,11 +159,16 @@ def _samples(data: Any, function: Any, batch_size: int | None, *, required: bool
                 "model from tfmot_asp.quantize_model brings its own"
             )
         return []
+    given = list(function.structured_input_signature[0])
+    has_numbers = any(spec.shape.rank == 0 for spec in given)
+    first = (batch_size or 1) if has_numbers else None
     specs = [
-        tf.TensorSpec([None, *spec.shape[1:]] if spec.shape.rank else spec.shape, spec.dtype, spec.name)
-        for spec in function.structured_input_signature[0]
+        tf.TensorSpec([first, *spec.shape[1:]] if spec.shape.rank else spec.shape, spec.dtype, spec.name)
+        for spec in given
     ]
     batches = list(calibration_batches(data, specs))
+    if has_numbers:  # each goes with its batch
+        return batches
     joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     size, total = batch_size or 1, len(next(iter(joined.values())))
     if total < size:

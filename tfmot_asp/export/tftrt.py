@@ -139,8 +139,9 @@ def example_inputs(function: Any, input_shapes: InputShapes | None = None) -> li
         ValueError: if the shapes do not fit the signature, or are missing where it leaves an axis open.
     """
     specs = {spec.name: spec for spec in _specs(function)}
-    several = isinstance(input_shapes, Sequence) and all(isinstance(shapes, Mapping) for shapes in input_shapes)
-    sets = list(input_shapes) if several and input_shapes else [input_shapes]
+    given: Any = input_shapes
+    several = isinstance(given, Sequence) and all(isinstance(shapes, Mapping) for shapes in given)
+    sets = list(given) if several and given else [given]
     generator = np.random.default_rng(0)
     batches = []
     for shapes in sets:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +34,7 @@ def input_specs(
         open_size: of the other axes that the model leaves open; None to refuse these.
     """
     if input_shapes is not None:
-        return _given_inputs(model, input_shapes, batch_size), {}
+        return _given_inputs(model, input_shapes, batch_size)
     known = known_inputs(model)
     if known is None:
         raise ValueError(
@@ -56,6 +58,17 @@ def input_specs(
 
     # Positions of the call's arguments are kept; None and Python values among them pass through.
     return tuple(tf.nest.map_structure(static, args)), tf.nest.map_structure(static, kwargs)
+
+
+def place_name(whole: Any, path: str) -> str:
+    """What a part of something is called: ``place_name("cache", "0/key")`` is ``"cache_0_key"``."""
+    return "_".join([str(whole), *filter(None, path.split("/"))])
+
+
+def has_open_batch(specs: Sequence[tf.TensorSpec]) -> bool:
+    """Whether the first axis of all inputs is open; numbers have none."""
+    ranked = [spec for spec in specs if spec.shape.rank != 0]
+    return bool(ranked) and all(spec.shape.rank and spec.shape[0] is None for spec in ranked)
 
 
 def leaves_sizes_open(model: Any) -> bool:
@@ -89,10 +102,7 @@ def input_names(model: Any, specs: tuple[tuple, dict]) -> list[str]:
         names = [_input_name(t) or "" for t in tf.nest.flatten(known_inputs(model))]
         if len(names) == len(tf.nest.flatten(specs)):
             return names
-    try:
-        parameters = list(inspect.signature(getattr(model, "call", model.__call__)).parameters)
-    except (TypeError, ValueError):
-        parameters = []
+    parameters = _parameters(model)
     parameters += [f"argument {i}" for i in range(len(parameters), len(args))]
     return [
         f"{argument}[{path}]" if path.isdigit() else path or argument
@@ -137,18 +147,47 @@ def _unbatched(shapes: Any, dtype: str) -> Any:
     return [_unbatched(s, dtype) for s in shapes]
 
 
-def _given_inputs(model: Any, shapes: Any, batch_size: int) -> tuple:
-    """The positional arguments for `input_shapes`: one structure, or one for each argument if `call` takes several."""
+def _given_inputs(model: Any, shapes: Any, batch_size: int) -> tuple[tuple, dict]:
+    """The arguments for `input_shapes`: one structure, or one for each argument if `call` takes several."""
     known = known_inputs(model)
     one = known[0][0] if known and known[0] else None
+    parameters = _parameters(model)
+    if isinstance(shapes, Mapping) and not isinstance(one, Mapping) and shapes and set(shapes) <= set(parameters):
+        dtypes = dict(zip(parameters, known[0], strict=False)) if known else {}
+        specs = {
+            name: _named(_from_shapes(shapes[name], dtypes.get(name), batch_size), name)
+            for name in parameters
+            if name in shapes
+        }
+        leading = list(itertools.takewhile(specs.__contains__, parameters))
+        return tuple(specs.pop(name) for name in leading), specs
     if _is_list_of_shapes(shapes) and not isinstance(one, (list, tuple)) and required_arguments(model) > 1:
-        dtypes = known[0] if known and len(known[0]) == len(shapes) else [None] * len(shapes)
-        return tuple(_from_shapes(s, k, batch_size) for s, k in zip(shapes, dtypes, strict=True))
-    return (_from_shapes(shapes, one, batch_size),)
+        several = known[0] if known and len(known[0]) == len(shapes) else [None] * len(shapes)
+        return tuple(_from_shapes(s, k, batch_size) for s, k in zip(shapes, several, strict=True)), {}
+    return (_from_shapes(shapes, one, batch_size),), {}
+
+
+def _named(structure: Any, argument: str) -> Any:
+    """The specs of an argument, named by it and by their places in it."""
+
+    def named(path: str, spec: tf.TensorSpec) -> tf.TensorSpec:
+        return tf.TensorSpec(spec.shape, spec.dtype, name=spec.name or place_name(argument, path))
+
+    return nest.map_structure_with_paths(named, structure)
 
 
 def _is_list_of_shapes(shapes: Any) -> bool:
     return isinstance(shapes, (list, tuple)) and len(shapes) > 1 and not _is_shape(shapes)
+
+
+def _parameters(model: Any) -> list[str]:
+    """The names of a subclassed model's arguments; none of a functional one, which takes one structure."""
+    if getattr(model, "inputs", None):
+        return []
+    try:
+        return list(inspect.signature(getattr(model, "call", model.__call__)).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def required_arguments(model: Any) -> int:
@@ -164,14 +203,15 @@ def required_arguments(model: Any) -> int:
 
 
 def _from_shapes(shapes: Any, known: Any, batch_size: int) -> Any:
-    if isinstance(shapes, tf.TensorSpec):
-        return tf.TensorSpec(_static(shapes.shape, batch_size), shapes.dtype, name=shapes.name)
+    shapes, dtype, name = _shape_dtype_name(shapes)
+    if dtype is not None:
+        return tf.TensorSpec(_static(shapes, batch_size), dtype, name=name)
     if isinstance(shapes, tf.TensorShape) or _is_shape(shapes):
         leaves = tf.nest.flatten(known) if known is not None else []
         dtype = leaves[0].dtype if len(leaves) == 1 else tf.float32
         return tf.TensorSpec(_static(shapes, batch_size), dtype)
     if isinstance(shapes, Mapping):
-        inner = known if isinstance(known, Mapping) else {}
+        inner = known if isinstance(known, Mapping) else {_input_name(spec): spec for spec in tf.nest.flatten(known)}
         return {k: _from_shapes(s, inner.get(k), batch_size) for k, s in shapes.items()}
     if isinstance(shapes, Sequence) and not isinstance(shapes, str):
         if len(shapes) == 1 and known is not None and hasattr(known, "shape"):
@@ -181,8 +221,20 @@ def _from_shapes(shapes: Any, known: Any, batch_size: int) -> Any:
             raise ValueError(f"input_shapes names {len(shapes)} inputs, the model has {len(inner_list)}")
         return [_from_shapes(s, k, batch_size) for s, k in zip(shapes, inner_list, strict=True)]
     raise TypeError(
-        f"input_shapes must be a shape such as (None, 224, 224, 3), or a list or dict of shapes; got {shapes!r}"
+        "input_shapes must be a shape such as (None, 224, 224, 3), with a type where it needs one such as "
+        f"((None, 128), 'int32'), or a list or dict of these; got {shapes!r}"
     )
+
+
+def _shape_dtype_name(given: Any) -> tuple[Any, tf.DType | None, str | None]:
+    """Apart what a shape is given with: `(shape, dtype)`, a `tf.TensorSpec` or any other object that has both."""
+    is_pair = isinstance(given, tuple) and len(given) == 2 and not _is_shape(given[1])
+    if is_pair and (_is_shape(given[0]) or isinstance(given[0], tf.TensorShape)):
+        with contextlib.suppress(TypeError):  # two shapes
+            return given[0], tf.as_dtype(given[1]), None
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return given.shape, None if given.dtype is None else tf.as_dtype(given.dtype), _input_name(given)
+    return given, None, None
 
 
 def _static(shape: Any, batch_size: int) -> list[int]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmot_asp.graph.inputs import has_open_batch
+
 logger = logging.getLogger(__name__)
 
 # Tried in turn for open axes other than the batch: some models take no short sequence, some no long one.
@@ -57,7 +59,7 @@ def probes(
         Pairs of inputs and expected outputs by name; none, with a warning, if no input can be made up.
     """
     specs = list(function.structured_input_signature[0])
-    sizes = batches if all(spec.shape.rank and spec.shape[0] is None for spec in specs) else (1,)
+    sizes = batches if has_open_batch(specs) else (1,)
     problem: Exception | None = None
     for (largest, floats), open_size in itertools.product(((1, True), (0, True), (0, False)), open_sizes or (None,)):
         generator = np.random.default_rng(0)

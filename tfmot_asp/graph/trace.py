@@ -28,7 +28,8 @@ def trace(model: Any, input_shapes: InputShapes | None = None) -> Graph:
     Args:
         model: a tf_keras or Keras 3 model, a layer, or any `tf.Module` with `__call__`.
         input_shapes: shapes of the inputs, for models that do not know their own: one shape, or a list, tuple or dict
-            of them as the model is called. A leading None is the batch. `tf.TensorSpec`s are taken too.
+            of them as the model is called. A leading None is the batch. With a type where it needs one:
+            `((None, 128), "int32")`, or a `tf.TensorSpec`. A dict may have the names of arguments as its keys.
 
     Returns:
         The flat graph. The model's state is not touched.

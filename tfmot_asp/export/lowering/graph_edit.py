@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,33 @@ class GraphEdit:
         node.input.extend(inputs)
         for key, value in attributes.items():
             node.attr[key].CopyFrom(_attribute(value))
+
+    def graft(
+        self, name: str, function: Callable[..., Any], inputs: Sequence[str], specs: Sequence[tf.TensorSpec]
+    ) -> str:
+        """Puts what a function makes of tensors in a node's place, or adds it; returns the name, as ``add`` does.
+
+        Args:
+            name: of the node. What reads it need not change.
+            function: of tensors, in TensorFlow, to one tensor.
+            inputs: the tensors it is called with.
+            specs: theirs.
+        """
+        with tf.Graph().as_default() as graph:
+            given = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+            result = tf.identity(function(*given))
+        names = {tensor.op.name: source for tensor, source in zip(given, inputs, strict=True)}
+        for node in graph.as_graph_def().node:
+            if node.name in names:
+                continue
+            read = [names.get(tensor, tensor) for tensor in node.input]
+            if node.name != result.op.name:
+                names[node.name] = self.add(node.op, f"{name}/{node.name}", read, **node.attr)
+            elif name in self.nodes:
+                self.replace(name, node.op, read, **node.attr)
+            else:
+                name = self.add(node.op, name, read, **node.attr)
+        return name
 
     def set_input(self, name: str, index: int, tensor: str) -> None:
         """Makes input ``index`` of a node another tensor."""

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.util import nest
 
 from tfmot_asp.export.lowering.frozen import freeze, inlined
 from tfmot_asp.export.lowering.lower import lower
 from tfmot_asp.graph.compare import difference, is_compared, tolerance
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import weight_names
-from tfmot_asp.graph.inputs import input_specs, known_inputs
+from tfmot_asp.graph.inputs import input_specs, known_inputs, place_name
 from tfmot_asp.graph.probes import outputs_of, probes
 from tfmot_asp.keras_models.modules import modules_in
 from tfmot_asp.types import InputShapes
@@ -210,7 +211,8 @@ def _inputs(model: Any, batch_size: int | None, input_shapes: InputShapes | None
     flat = tf.nest.flatten(nested)
     for index, tensor in enumerate(flat):
         name = (names[index] if index < len(names) and len(names) == len(flat) else None) or f"input_{index}"
-        shape = [batch_size, *tf.TensorShape(tensor.shape)[1:]]
+        shape = tf.TensorShape(tensor.shape).as_list()
+        shape[:1] = [batch_size] * len(shape[:1])  # a number has no batch
         specs.append(tf.TensorSpec(shape, tf.as_dtype(tensor.dtype), _input_name(name, {spec.name for spec in specs})))
     return tf.nest.map_structure(lambda _: 0, nested), specs
 
@@ -229,7 +231,11 @@ def _input_name(name: Any, taken: set[str | None]) -> str:
 
 def _named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
     if isinstance(outputs, dict):
-        return {str(key): value for key, value in outputs.items()}
+        return {
+            place_name(key, path): value
+            for key, structure in outputs.items()
+            for path, value in nest.flatten_with_joined_string_paths(structure)
+        }
     flat = tf.nest.flatten(outputs)
     names = getattr(model, "output_names", None) or []
     if len(names) != len(flat) or len(set(names)) != len(names):

@@ -1,13 +1,14 @@
 """Makes a frozen graph plain for what reads it: constants as constants, one matrix product per layer.
 
-Four steps, each exact in real arithmetic:
+Five steps, each exact in real arithmetic:
 
-1. whatever is the same for every input becomes a constant: reads, casts, transposes and masks between a weight and its
+1. slices that move, such as ``keras.ops.slice_update`` writes, become ops that converters know (``slices``);
+2. whatever is the same for every input becomes a constant: reads, casts, transposes and masks between a weight and its
    product, batch norm's scale and shift, shape arithmetic;
-2. a ``Reshape`` to a computed shape becomes one to a constant shape with at most one open axis;
-3. an ``Einsum`` with a constant kernel becomes ``Reshape``, 2-D ``MatMul``, ``Reshape``
+3. a ``Reshape`` to a computed shape becomes one to a constant shape with at most one open axis;
+4. an ``Einsum`` with a constant kernel becomes ``Reshape``, 2-D ``MatMul``, ``Reshape``
    (``einsum_products``): TensorRT has sparse kernels for the matrix product and none for the einsum;
-4. batch norm, and any other scale and shift per channel, is folded into the kernel before it
+5. batch norm, and any other scale and shift per channel, is folded into the kernel before it
    (``folding``).
 
 What is "the same for every input" is found by tracing the graph with two different sizes for each open axis: what
@@ -28,22 +29,23 @@ from tfmot_asp.export.lowering.folding import fold_scales
 from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
 from tfmot_asp.export.lowering.invariants import Analysis
+from tfmot_asp.export.lowering.slices import SLICES, lower_slices
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.ops import EINSUM, product_of, types_of
 
 logger = logging.getLogger(__name__)
 
-_LARGEST = 1 << 16  # elements of a constant that step 1 makes of what is no weight: no tables that ops can make anew
+_LARGEST = 1 << 16  # elements of a constant that step 2 makes of what is no weight: no tables that ops can make anew
 
 
 def lower(
     frozen: Frozen, *, fold_batch_norm: bool, names: dict[str, str], weights_dtype: tf.DType | None = None
 ) -> Frozen:
-    """Applies the four steps.
+    """Applies the steps.
 
     Args:
         frozen: what to lower; it stays as it is.
-        fold_batch_norm: whether to do the fourth.
+        fold_batch_norm: whether to do the last.
         names: op name of a product → what to call its constant weight.
         weights_dtype: a narrower type to store float32 and float64 weights in, each followed by a ``Cast`` back.
 
@@ -54,8 +56,11 @@ def lower(
         ValueError: if the graph's open axes cannot be given any of the sizes that are tried.
         OverflowError: if a weight is too large for ``weights_dtype``.
     """
+    types = {node.op for node in frozen.graph_def.node}
     steps: list[Callable[[Analysis, GraphEdit], None]] = [partial(_constants, names=names)]
-    if any(node.op in types_of(EINSUM) for node in frozen.graph_def.node):
+    if types & SLICES:
+        steps.insert(0, lower_slices)
+    if types.intersection(types_of(EINSUM)):
         steps.append(lower_einsums)
     if fold_batch_norm:
         steps.append(fold_scales)
@@ -69,7 +74,7 @@ def lower(
 
 
 def _constants(analysis: Analysis, edit: GraphEdit, names: dict[str, str]) -> None:
-    """Steps 1 and 2: every op reads constants where it can."""
+    """Steps 2 and 3: every op reads constants where it can."""
     constants = _InlinedConstants(analysis, edit, names)
     for op in analysis.graph.ops:
         inside = op.name not in edit.nodes  # of a function that is called

@@ -15,6 +15,7 @@ from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, node_name
 from tfmot_asp.export.onnx_files.rewrites import REWRITES
 from tfmot_asp.export.onnx_files.tensorrt_forms import suit_tensorrt
 from tfmot_asp.graph.flatten import trace_function
+from tfmot_asp.graph.inputs import has_open_batch
 
 if TYPE_CHECKING:
     import onnx
@@ -172,11 +173,11 @@ def _check_ops(model: onnx.ModelProto, opset: int) -> None:
         if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, opset):
             unknown.setdefault(node.op_type, []).append(node_name(node))
     if unknown:
+        hint = "Try a higher opset, replace the layers, or leave them out of the exported model"
+        if any(op.startswith("Xla") for op in unknown):
+            hint = "In loops they are not rewritten: export one step of the loop, and repeat it where the file runs"
         ops = "; ".join(f"{op} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for op, names in unknown.items())
-        raise ValueError(
-            f"tf2onnx has no counterpart in ONNX opset {opset} for these TensorFlow ops: {ops}. Try a higher opset, "
-            "replace the layers, or leave them out of the exported model"
-        )
+        raise ValueError(f"tf2onnx has no counterpart in ONNX opset {opset} for these TensorFlow ops: {ops}. {hint}")
 
 
 def _tidy(model: onnx.ModelProto, output_order: list[str], specs: Sequence[tf.TensorSpec]) -> None:
@@ -188,7 +189,7 @@ def _tidy(model: onnx.ModelProto, output_order: list[str], specs: Sequence[tf.Te
     inputs = sorted(model.graph.input, key=lambda value: order.get(value.name, len(order)))
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    if all(spec.shape.rank and spec.shape[0] is None for spec in specs):
+    if has_open_batch(specs):
         for value in (*model.graph.input, *model.graph.output):
             dims = value.type.tensor_type.shape.dim
             if dims and not dims[0].dim_value:
