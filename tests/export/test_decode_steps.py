@@ -127,3 +127,10 @@ def test_a_cache_in_parts_has_names_for_each(tmp_path):
     assert set(found) == {"y", *(f"{name}_output" for name in inputs)}
     close(found["cache_1_key_output"], expected["cache"][1]["key"])
     close(found["y"], expected["y"])
+
+
+def test_the_command_has_the_shapes_of_the_step(decoder, tmp_path):
+    pytest.importorskip("tf2onnx")
+    tfmot_asp.export.onnx(decoder, tmp_path / "m.onnx", input_shapes=shapes(1))
+    command = tfmot_asp.export.trtexec_command(tmp_path / "m.onnx")
+    assert "--minShapes=token_ids:1x1,cache:1x2x2x8x2x8,index:scalar" in command

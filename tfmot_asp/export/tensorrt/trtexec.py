@@ -96,7 +96,7 @@ def _trtexec(path: Path, major: int, types: list[str], profiles: Profiles) -> st
     if profiles:
         for flag, position in (("--minShapes", 0), ("--optShapes", 1), ("--maxShapes", 2)):
             sizes = ",".join(
-                f"{_input(name)}:{'x'.join(map(str, three[position]))}" for name, three in profiles.items()
+                f"{_input(name)}:{'x'.join(map(str, three[position])) or 'scalar'}" for name, three in profiles.items()
             )
             command.append(f"{flag}={sizes}")
     return shlex.join(command)
