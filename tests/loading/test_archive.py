@@ -10,7 +10,7 @@ import tf_keras
 from tf_keras import layers
 
 from tfmot_asp.loading import load_model
-from tfmot_asp.loading.formats import first_line
+from tfmot_asp.loading.one_line import first_line
 
 
 def shared_and_words():
@@ -58,8 +58,8 @@ def test_a_long_error_keeps_its_beginning_and_its_cause():
     said = first_line(
         ValueError(f"Layer could not be deserialized. config={{{config}}}\n\nException encountered: no mask")
     )
-    assert said.startswith("Layer could not be deserialized.")
-    assert said.endswith("Exception encountered: no mask")
+    assert said.startswith("Layer could not be deserialized: ")
+    assert said == "Layer could not be deserialized: no mask"
     assert len(said) <= 305
     assert first_line(ValueError("a\nb")) == "a b"
     assert first_line(KeyError()) == "KeyError"

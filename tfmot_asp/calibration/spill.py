@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tfmot_asp.files import temporary_folder
 
 MEMORY = 1 << 31
 """Bytes of tensors between two steps that are held in memory."""
@@ -27,7 +30,8 @@ class Shelf:
     def __init__(self, memory: int = MEMORY) -> None:
         self.memory = memory
         self.held = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+        self._open = contextlib.ExitStack()
         self._numbers = itertools.count()
 
     def put(self, state: dict[Any, Any]) -> Any:
@@ -53,14 +57,13 @@ class Shelf:
 
     def close(self) -> None:
         """Deletes the files."""
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._open.close()
 
     def _write(self, tensor: tf.Tensor) -> Any:
         if _bytes(tensor) < 4096 or tensor.dtype in (tf.variant, tf.resource, tf.string):
             return [tensor]
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="tfmot_asp_", ignore_cleanup_errors=True)
-        path = os.path.join(self._folder.name, str(next(self._numbers)))
+        self._folder = self._folder or self._open.enter_context(temporary_folder())
+        path = os.path.join(self._folder, str(next(self._numbers)))
         array = tensor.numpy()
         array.reshape(-1).view(np.uint8).tofile(path)
         return [path, tensor.dtype, tensor.shape]

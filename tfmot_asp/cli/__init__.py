@@ -1,8 +1,8 @@
 """The command line ``tfmot-asp``: inspect, permute, prune, verify, plot, export and search, on files.
 
-Exit codes: 0 done; 1 a check failed (``verify``); 2 wrong usage or bad input; 130 interrupted. Results go to standard
-output, as tables or with ``--json`` as one JSON document; everything else goes to standard error. ``--help`` and
-``--version`` load no TensorFlow.
+Exit codes: 0 done; 1 a check failed (``verify``); 2 wrong usage or bad input; 130 interrupted; 143 terminated. Results
+go to standard output, as tables or with ``--json`` as one JSON document; everything else goes to standard error.
+``--help`` and ``--version`` load no TensorFlow.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from tfmot_asp.cli.parser import make_parser
+from tfmot_asp.cli.stopping import Terminated, terminable
 from tfmot_asp.cli.terminal import Console, closed_pipe
 
 INTERRUPTED = 130
+TERMINATED = 143
 FAILED = 2
 
 
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; by default those of this process.
 
     Returns:
-        0, 1, 2 or 130, see above; 141 if the reader of the output went away, as programs in C return.
+        0, 1, 2, 130 or 143, see above; 141 if the reader of the output went away, as programs in C return.
 
     Example:
         >>> from tfmot_asp.cli import main
@@ -35,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell, as by >&-
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the rest of the process)
+    with terminable():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         try:
             arguments = make_parser().parse_args(argv)
@@ -44,19 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Console(arguments) as console:
             try:
                 code = arguments.run(arguments, console)
+            except Terminated:
+                console.error("terminated")
+                return TERMINATED
             except KeyboardInterrupt:
                 console.error("interrupted")
                 return INTERRUPTED
             except BrokenPipeError:
                 raise
             except Exception as error:
-                if arguments.debug:
-                    raise
                 console.failure(error)
                 return FAILED
             console.flush()
             return code
     except BrokenPipeError:
         return closed_pipe()
+    except Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -9,6 +9,7 @@ from typing import Any
 from tfmot_asp.cli.options import import_modules, input_shapes, policy, read_array, times, times_of_policy
 from tfmot_asp.cli.terminal import Console, load_tensorflow
 from tfmot_asp.cli.writing import HDF5, check_output, write_model
+from tfmot_asp.files import check_writable
 
 _MODEL_FORMATS = (".keras", *HDF5, "")
 _NOT_PLANNED = "No permutation could be planned: "
@@ -44,6 +45,8 @@ def permute(arguments: argparse.Namespace, console: Console) -> int:
     for extra in (arguments.report, arguments.plot):
         if extra is not None and extra.exists() and not arguments.force:
             raise FileExistsError(f"{str(extra)!r} exists; give another name, or --force to replace it")
+        if extra is not None:
+            check_writable(extra)
     times_of_policy(arguments)
     model = load(arguments)
     import tfmot_asp
@@ -141,6 +144,7 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
     """Draws what would be permuted, and what blocks the rest."""
     if arguments.output.exists() and not arguments.force:
         raise FileExistsError(f"{str(arguments.output)!r} exists; give another -o, or --force to replace it")
+    check_writable(arguments.output)
     times_of_policy(arguments)
     load_tensorflow()
     from tfmot_asp.permutation.picture.outline import outline

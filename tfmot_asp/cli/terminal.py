@@ -9,13 +9,16 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.reports.plain_data import jsonable
 
 PROGRAM = "tfmot-asp"
+_LONGEST = 2000  # characters of an error
 
 _NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx", "onnx", "numba", "h5py")
 
@@ -31,6 +34,7 @@ class Console:
         self._json: bool = arguments.json
         self._quiet: bool = arguments.quiet
         self._verbose: bool = arguments.verbose
+        self._debug: bool = arguments.debug
         self._out: TextIO = sys.stdout
         self._scopes = contextlib.ExitStack()
         self.progress: bool = not arguments.quiet and sys.stderr.isatty()
@@ -78,8 +82,10 @@ class Console:
             self.flush()
 
     def failure(self, error: Exception) -> None:
-        """The same, for an exception."""
-        text = str(error).strip() or type(error).__name__
+        """The same, for an exception, after where it comes from with ``--debug``."""
+        if self._debug:
+            traceback.print_exception(error)
+        text = first_line(error, _LONGEST)
         if isinstance(error, OSError) and error.strerror and error.filename is not None:
             text = f"{os.fsdecode(error.filename)!r}: {error.strerror}"
         known = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.files import is_free, is_saved_model, replacing
+from tfmot_asp.files import check_writable, is_free, is_saved_model, replacing, reserve
+from tfmot_asp.loading.one_line import first_line
 
 HDF5 = (".h5", ".hdf5")
+_HDF5_ENTRY, _HDF5_REST = 8 << 10, 256 << 10  # bytes, at most, that a file has besides each weight, and in all
 
 
 def check_output(output: Path, source: Path, *, force: bool, formats: tuple[str, ...]) -> None:
@@ -24,7 +26,9 @@ def check_output(output: Path, source: Path, *, force: bool, formats: tuple[str,
     Raises:
         ValueError: if the suffix is another, or the output is the source.
         FileExistsError: if something is there.
+        OSError: if its folder cannot be written to.
     """
+    check_writable(output)
     if output.suffix.lower() not in formats:
         wanted = ", ".join(suffix or "a folder without a suffix" for suffix in formats)
         raise ValueError(f"{str(output)!r} has the suffix {output.suffix!r}; this command writes {wanted}")
@@ -57,11 +61,14 @@ def write_model(model: Any, output: Path, *, force: bool, allow_unsafe: bool) ->
             "name, or use `export --to saved_model`"
         )
     with replacing(output, overwrite=force, what="a model", folder=suffix == "") as written:
+        if suffix in HDF5:  # HDF5 cannot close a file that does not fit, and ends the process
+            arrays = [np.asarray(weight) for weight in model.weights]
+            reserve(written, sum(array.nbytes + _HDF5_ENTRY for array in arrays) + _HDF5_REST)
         try:
             model.save(str(written))
         except (NotImplementedError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"Keras cannot write this model as {suffix or 'a SavedModel'}: {reason:.300}") from error
+            reason = first_line(error)
+            raise ValueError(f"Keras cannot write this model as {suffix or 'a SavedModel'}: {reason}") from error
         _compare(model, written, allow_unsafe)
 
 

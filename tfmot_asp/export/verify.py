@@ -18,6 +18,7 @@ from tfmot_asp.keras_models.modules import all_variables
 from tfmot_asp.keras_models.variables import underlying_variable
 from tfmot_asp.loading import check_saved_model, load_model
 from tfmot_asp.loading.formats import check_is_file, within_budget
+from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
@@ -104,7 +105,7 @@ def load_signature(path: Path, allow_unsafe: bool = False) -> Any:
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:  # damaged files fail in many ways, parse errors and missing ops among them
-        raise ValueError(f"{str(path)!r} cannot be read as a SavedModel: {error}") from error
+        raise ValueError(f"{str(path)!r} cannot be read as a SavedModel: {first_line(error)}") from error
     signatures = dict(loaded.signatures)
     if "serving_default" not in signatures:
         has = f"it has {sorted(signatures)}" if signatures else "it has none"

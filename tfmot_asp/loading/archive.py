@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp.loading.formats import ModelFileError, check_archive, check_hdf5, first_line, parsed_json
+from tfmot_asp.files import temporary_folder
+from tfmot_asp.loading.formats import ModelFileError, check_archive, check_hdf5, parsed_json
+from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.loading.readers import keras_of, trusting
 
 _WEIGHTS = "model.weights.h5"
@@ -16,8 +17,8 @@ _WEIGHTS = "model.weights.h5"
 
 def load_archive(path: Path, allow_unsafe: bool) -> Any:
     """Loads a ``.keras`` file of tf_keras or Keras 3. See ``load_model`` for what it raises."""
-    with tempfile.TemporaryDirectory(prefix="tfmot-asp-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as temporary:
+        folder = temporary / "unpacked"
         try:
             with zipfile.ZipFile(path) as archive:
                 if "config.json" not in archive.namelist():

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tfmot_asp import budget
+from tfmot_asp.loading.one_line import printable
 from tfmot_asp.types import StrPath
 
 HOW_TO_TRUST = "If you trust where it comes from, load it with allow_unsafe=True (--allow-unsafe on the command line)"
@@ -40,19 +41,6 @@ def within_budget(path: Path, *, trusted: bool = False) -> Iterator[None]:
             yield
     except budget.OverBudgetError as error:
         raise UnsafeModelError(f"{str(path)!r} is not loaded: {error}. {HOW_TO_TRUST}") from None
-
-
-def printable(text: str) -> str:
-    """Text from a file, on one line and without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-
-
-def first_line(error: BaseException, length: int = 300) -> str:
-    """An exception's message on one line, shortened in the middle: a long one ends with the cause, Keras' above all."""
-    text = printable(str(error))
-    if len(text) > length:
-        text = f"{text[: length // 3]} ... {text[-(length - length // 3) :]}"
-    return text or type(error).__name__
 
 
 class Format(Enum):

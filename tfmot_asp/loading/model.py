@@ -7,16 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.loading.archive import load_archive
-from tfmot_asp.loading.formats import (
-    Format,
-    ModelFileError,
-    check_hdf5,
-    detect,
-    first_line,
-    parsed_json,
-    within_budget,
-)
+from tfmot_asp.loading.formats import Format, ModelFileError, check_hdf5, detect, parsed_json, within_budget
 from tfmot_asp.loading.keras_config import UnknownLayerError
+from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.loading.readers import keras_of, trusting
 from tfmot_asp.loading.saved_model_check import check_saved_model, parse_saved_model
 from tfmot_asp.types import StrPath

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.loading.claims import counted_variables, spend_on_objects
-from tfmot_asp.loading.formats import first_line
 from tfmot_asp.loading.keras_config import UnknownLayerError, check_config, names_in
+from tfmot_asp.loading.one_line import first_line
 
 
 def keras_of(version: Any) -> Any:

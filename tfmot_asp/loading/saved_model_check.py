@@ -12,15 +12,9 @@ from tfmot_asp.loading.allowed_ops import CHECKPOINT_OPS, RESTORE_OPS, why_refus
 from tfmot_asp.loading.asset_paths import ASSET_READERS, MAIN, AssetPaths, assets, named_functions, node_name
 from tfmot_asp.loading.checkpoint_index import check_checkpoint
 from tfmot_asp.loading.folder import check_folder
-from tfmot_asp.loading.formats import (
-    HOW_TO_TRUST,
-    ModelFileError,
-    UnsafeModelError,
-    first_line,
-    printable,
-    within_budget,
-)
+from tfmot_asp.loading.formats import HOW_TO_TRUST, ModelFileError, UnsafeModelError, within_budget
 from tfmot_asp.loading.graph_claims import spend_on_graph
+from tfmot_asp.loading.one_line import first_line, printable
 from tfmot_asp.types import StrPath
 
 logger = logging.getLogger(__name__)

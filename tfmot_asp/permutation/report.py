@@ -7,10 +7,12 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfmot_asp.files import replacing
 from tfmot_asp.pattern import Pattern
 from tfmot_asp.permutation.picture.drawn import Outline
 from tfmot_asp.permutation.picture.plot import plot
@@ -126,10 +128,8 @@ class PermutationReport:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the report, with the orders, as JSON (RFC 8259: no NaN)."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        temporary = f"{os.fspath(path)}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
+        with replacing(Path(path), overwrite=True, what="a report") as written:
+            written.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PermutationReport:

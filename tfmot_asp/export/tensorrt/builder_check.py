@@ -12,7 +12,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from tfmot_asp.export.onnx_files.onnx_graph import load_onnx
 from tfmot_asp.export.tensorrt import build_ahead
 from tfmot_asp.export.tensorrt.trtexec import DEFAULT_BATCH_SIZES, Shapes, check_batch_sizes, shape_profiles
+from tfmot_asp.files import temporary_folder
 from tfmot_asp.types import StrPath
 
 MODULE = "tensorrt_rtx"
@@ -99,8 +99,8 @@ def check_with_tensorrt(
         raise ValueError(f"gpu must be one of {', '.join(map(repr, GPUS))}, got {gpu!r}")
     sizes = shape_profiles(load_onnx(Path(path)), check_batch_sizes(batch_sizes), dict(shapes or {}))
     check_installed()
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
+    with temporary_folder() as folder:
+        answer = folder / "answer.json"
         task = {"onnx": str(path), "profiles": sizes, "gpu": gpu, "answer": str(answer)}
         command = [sys.executable, build_ahead.__file__, json.dumps(task)]
         try:

@@ -16,8 +16,10 @@ import logging
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
+from tfmot_asp.files import replacing
 from tfmot_asp.permutation.picture.columns import set_columns
 from tfmot_asp.permutation.picture.drawn import Outline
 from tfmot_asp.permutation.picture.fold import fold
@@ -76,10 +78,8 @@ def plot(outline: Outline, path: str | os.PathLike[str]) -> None:
     drawing = Drawing(outline, fold(outline.ops))
     text = _assemble(drawing).to_string()
     data = text.encode() if suffix in TEXT else _render(text, suffix[1:], drawing.resolution(), os.fspath(path))
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    with replacing(Path(path), overwrite=True, what="a picture") as written:
+        written.write_bytes(data)
     logger.info("drew %d ops to %s", len(outline.ops), os.fspath(path))
 
 
