@@ -161,3 +161,22 @@ def test_a_function_collects_what_it_is_asked_to():
     model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
     function = concrete_function(model, ((tf.TensorSpec((2, 4)),), {}), collect=lambda: {"more": tf.constant(3)})
     assert function.structured_outputs[2]["more"].shape == ()
+
+
+@BOTH
+def test_a_model_that_decides_by_values_is_told_what_to_do(keras_):
+    class Deciding(keras_.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras_.layers.Dense(16)
+
+        def call(self, x):
+            y = self.dense(x)
+            return y if bool(tf.reduce_sum(y) > 0) else -y
+
+    model = Deciding()
+    if keras_ is tf_keras:
+        model.run_eagerly = True
+    model(tf.ones((2, 32)))
+    with pytest.raises(ValueError, match=r"decides in Python by the values .* take the models that it is made of"):
+        trace(model, (None, 32))

@@ -66,10 +66,16 @@ def concrete_function(
         except Exception as plain:
             try:
                 return tf.function(run, autograph=True).get_concrete_function(*args, **kwargs)
-            except Exception:
+            except Exception as converted:
+                advice = "If it needs other inputs, pass input_shapes=... as it is called"
+                if isinstance(converted, tf.errors.OperatorNotAllowedInGraphError):
+                    advice = (
+                        "It decides in Python by the values of tensors, which no graph can hold: use tf.cond or "
+                        "keras.ops.cond there, or take the models that it is made of one by one"
+                    )
                 raise ValueError(
                     f"{describe(model)} could not be traced as one graph on inputs {_shapes_text(args, kwargs)}: "
-                    f"{type(plain).__name__}: {plain}. If it needs other inputs, pass input_shapes=... as it is called"
+                    f"{type(plain).__name__}: {plain}. {advice}"
                 ) from plain
 
 
