@@ -1,11 +1,12 @@
 // The channel-order search on CUDA: the move of tfmot_asp/permutation/search/moves.py, round for round and bit for bit.
 //
-// A task is one block of stripes of one chain. A round is four launches over all tasks: pick_columns, excess_product,
-// assign, refresh_stripes. All sums are of integers, every minimum is taken at the lowest index, and random numbers are
-// functions of (key, counter): the result does not depend on launch geometry, scheduling or device.
+// A task is one block of stripes of one chain of one matrix. A step is four launches over all tasks, each of which makes
+// its own next round: pick_columns, excess_product, assign, refresh_stripes. All sums are of integers, every minimum is
+// taken at the lowest index, and random numbers are functions of (key, counter): the result depends neither on launch
+// geometry, scheduling or device, nor on what else is searched at the same time.
 //
 // Compiled at run time with STRIPE (n) and KEEP (n - m) defined, so that a stripe's values live in registers.
-// tests/search/host_cuda.h lets the same source compile as host C++, which is how it is tested without a GPU.
+// tests/permutation/search/host_cuda.h lets the same source compile as host C++, which is how it is tested without a GPU.
 
 #ifndef STRIPE
 #define STRIPE 4
@@ -55,41 +56,68 @@ __device__ __forceinline__ u64 draw(u64 key, u64 counter) {
     return z ^ (z >> 31);
 }
 
-// Arguments that all kernels share: stripes holds the stripes of all tasks, task t's from first[t] to first[t + 1];
-// chain[t] and key[t] are its chain and random key; most is the largest number of stripes of a task.
+// What a task is and where its data are, counted in elements from the start of each array. Must match cuda.py's FIELDS.
+struct Task {
+    i64 stripes;       // in dealt: its stripes of an epoch,
+    i64 stripes_step;  // and from there to those of the next
+    i64 key;           // in keys: its random key of an epoch,
+    i64 key_step;      // and from there to that of the next
+    i64 span;          // epochs that dealt and keys hold at a time
+    i64 rounds;        // of an epoch
+    i64 total;         // rounds in all
+    i64 hottest;       // temperature of the first round
+    i64 size;          // stripes
+    i64 slot;          // in position, index and changed, which have a slot per stripe of a task
+    i64 square;        // in excess and cost, which have size * size
+    i64 codes;         // of its matrix: (columns, rows)
+    i64 thresholds;    // of its chain: (columns, rows)
+    i64 state;         // in order and threshold_sum: its chain's columns
+    i64 rows;          // of the codes, a multiple of 16
+    i64 columns;
+};
+
+__device__ __forceinline__ const int* stripes_of(const Task& task, const int* dealt, i64 step) {
+    return dealt + task.stripes + step / task.rounds % task.span * task.stripes_step;
+}
+
+// The key of a task's round.
+__device__ __forceinline__ u64 key_of(const Task& task, const u64* keys, i64 step) {
+    return draw(keys[task.key + step / task.rounds % task.span * task.key_step], (u64)(step % task.rounds));
+}
 
 // One position of every stripe, and the column there. Launch: (tasks), THREADS.
 extern "C" __global__ void pick_columns(
-    const int* stripes, const int* first, const int* chain, const u64* key, int round, int columns, int most,
-    const int* order, int* position, int* index) {
-    int task = blockIdx.x;
-    int size = first[task + 1] - first[task];
-    u64 slots = draw(draw(key[task], round), 1);
-    for (int i = threadIdx.x; i < size; i += blockDim.x) {
-        int begin = stripes[first[task] + i] * STRIPE;
-        int width = columns - begin < STRIPE ? columns - begin : STRIPE;
-        int place = begin + (int)((draw(slots, i) >> 33) % (u64)width);
-        position[task * most + i] = place;
-        index[task * most + i] = order[(i64)chain[task] * columns + place];
+    const Task* tasks, const int* dealt, const u64* keys, i64 step, const int* order, int* position, int* index) {
+    const Task& task = tasks[blockIdx.x];
+    const int* stripes = stripes_of(task, dealt, step);
+    u64 slots = draw(key_of(task, keys, step), 1);
+    for (int i = threadIdx.x; i < task.size; i += blockDim.x) {
+        i64 begin = (i64)stripes[i] * STRIPE;
+        i64 width = task.columns - begin < STRIPE ? task.columns - begin : STRIPE;
+        int place = (int)(begin + (i64)((draw(slots, i) >> 33) % (u64)width));
+        position[task.slot + i] = place;
+        index[task.slot + i] = order[task.state + place];
     }
 }
 
 // Adds sum over rows of max(x_j, b_i) to excess[task][i][j], for x_j = codes[index[j]], b_i = thresholds[index[i]].
-// Launch: (tiles * tiles, splits of the rows, tasks), THREADS; each thread owns 4 x 4 sums.
+// Launch: (pieces of work), THREADS; a piece is four ints, task, tile of i, tile of j, split of the rows; each thread owns
+// 4 x 4 sums.
 extern "C" __global__ void excess_product(
-    const int* first, const int* chain, const int* index, const u16* codes, const u16* thresholds, i64 rows, i64 columns,
-    i64 rows_per_split, int most, u64* excess) {
+    const Task* tasks, const int* work, const int* index, const u16* codes, const u16* thresholds, i64 rows_per_split,
+    u64* excess) {
     __shared__ __align__(16) u16 x_stage[TILE * STRIDE];
     __shared__ __align__(16) u16 b_stage[TILE * STRIDE];
-    int task = blockIdx.z;
-    int size = first[task + 1] - first[task];
-    int tiles = (most + TILE - 1) / TILE;
-    int i0 = (int)(blockIdx.x / tiles) * TILE;
-    int j0 = (int)(blockIdx.x % tiles) * TILE;
-    if (i0 >= size || j0 >= size) return;
-    const u16* b_matrix = thresholds + (i64)chain[task] * columns * rows;
-    const int* picked = index + (i64)task * most;
-    i64 start = (i64)blockIdx.y * rows_per_split;
+    const int* piece = work + 4 * (i64)blockIdx.x;
+    const Task& task = tasks[piece[0]];
+    int size = (int)task.size;
+    int i0 = piece[1] * TILE;
+    int j0 = piece[2] * TILE;
+    const u16* x_matrix = codes + task.codes;
+    const u16* b_matrix = thresholds + task.thresholds;
+    const int* picked = index + task.slot;
+    i64 rows = task.rows;
+    i64 start = piece[3] * rows_per_split;
     i64 end = start + rows_per_split < rows ? start + rows_per_split : rows;
     int ti = threadIdx.x / 16;
     int tj = threadIdx.x % 16;
@@ -105,7 +133,7 @@ extern "C" __global__ void excess_product(
             uint4 x = make_uint4(0, 0, 0, 0);
             uint4 b = make_uint4(0, 0, 0, 0);
             if (row + offset < end) {  // rows come in multiples of 16
-                if (j0 + column < size) x = *(const uint4*)(codes + (i64)picked[j0 + column] * rows + row + offset);
+                if (j0 + column < size) x = *(const uint4*)(x_matrix + (i64)picked[j0 + column] * rows + row + offset);
                 if (i0 + column < size) b = *(const uint4*)(b_matrix + (i64)picked[i0 + column] * rows + row + offset);
             }
             *(uint4*)(x_stage + column * STRIDE + offset) = x;
@@ -146,7 +174,7 @@ extern "C" __global__ void excess_product(
         for (int c = 0; c < 4; c++) {
             int i = i0 + ti + 16 * a;
             int j = j0 + tj + 16 * c;
-            if (i < size && j < size) atomicAdd(excess + ((i64)task * most + i) * most + j, (u64)wide[a][c]);
+            if (i < size && j < size) atomicAdd(excess + task.square + (i64)i * size + j, (u64)wide[a][c]);
         }
 }
 
@@ -300,39 +328,42 @@ __device__ void least_and_most(i64 low, i64 high, i64* shared_low, i64* shared_h
     }
 }
 
-// Solves each task's assignment and writes its columns to their new positions. Launch: (tasks), THREADS, with
-// 7 * most + near_rows * most ints of dynamic shared memory. Leaves excess zeroed for the next round.
+// Solves each task's assignment and writes its columns to their new positions. Launch: (tasks), THREADS, with shared_ints
+// ints of dynamic shared memory, 7 for each stripe of the largest task at least. Leaves excess zeroed for the next round.
 extern "C" __global__ void assign(
-    const int* first, const int* chain, const u64* key, int round, i64 temperature, const i64* table, const u64* threshold_sum,
-    int columns, int most, int near_rows, const int* position, const int* index, u64* excess, int* cost, int* order,
-    int* changed) {
+    const Task* tasks, const u64* keys, i64 step, const i64* table, const u64* threshold_sum, int shared_ints,
+    const int* position, const int* index, u64* excess, int* cost, int* order, int* changed) {
     DYNAMIC_SHARED(scratch);
     __shared__ i64 shared_low[THREADS];
     __shared__ i64 shared_high[THREADS];
-    int task = blockIdx.x;
-    int size = first[task + 1] - first[task];
+    const Task& task = tasks[blockIdx.x];
+    int size = (int)task.size;
     int* potential = scratch;
-    int* open_distance = scratch + most;
-    int* distance = scratch + 2 * most;
-    int* previous = scratch + 3 * most;
-    int* free_rows = scratch + 4 * most;
-    int* column_of_row = scratch + 5 * most;
-    int* row_of_column = scratch + 6 * most;
-    int* near = scratch + 7 * most;
-    int* far = cost + (i64)task * most * most;
-    u64* sums = excess + (i64)task * most * most;
-    const int* picked = index + (i64)task * most;
-    const u64* base = threshold_sum + (i64)chain[task] * columns;
-    u64 noise = draw(draw(key[task], round), 2);
+    int* open_distance = scratch + size;
+    int* distance = scratch + 2 * size;
+    int* previous = scratch + 3 * size;
+    int* free_rows = scratch + 4 * size;
+    int* column_of_row = scratch + 5 * size;
+    int* row_of_column = scratch + 6 * size;
+    int* near = scratch + 7 * size;
+    int near_rows = (shared_ints - 7 * size) / size;
+    int* far = cost + task.square;
+    u64* sums = excess + task.square;
+    const int* picked = index + task.slot;
+    const u64* base = threshold_sum + task.state;
+    u64 noise = draw(key_of(task, keys, step), 2);
+    i64 cold = task.total / 20 > 1 ? task.total / 20 : 1;
+    i64 hot = task.total - cold - step > 0 ? task.total - cold - step : 0;
+    i64 temperature = task.hottest * hot / (task.total - cold > 1 ? task.total - cold : 1);
 
     i64 low = 0x7fffffffffffffffll;
     i64 high = -0x7fffffffffffffffll;
     for (int e = threadIdx.x; e < size * size; e += THREADS) {
         int i = e / size;
         int j = e % size;
-        i64 value = (i64)(sums[(i64)i * most + j] - base[picked[i]]);
+        i64 value = (i64)(sums[(i64)i * size + j] - base[picked[i]]);
         if (temperature > 0) value += (table[draw(noise, (u64)e) >> 52] * temperature) >> 16;
-        sums[(i64)i * most + j] = (u64)value;
+        sums[(i64)i * size + j] = (u64)value;
         if (value < low) low = value;
         if (value > high) high = value;
     }
@@ -345,8 +376,8 @@ extern "C" __global__ void assign(
     for (int e = threadIdx.x; e < size * size; e += THREADS) {
         int i = e / size;
         int j = e % size;
-        int value = (int)((high - (i64)sums[(i64)i * most + j]) >> shift);
-        sums[(i64)i * most + j] = 0;
+        int value = (int)((high - (i64)sums[(i64)i * size + j]) >> shift);
+        sums[(i64)i * size + j] = 0;
         (i < costs.near_count ? near : far)[(i64)i * size + j] = value;
     }
     __syncthreads();
@@ -367,24 +398,25 @@ extern "C" __global__ void assign(
     }
     __syncthreads();
     for (int i = threadIdx.x; i < size; i += THREADS) {
-        order[(i64)chain[task] * columns + position[(i64)task * most + i]] = picked[column_of_row[i]];
-        changed[(i64)task * most + i] = column_of_row[i] != i;
+        order[task.state + position[task.slot + i]] = picked[column_of_row[i]];
+        changed[task.slot + i] = column_of_row[i] != i;
     }
 }
 
 // Recomputes thresholds, and their sums over the rows, of the stripes marked in changed (of all, if it is null).
-// Launch: (most, tasks), THREADS.
+// Launch: (slots of all tasks), THREADS; task_of_slot says whose each is.
 extern "C" __global__ void refresh_stripes(
-    const int* stripes, const int* first, const int* chain, const int* changed, const u16* codes, u16* thresholds,
-    const int* order, i64 rows, i64 columns, int most, u64* threshold_sum) {
+    const Task* tasks, const int* task_of_slot, const int* dealt, i64 step, const int* changed, const u16* codes,
+    u16* thresholds, const int* order, u64* threshold_sum) {
     __shared__ u64 total[STRIPE];
-    int task = blockIdx.y;
-    int i = blockIdx.x;
-    if (i >= first[task + 1] - first[task]) return;
-    if (changed != 0 && !changed[(i64)task * most + i]) return;
-    i64 begin = (i64)stripes[first[task] + i] * STRIPE;
-    int width = columns - begin < STRIPE ? (int)(columns - begin) : STRIPE;
-    i64 state = (i64)chain[task] * columns;
+    if (changed != 0 && !changed[blockIdx.x]) return;
+    const Task& task = tasks[task_of_slot[blockIdx.x]];
+    i64 rows = task.rows;
+    i64 state = task.state;
+    i64 begin = (i64)stripes_of(task, dealt, step)[blockIdx.x - task.slot] * STRIPE;
+    int width = task.columns - begin < STRIPE ? (int)(task.columns - begin) : STRIPE;
+    const u16* own_codes = codes + task.codes;
+    u16* own_thresholds = thresholds + task.thresholds;
     if (threadIdx.x < STRIPE) total[threadIdx.x] = 0;
     __syncthreads();
     i64 column[STRIPE];
@@ -401,7 +433,7 @@ extern "C" __global__ void refresh_stripes(
         for (int q = 0; q <= KEEP; q++) top[q] = 0;
 #pragma unroll
         for (int k = 0; k < STRIPE; k++) {
-            x[k] = k < width ? *(const u32*)(codes + column[k] * rows + r) : 0;
+            x[k] = k < width ? *(const u32*)(own_codes + column[k] * rows + r) : 0;
             u32 value = x[k];
 #pragma unroll
             for (int q = 0; q <= KEEP; q++) {
@@ -417,7 +449,7 @@ extern "C" __global__ void refresh_stripes(
             if (k < width) {
                 u32 low = (x[k] & 0xffffu) >= above_low ? below_low : above_low;
                 u32 high = (x[k] >> 16) >= above_high ? below_high : above_high;
-                *(u32*)(thresholds + (state + column[k]) * rows + r) = high << 16 | low;
+                *(u32*)(own_thresholds + column[k] * rows + r) = high << 16 | low;
                 sum[k] += low + high;
             }
         }

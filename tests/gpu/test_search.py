@@ -48,7 +48,7 @@ def test_rounds_are_the_naive_ones(columns, rows, n, keep):
 
     codes = np.random.default_rng(columns).integers(0, 4096, (columns, rows)).astype(np.uint16)
     work = Workload(chains=1, epochs=1, blocks=1, rounds=6)
-    orders, _ = cuda.search_codes(codes, n, keep, work, 5, lambda fraction: False)
+    (orders,), _ = cuda.search_all([cuda.Problem(codes, work)], n, keep, 5, lambda fraction: False)
     on_cpu, _ = cpu.search_codes(codes, n, keep, work, 5, 1, lambda fraction: False)
     thresholds = np.zeros_like(codes)
     moves.prepare(codes, thresholds, np.arange(columns), 0, -(-columns // n), n, keep)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.hardware import cuda_device
 from tfmot_asp.keras_models.kernels import Scores
 from tfmot_asp.keras_models.slots import optimizers_of
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
@@ -23,13 +24,16 @@ from tfmot_asp.permutation.picture.outline import outline
 from tfmot_asp.permutation.picture.plot import check_plot_path, plot
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
-from tfmot_asp.permutation.search import SearchResult, search
-from tfmot_asp.permutation.search.api import check_options, choose_device
+from tfmot_asp.permutation.search import SearchResult, loader, search, search_many
+from tfmot_asp.permutation.search.api import bytes_on_a_device, check_options, choose_device
 from tfmot_asp.permutation.weave import weave
 from tfmot_asp.reports.progress_bar import progress_bar
 from tfmot_asp.types import InputShapes, Policy
 
 logger = logging.getLogger(__name__)
+
+MOST_TOGETHER = 1 << 26
+"""Elements of search matrices that are held at a time, 256 MiB, for groups that a GPU searches together."""
 
 
 def permute(
@@ -150,7 +154,7 @@ def _check_options(
         raise TypeError(f"progress must be True, False or None; got {progress!r}")
     if executor is None:
         if device == "cuda":
-            choose_device(device, 0, 0, 0)  # raises if there is none
+            choose_device(device, 0, 0)  # raises if there is none
     elif not callable(getattr(executor, "submit", None)):
         raise TypeError(f"executor must have a method submit, as a concurrent.futures.Executor has; got {executor!r}")
 
@@ -161,8 +165,7 @@ def _results(
 ) -> Iterator[Iterator[tuple[SearchResult, int]]]:
     """For each group its search result and how many weights were searched; cancels what is left at the end."""
     if executor is None:
-        matrices = (search_matrix(plan, group) for group in plan.plan.groups if group.parts)
-        yield ((search(matrix, **options), matrix.size) for matrix in matrices)
+        yield _found_here(plan, options)
         return
     futures: list[tuple[Future[SearchResult], int]] = []
     try:
@@ -175,6 +178,40 @@ def _results(
     finally:
         for future, _ in futures:
             future.cancel()
+
+
+def _found_here(plan: ModelPlan, options: dict[str, Any]) -> Iterator[tuple[SearchResult, int]]:
+    """The same without an executor: one group after the other, or those that have room on a GPU together."""
+    for groups in _together(plan, options):
+        matrices = [search_matrix(plan, group) for group in groups]
+        yield from zip(search_many(matrices, **options), [matrix.size for matrix in matrices], strict=True)
+
+
+def _together(plan: ModelPlan, options: dict[str, Any]) -> Iterator[list[Group]]:
+    """The groups with a search matrix, those that are searched at a time."""
+    groups = [group for group in plan.plan.groups if group.parts]
+    if options["device"] == "cpu" or loader.why_not() is not None:
+        yield from ([group] for group in groups)
+        return
+    room = cuda_device.free_bytes()
+    batch: list[Group] = []
+    elements = needed = 0
+    for group in groups:
+        rows, columns = _rows(plan, group), len(group.columns)
+        takes = bytes_on_a_device(rows, columns, options["m_by_n"], options["effort"])
+        if batch and (elements + rows * columns > MOST_TOGETHER or needed + takes > room):
+            yield batch
+            batch, elements, needed = [], 0, 0
+        batch.append(group)
+        elements, needed = elements + rows * columns, needed + takes
+    if batch:
+        yield batch
+
+
+def _rows(plan: ModelPlan, group: Group) -> int:
+    """Rows of a group's search matrix."""
+    kernels = [plan.plan.kernels[part.kernel] for part in group.parts]
+    return sum(math.prod(kernel.shape) // kernel.reduction_size for kernel in kernels)
 
 
 def search_matrix(plan: ModelPlan, group: Group) -> np.ndarray:
@@ -211,12 +248,5 @@ def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
 
 
 def _bar(plan: ModelPlan, progress: bool | None) -> Any:
-    sizes = [
-        len(group.columns)
-        * sum(
-            math.prod(plan.plan.kernels[p.kernel].shape) // plan.plan.kernels[p.kernel].reduction_size
-            for p in group.parts
-        )
-        for group in plan.plan.groups
-    ]
+    sizes = [len(group.columns) * _rows(plan, group) for group in plan.plan.groups]
     return progress_bar(sum(sizes), "permute", progress, unit="weight", unit_scale=True)

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import tfmot_asp
 from tests.permutation.search import host_cupy
 from tfmot_asp import search
-from tfmot_asp.permutation.search import api, cpu, cuda, geometry, loader
+from tfmot_asp.permutation import pipeline
+from tfmot_asp.permutation.search import annealing, api, cpu, cuda, geometry, loader, search_many
 from tfmot_asp.permutation.search.effort import Workload
 
 SOURCES = sorted(loader.source_path().parent.glob("*.cu"))
@@ -74,7 +76,7 @@ def host(monkeypatch):
     """CuPy replaced by NumPy, and the device by the host."""
     monkeypatch.setitem(sys.modules, "cupy", host_cupy)
     monkeypatch.setattr(loader, "module", lambda n, keep, device: host_cupy.Module(n, keep))
-    monkeypatch.setattr(loader, "why_not", lambda needed: None)
+    monkeypatch.setattr(loader, "why_not", lambda needed=0: None)
 
 
 PLANS = [
@@ -95,11 +97,76 @@ def test_rounds_are_those_of_the_cpu(host, columns, rows, n, keep, work, ties):
     most = 2 if ties else 4095
     codes = np.random.default_rng(columns).integers(0, most + 1, (columns, rows)).astype(np.uint16)
     expected, _ = cpu.search_codes(codes, n, keep, work, 7, 2, lambda fraction: False)
-    orders, stopped = cuda.search_codes(codes, n, keep, work, 7, lambda fraction: False)
+    (orders,), stopped = cuda.search_all([cuda.Problem(codes, work)], n, keep, 7, lambda fraction: False)
     assert not stopped
     for order, other in zip(orders, expected, strict=True):
         np.testing.assert_array_equal(order, other)
         assert (order != np.arange(columns)).any()
+
+
+@needs_compiler
+def test_matrices_that_are_searched_together_do_not_see_each_other(host, monkeypatch):
+    """Of several sizes, rows and rounds, with one block and several, with spans of epochs that end in the middle."""
+    monkeypatch.setattr(annealing, "DEALT", 40)
+    works = [
+        Workload(chains=2, epochs=1, blocks=1, rounds=9),
+        Workload(chains=1, epochs=5, blocks=3, rounds=2),
+        Workload(chains=1, epochs=1, blocks=1, rounds=3),
+        Workload(chains=2, epochs=4, blocks=2, rounds=3),
+    ]
+    shapes = [(41, 64), (70, 16), (300, 144), (36, 80)]
+    rng = np.random.default_rng(3)
+    codes = [rng.integers(0, 4096, shape).astype(np.uint16) for shape in shapes]
+    problems = [cuda.Problem(c, w) for c, w in zip(codes, works, strict=True)]
+    fractions = []
+    found, stopped = cuda.search_all(problems, 4, 2, 11, lambda fraction: bool(fractions.append(fraction)))
+    assert not stopped
+    assert fractions[0] == 0.0
+    assert fractions[-1] == 1.0
+    for problem, orders in zip(problems, found, strict=True):
+        expected, _ = cpu.search_codes(*problem[:1], 4, 2, problem.work, 11, 2, lambda fraction: False)
+        np.testing.assert_array_equal(orders, expected)
+
+
+@needs_compiler
+def test_search_many_is_search(host, monkeypatch):
+    monkeypatch.setattr(api, "make_workload", lambda *shape: Workload(chains=2, epochs=1, blocks=1, rounds=8))
+    rng = np.random.default_rng(0)
+    outliers = rng.normal(size=(40, 30))
+    outliers[0] *= 1e6  # two scales
+    matrices = [
+        rng.normal(size=(30, 50)),
+        np.zeros((5, 60)),
+        rng.normal(size=(9, 8)),
+        outliers,
+        rng.normal(size=(7, 3)),
+    ]
+    for device in ("cpu", "cuda"):
+        for matrix, result in zip(matrices, search_many(matrices, device=device), strict=True):
+            alone = search(matrix, device="cpu")
+            np.testing.assert_array_equal(result.permutation, alone.permutation)
+            assert result.retained_after == alone.retained_after
+    assert search_many([]) == []
+
+
+@needs_compiler
+def test_the_groups_of_a_model_are_searched_together(host, monkeypatch):
+    import tf_keras
+
+    def build():
+        tf_keras.utils.set_random_seed(0)
+        dense = [tf_keras.layers.Dense(width, "relu") for width in (48, 32, 64, 16)]
+        return tf_keras.Sequential([tf_keras.Input((24,)), *dense])
+
+    alone = tfmot_asp.permute(build(), device="cpu", effort="fast")
+    real, sizes = api.search_many, []
+    monkeypatch.setattr(pipeline, "search_many", lambda m, **options: sizes.append(len(m)) or real(m, **options))
+    monkeypatch.setattr(pipeline.cuda_device, "free_bytes", lambda: 1 << 30)
+    for most in (1 << 26, 4000):
+        monkeypatch.setattr(pipeline, "MOST_TOGETHER", most)
+        together = tfmot_asp.permute(build(), device="cuda", effort="fast")
+        assert [group.order for group in together.groups] == [group.order for group in alone.groups]
+    assert sizes == [3, 2, 1]
 
 
 @needs_compiler
@@ -163,18 +230,19 @@ def test_too_little_device_memory_is_said_in_time(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1, "90"))
     assert loader.why_not(3 << 30) is None
     with pytest.raises(RuntimeError, match=r"needs 40\.0 GiB of device memory, and 3\.0 GiB are free"):
-        api.choose_device("cuda", 10**6, 10**4, 40 << 30)
-    assert api.choose_device("auto", 10**6, 10**4, 40 << 30)[0] == "cpu"
-    assert api.choose_device("auto", 10**6, 10**4, 1 << 30) == ("cuda", None)
+        api.choose_device("cuda", 10**10, 40 << 30)
+    assert api.choose_device("auto", 10**10, 40 << 30)[0] == "cpu"
+    assert api.choose_device("auto", 10**10, 1 << 30) == ("cuda", None)
 
 
 def test_device_memory_is_counted(host):
     work = Workload(chains=2, epochs=1, blocks=1, rounds=1)
-    codes = np.zeros((70, 48), np.uint16)
-    search = cuda._Search(host_cupy, host_cupy.Module(4, 2), codes, 4, work, host_cupy.cuda.Device.attributes)
-    arrays = [value for value in vars(search).values() if isinstance(value, np.ndarray)]
-    counted = geometry.device_bytes(70, 48, 4, work)
-    assert counted == pytest.approx(sum(array.nbytes for array in arrays), rel=0.02)
+    problems = [cuda.Problem(np.zeros((columns, 48), np.uint16), work) for columns in (700, 1030)]
+    batch = cuda._Batch(host_cupy, host_cupy.Module(4, 2), problems, 4, 0, host_cupy.cuda.Device.attributes)
+    on_the_host = (batch.host_tasks, batch.chains, batch.sizes, batch.rows, batch.totals)
+    arrays = [v for v in vars(batch).values() if isinstance(v, np.ndarray) and not any(v is h for h in on_the_host)]
+    counted = sum(geometry.device_bytes(columns, 48, 4, work) for columns in (700, 1030))
+    assert counted == pytest.approx(sum(array.nbytes for array in arrays), rel=0.05)
 
 
 def test_sources_are_found_or_the_error_says_where_it_looked():

@@ -1,5 +1,7 @@
 """How much work, in which blocks, at which temperatures: pure functions."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,8 +56,10 @@ def test_temperatures_fall_to_zero(epochs, rounds):
 @given(st.integers(1, 3000), st.integers(1, 12), st.integers(-5, 5), st.integers(0, 50))
 def test_every_stripe_is_dealt_once(stripes, blocks, seed, epoch):
     work = Workload(chains=1, epochs=1, blocks=min(blocks, stripes), rounds=1)
-    dealt = annealing.deal(stripes, work, seed, 0, epoch)
+    edges = annealing.bounds(stripes, work)
+    dealt = np.split(annealing.deal(stripes, work, seed, 0, [epoch])[0], edges[1:-1])
     assert len(dealt) == work.blocks
+    assert all((np.diff(block) > 0).all() for block in dealt)
     sizes = [len(block) for block in dealt]
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) == -(-stripes // work.blocks)
@@ -64,26 +68,35 @@ def test_every_stripe_is_dealt_once(stripes, blocks, seed, epoch):
 
 def test_deals_differ_and_are_frozen():
     work = Workload(chains=1, epochs=2, blocks=2, rounds=1)
-    first = [annealing.deal(10, work, 0, 0, epoch)[0].tolist() for epoch in range(4)]
+    dealt = annealing.deal(10, work, 0, 0, range(4))
+    first = dealt[:, :5].tolist()
     assert len({tuple(block) for block in first}) > 1
     # Pinned: a change here changes everybody's permutations, and belongs in the changelog.
     assert first[0] == PINNED_DEAL
+    for epoch in range(4):  # however many are dealt at a time
+        np.testing.assert_array_equal(annealing.deal(10, work, 0, 0, [epoch])[0], dealt[epoch])
 
 
 PINNED_DEAL = [0, 1, 4, 8, 9]
 
 
-@given(st.integers(1, 64), st.integers(1, 256), st.integers(1, 1 << 16), st.integers(1, 200))
-def test_product_launch_covers_all_rows_once(tasks, most, sixteens, processors):
-    rows = 16 * sixteens
-    launch = geometry.product(tasks, most, rows, processors)
-    tiles, splits, z = launch.grid
-    assert z == tasks
-    assert tiles == (-(-most // geometry.TILE)) ** 2
+@given(st.lists(st.tuples(st.integers(1, 256), st.integers(1, 1 << 12)), min_size=1, max_size=40), st.integers(1, 200))
+def test_pieces_of_products_cover_all_tiles_and_rows_once(tasks, processors):
+    sizes, rows = [size for size, _ in tasks], [16 * sixteens for _, sixteens in tasks]
+    launch = geometry.product(sizes, rows, processors)
     assert launch.rows_per_split % geometry.CHUNK == 0
-    assert launch.rows_per_split <= geometry.LONGEST_SPLIT
-    assert (splits - 1) * launch.rows_per_split < rows <= splits * launch.rows_per_split
-    assert splits <= 65_535
+    assert 0 < launch.rows_per_split <= geometry.LONGEST_SPLIT
+    expected = {
+        (task, i, j, split)
+        for task, (size, count) in enumerate(zip(sizes, rows, strict=True))
+        for i in range(-(-size // geometry.TILE))
+        for j in range(-(-size // geometry.TILE))
+        for split in range(-(-count // launch.rows_per_split))
+    }
+    assert launch.work.dtype == np.int32
+    assert sorted(map(tuple, launch.work.tolist())) == sorted(expected)
+    tiles = sum((-(-size // geometry.TILE)) ** 2 for size in sizes)
+    assert len(launch.work) <= geometry.GROUPS_PER_PROCESSOR * processors + tiles  # no more than fill the chip
 
 
 @given(st.integers(1, 256), st.integers(8 << 10, 227 << 10))
@@ -96,9 +109,11 @@ def test_assignment_launch_stays_within_shared_memory(most, limit):
 
 
 def test_geometry_constants_are_those_of_the_kernels():
-    from tfmot_asp.permutation.search import loader
+    from tfmot_asp.permutation.search import cuda, loader
 
     source = loader.source_path().read_text(encoding="utf-8")
     for name in ("TILE", "CHUNK", "THREADS"):
         assert f"#define {name} {getattr(geometry, name)}" in source
     assert "#define COST_BITS 26" in source
+    struct = source[source.index("struct Task {") : source.index("};", source.index("struct Task {"))]
+    assert tuple(re.findall(r"^    i64 (\w+);", struct, re.M)) == cuda.FIELDS

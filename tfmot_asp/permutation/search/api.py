@@ -6,15 +6,15 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.search import cpu, exact, geometry, loader
-from tfmot_asp.permutation.search.effort import EFFORTS, Workload, make_workload, row_step
+from tfmot_asp.permutation.search.effort import EFFORTS, make_workload, row_step
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.progress import Progress, within
 from tfmot_asp.permutation.search.result import SearchResult
@@ -82,52 +82,123 @@ def search(
         >>> result.retained_after > result.retained_before
         True
     """
-    started = time.perf_counter()
-    pattern, seed = check_options(m_by_n, device, effort, seed)
-    n, keep = pattern.block, pattern.kept
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit must be a positive number of seconds, or None; got {time_limit!r}")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress must be a callable, True, False or None; got {progress!r}")
-    threads = _usable_cpus() if threads is None else _check_integer("threads", threads)
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, or None; got {threads}")
+    options = _Options(*check_options(m_by_n, device, effort, seed), device, effort, _check_threads(threads))
+    started = time.perf_counter()
     scores = _check_scores(matrix, row_weights, column_weights)
-    sampled = scores.sampled(row_step(scores.rows, scores.columns))
-    work = make_workload(scores.columns, sampled.rows, n, effort)
+    with Progress(progress, started, time_limit) as tick:
+        return _search([scores], options, tick, started)[0]
+
+
+def search_many(
+    matrices: Sequence[npt.ArrayLike],
+    *,
+    m_by_n: PatternLike = TWO_FOUR,
+    device: str = "auto",
+    effort: str = "balanced",
+    seed: int = 0,
+    threads: int | None = None,
+) -> list[SearchResult]:
+    """Finds what ``search`` finds, for several matrices: on a GPU all at once, so that small ones fill it together.
+
+    Args:
+        matrices: as ``search`` takes them. All of them have room on the device, or none is searched there.
+        m_by_n, device, effort, seed, threads: as for ``search``.
+
+    Returns:
+        A SearchResult for each, of which all but ``seconds`` and ``device`` are those of ``search``: ``seconds`` is the
+        time that all of them took.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as ``search``.
+    """
+    options = _Options(*check_options(m_by_n, device, effort, seed), device, effort, _check_threads(threads))
+    return _search([_check_scores(m, None, None) for m in matrices], options, lambda done: False, time.perf_counter())
+
+
+def bytes_on_a_device(rows: int, columns: int, m_by_n: PatternLike, effort: str) -> int:
+    """Device memory that the search of a matrix of that shape takes."""
+    pattern = Pattern.of(m_by_n)
+    searched = -(-rows // row_step(rows, columns))
+    work = make_workload(columns, searched, pattern.block, effort)
+    return geometry.device_bytes(columns, searched, pattern.block, work)
+
+
+class _Options(NamedTuple):
+    """Checked options of a search."""
+
+    pattern: Pattern
+    seed: int
+    device: str
+    effort: str
+    threads: int
+
+
+class _Job:
+    """The search of one matrix: what it needs to know beforehand, and the orders that were found."""
+
+    def __init__(self, scores: Scores, options: _Options) -> None:
+        self.scores = scores
+        self.sampled = scores.sampled(row_step(scores.rows, scores.columns))
+        n = options.pattern.block
+        self.work = make_workload(scores.columns, self.sampled.rows, n, options.effort)
+        self.device_bytes = geometry.device_bytes(scores.columns, self.sampled.rows, n, self.work)
+        self.caps: tuple[float, ...] = ()
+        self.orders: list[npt.NDArray[np.int64]] = []
+        self.device, self.finished = "cpu", True
+        _logger.debug("%d columns, %d of %d rows: %s", scores.columns, self.sampled.rows, scores.rows, self.work)
+
+    def result(self, options: _Options, started: float) -> SearchResult:
+        """The best of the orders that were found, by their exact value, if it is better than the given one."""
+        n, keep = options.pattern.block, options.pattern.kept
+        values = evaluate(self.scores, self.orders, n, keep, options.threads)
+        best = max(range(len(self.orders)), key=lambda k: values[k].found)  # the first of equals
+        order, value = self.orders[best], values[best]
+        if not value.found > value.given:
+            order, value = np.arange(self.scores.columns), value._replace(found=value.given)
+        return SearchResult(
+            permutation=order.astype(np.intp),
+            retained_before=value.given,
+            retained_after=value.found,
+            efficacy=efficacy(value),
+            seconds=time.perf_counter() - started,
+            m_by_n=options.pattern,
+            effort=options.effort,
+            seed=options.seed,
+            device=self.device,
+            finished=self.finished,
+        )
+
+
+def _search(all_scores: Sequence[Scores], options: _Options, tick: cpu.Tick, started: float) -> list[SearchResult]:
+    n, keep = options.pattern.block, options.pattern.kept
+    jobs = [_Job(scores, options) for scores in all_scores]
     where, why = choose_device(
-        device, scores.rows, scores.columns, geometry.device_bytes(scores.columns, sampled.rows, n, work)
+        options.device,
+        sum(scores.rows * scores.columns for scores in all_scores),
+        sum(job.device_bytes for job in jobs),
+        " and ".join(f"{scores.rows} x {scores.columns}" for scores in all_scores[:1]) + ", ..." * (len(jobs) > 1),
     )
     if why:
         _logger.info("searching on the CPU: %s", why)
-    _logger.debug("%d columns, %d of %d rows: %s", scores.columns, sampled.rows, scores.rows, work)
-
-    caps = survey(scores, threads)
-    with Progress(progress, started, time_limit) as tick:
-        finished = True
-        if scores.columns <= n or not caps:
-            where, orders = "cpu", [np.arange(scores.columns)]
-        elif exact.is_small(scores.rows, scores.columns, n, effort):
-            where, orders = "cpu", [exact.solve(scores, n, keep)]
+    annealed = []
+    for job in jobs:
+        job.caps = survey(job.scores, options.threads)
+        if job.scores.columns <= n or not job.caps:
+            job.orders = [np.arange(job.scores.columns)]
+        elif exact.is_small(job.scores.rows, job.scores.columns, n, options.effort):
+            job.orders = [exact.solve(job.scores, n, keep)]
         else:
-            orders, finished = _anneal(sampled, caps, n, keep, work, seed, where, threads, tick)
-    values = evaluate(scores, orders, n, keep, threads)
-    best = max(range(len(orders)), key=lambda k: values[k].found)  # the first of equals
-    order, value = orders[best], values[best]
-    if not value.found > value.given:
-        order, value = np.arange(scores.columns), value._replace(found=value.given)
-    return SearchResult(
-        permutation=order.astype(np.intp),
-        retained_before=value.given,
-        retained_after=value.found,
-        efficacy=efficacy(value),
-        seconds=time.perf_counter() - started,
-        m_by_n=pattern,
-        effort=effort,
-        seed=seed,
-        device=where,
-        finished=finished,
-    )
+            job.device = where
+            annealed.append(job)
+    if where == "cuda" and annealed:
+        _anneal_together(annealed, options, tick)
+    for number, job in enumerate(annealed if where == "cpu" else ()):
+        _anneal(job, options, within(tick, number / len(annealed), 1 / len(annealed)))
+    return [job.result(options, started) for job in jobs]
 
 
 def check_options(
@@ -149,49 +220,52 @@ def check_options(
     return pattern, _check_integer("seed", seed)
 
 
-def _anneal(
-    scores: Scores,
-    caps: tuple[float, ...],
-    n: int,
-    keep: int,
-    work: Workload,
-    seed: int,
-    device: str,
-    threads: int,
-    tick: cpu.Tick,
-) -> tuple[list[npt.NDArray[np.int64]], bool]:
-    """Orders found by every chain at every scale, and whether the search could finish."""
-    orders: list[npt.NDArray[np.int64]] = []
-    stopped = False
-    for number, cap in enumerate(caps):
+def _anneal(job: _Job, options: _Options, tick: cpu.Tick) -> None:
+    """Finds the orders of every chain at every scale, on the CPU."""
+    pattern, stopped = options.pattern, False
+    for number, cap in enumerate(job.caps):
         if stopped:
             break
-        codes = encode(scores, cap, threads)
-        part = within(tick, number / len(caps), 1 / len(caps))
-        if device == "cuda":
-            from tfmot_asp.permutation.search import cuda
-
-            found, stopped = cuda.search_codes(codes, n, keep, work, seed, part)
-        else:
-            found, stopped = cpu.search_codes(codes, n, keep, work, seed, threads, part)
-        orders += found
+        codes = encode(job.sampled, cap, options.threads)
+        part = within(tick, number / len(job.caps), 1 / len(job.caps))
+        found, stopped = cpu.search_codes(
+            codes, pattern.block, pattern.kept, job.work, options.seed, options.threads, part
+        )
+        job.orders += found
         del codes
-    return orders, not stopped
+    job.finished = not stopped
 
 
-def choose_device(device: str, rows: int, columns: int, needed_bytes: int) -> tuple[str, str | None]:
-    """Resolves the ``device`` argument for a matrix of that shape, whose search takes that much device memory.
+def _anneal_together(jobs: Sequence[_Job], options: _Options, tick: cpu.Tick) -> None:
+    """The same for all matrices at once, on the GPU. Few have a second scale: these follow."""
+    from tfmot_asp.permutation.search import cuda
+
+    pattern, scales = options.pattern, max(len(job.caps) for job in jobs)
+    for number in range(scales):
+        here = [job for job in jobs if number < len(job.caps) and job.finished]
+        if not here:
+            break
+        problems = [cuda.Problem(encode(job.sampled, job.caps[number], options.threads), job.work) for job in here]
+        part = within(tick, number / scales, 1 / scales)
+        found, stopped = cuda.search_all(problems, pattern.block, pattern.kept, options.seed, part)
+        for job, orders in zip(here, found, strict=True):
+            job.orders += orders
+            job.finished = not stopped
+
+
+def choose_device(device: str, elements: int, needed_bytes: int, what: str = "") -> tuple[str, str | None]:
+    """Resolves the ``device`` argument for matrices with so many elements, whose search takes that much device memory.
 
     Returns:
-        "cpu" or "cuda", and for "auto" why it is not CUDA.
+        "cpu" or "cuda", and for "auto" why it is not CUDA; `what` is how that calls the matrices.
 
     Raises:
         RuntimeError: for "cuda" where that cannot be.
     """
     if device == "cpu":
         return "cpu", None
-    if device == "auto" and rows * columns < WORTH_A_GPU:
-        return "cpu", f"{rows} x {columns} is too small to be faster on a GPU"
+    if device == "auto" and elements < WORTH_A_GPU:
+        return "cpu", f"{what} is too small to be faster on a GPU"
     reason = loader.why_not(needed_bytes)
     if reason is None:
         return "cuda", None
@@ -202,6 +276,13 @@ def choose_device(device: str, rows: int, columns: int, needed_bytes: int) -> tu
 
 def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_threads(threads: int | None) -> int:
+    found = _usable_cpus() if threads is None else _check_integer("threads", threads)
+    if found < 1:
+        raise ValueError(f"threads must be at least 1, or None; got {threads}")
+    return found
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -6,6 +6,9 @@ generators", OOPSLA 2014). Nothing carries state from one draw to the next, so w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -52,17 +55,25 @@ def gumbel_table() -> npt.NDArray[np.int64]:
     return np.rint(-np.log(-np.log(u)) * (1 << FRACTION_BITS)).astype(np.int64)
 
 
-def host_draw(key: np.uint64, count: int) -> npt.NDArray[np.uint64]:
-    """``draw(key, 0)`` .. ``draw(key, count - 1)`` with NumPy, uint64 (count,)."""
+def host_draw(key: Any, count: int) -> npt.NDArray[np.uint64]:
+    """``draw(key, 0)`` .. ``draw(key, count - 1)`` with NumPy, uint64 (count,); of keys (..., 1) a row for each."""
     z = key + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
     z = (z ^ (z >> _S30)) * _MIX1
     z = (z ^ (z >> _S27)) * _MIX2
     return z ^ (z >> _S31)
 
 
-def host_key(*parts: int) -> np.uint64:
-    """A uint64 key from a few integers (seed, chain, epoch, ...)."""
-    key = np.uint64(0)
+def host_key(*parts: Any) -> Any:
+    """A uint64 key from a few integers (seed, chain, epoch, ...), or from arrays of them that broadcast."""
+    key = np.zeros((), np.uint64)
     for part in parts:
-        key = host_draw(key ^ np.uint64(part & (1 << 64) - 1), 1)[0]
-    return np.uint64(key)
+        bits = (
+            np.uint64(part & (1 << 64) - 1) if isinstance(part, int) else np.asarray(part, np.int64).astype(np.uint64)
+        )
+        key = host_draw((key ^ bits)[..., None], 1)[..., 0]
+    return key[()]
+
+
+def host_keys(seed: int, chain: int, epochs: Sequence[int], blocks: int) -> npt.NDArray[np.uint64]:
+    """The key of each block of some epochs, uint64 (epochs, blocks)."""
+    return host_key(seed, chain, np.asarray(epochs)[:, None], np.arange(blocks))

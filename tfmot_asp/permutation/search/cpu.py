@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmot_asp.permutation.search.annealing import deal, sample_positions, temperatures
-from tfmot_asp.permutation.search.counter_random import gumbel_table, host_key
+from tfmot_asp.permutation.search.annealing import bounds, deal, deals_at_once, sample_positions, temperatures
+from tfmot_asp.permutation.search.counter_random import gumbel_table, host_keys
 from tfmot_asp.permutation.search.effort import Workload
 from tfmot_asp.permutation.search.moves import DONE, STOP, anneal_block, prepare, typical_gain
 
@@ -51,17 +51,22 @@ def search_codes(
         chains = [start if c == work.chains - 1 else start.copy() for c in range(work.chains)]
         unit = int(typical_gain(start.codes, start.thresholds, sample_positions(columns, n)))
         table = gumbel_table()
+        edges, span = bounds(stripes, work), deals_at_once(stripes, work)
         for epoch in range(work.epochs):
             if stopped:
                 break
+            if epoch % span == 0:
+                epochs = range(epoch, min(epoch + span, work.epochs))
+                dealt = [deal(stripes, work, seed, c, epochs) for c in range(work.chains)]
+                keys = [host_keys(seed, c, epochs, work.blocks) for c in range(work.chains)]
             heat = temperatures(work, unit, epoch)
             jobs = []
             controls = []
             for c, chain in enumerate(chains):
-                for b, block in enumerate(deal(stripes, work, seed, c, epoch)):
+                for b in range(work.blocks):
+                    block, key = dealt[c][epoch % span, edges[b] : edges[b + 1]], keys[c][epoch % span, b]
                     control = np.zeros(2, np.int64)
                     controls.append(control)
-                    key = host_key(seed, c, epoch, b)
                     jobs.append((anneal_block, (*chain.state, block, n, keep, heat, table, key, control)))
             stopped = run.all(jobs, controls, epoch / work.epochs, 1 / (work.epochs * work.rounds * len(jobs)))
     return [chain.order for chain in chains], stopped

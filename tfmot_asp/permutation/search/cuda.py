@@ -1,172 +1,288 @@
-"""The search on a CUDA device, with CuPy: the same rounds as ``cpu``, one launch per step for all blocks and chains."""
+"""The search on a CUDA device, with CuPy: the same rounds as ``cpu``, of many matrices at a time.
+
+A task is one block of stripes of one chain of one matrix. Each step is four launches for all tasks that have rounds
+left, so that small matrices, which cannot fill a chip, share it. They end one after the other: tasks are sorted by how
+many rounds they have, and a step works on the first of them.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.permutation.search import geometry, loader
-from tfmot_asp.permutation.search.annealing import deal, sample_positions, temperatures
-from tfmot_asp.permutation.search.counter_random import gumbel_table, host_key
+from tfmot_asp.permutation.search.annealing import bounds, deal, deals_at_once, hottest, sample_positions
+from tfmot_asp.permutation.search.counter_random import gumbel_table, host_keys
 from tfmot_asp.permutation.search.cpu import Tick
 from tfmot_asp.permutation.search.effort import Workload
 
 IN_FLIGHT = 32
-"""Rounds queued between looks at progress, deadline and signals."""
+"""Steps queued between looks at progress, deadline and signals."""
+
+FIELDS = (
+    "stripes",
+    "stripes_step",
+    "key",
+    "key_step",
+    "span",
+    "rounds",
+    "total",
+    "hottest",
+    "size",
+    "slot",
+    "square",
+    "codes",
+    "thresholds",
+    "state",
+    "rows",
+    "columns",
+)
+"""Of a task, all int64: the struct Task of cuda/search.cu."""
 
 _Order = npt.NDArray[np.int64]
 
 
-def search_codes(
-    codes: npt.NDArray[np.uint16], n: int, keep: int, work: Workload, seed: int, tick: Tick
-) -> tuple[list[_Order], bool]:
-    """As ``cpu.search_codes``, with the same result."""
+class Problem(NamedTuple):
+    """A matrix to search: its codes, uint16 (columns, rows), see ``fixed_point``, and how much work to spend on it."""
+
+    codes: npt.NDArray[np.uint16]
+    work: Workload
+
+    @property
+    def rounds(self) -> int:
+        return self.work.epochs * self.work.rounds
+
+
+def search_all(
+    problems: Sequence[Problem], n: int, keep: int, seed: int, tick: Tick
+) -> tuple[list[list[_Order]], bool]:
+    """For each problem what ``cpu.search_codes`` finds, an order per chain; and whether it was stopped early."""
     import cupy
 
     device = cupy.cuda.Device()
-    search = _Search(cupy, loader.module(n, keep, device.id), codes, n, work, device.attributes)
-    unit = search.typical_gain()
-    table = cupy.asarray(gumbel_table())
-    total = work.epochs * work.rounds
-    done = 0
+    batch = _Batch(cupy, loader.module(n, keep, device.id), problems, n, seed, device.attributes)
+    batch.heat()
+    steps, amount = max(p.rounds for p in problems), sum(p.rounds for p in problems)
     waiting: list[Any] = []
-    stopped = tick(0.0)
-    for epoch in range(work.epochs):
+    stopped, done = tick(0.0), 0
+    for step in range(steps):
         if stopped:
             break
-        search.upload(seed, epoch)
-        for round_number, temperature in enumerate(temperatures(work, unit, epoch)):
-            search.round(round_number, int(temperature), table)
-            done += 1
-            if done % IN_FLIGHT == 0 or done == total:
-                event = cupy.cuda.Event(disable_timing=True)
-                event.record()
-                waiting.append((event, done))
-                if len(waiting) > 1 or done == total:
-                    event, rounds = waiting.pop(0)
-                    event.synchronize()
-                    stopped = tick(rounds / total)
-                    if stopped:
-                        break
-    orders = [order.astype(np.int64) for order in cupy.asnumpy(search.order)]
-    return orders, stopped and done < total
+        batch.step(step)
+        done = step + 1
+        if done % IN_FLIGHT == 0 or done == steps:
+            event = cupy.cuda.Event(disable_timing=True)
+            event.record()
+            waiting.append((event, done))
+            if len(waiting) > 1 or done == steps:
+                event, reached = waiting.pop(0)
+                event.synchronize()
+                stopped = tick(sum(min(p.rounds, reached) for p in problems) / amount)
+    return batch.orders(), stopped and done < steps
 
 
-class _Search:
-    """Device arrays of all chains, and the launches that change them."""
+class _Dealt(NamedTuple):
+    """Where a problem's stripes and keys of a span of epochs are in the arrays of all."""
+
+    stripes: int
+    key: int
+    span: int
+
+
+class _Batch:
+    """Device arrays of all problems, and the launches that change them."""
 
     def __init__(
-        self, cupy: Any, module: Any, codes: npt.NDArray[np.uint16], n: int, work: Workload, attributes: dict[str, int]
+        self, cupy: Any, module: Any, problems: Sequence[Problem], n: int, seed: int, attributes: dict[str, int]
     ) -> None:
-        self.cupy = cupy
-        self.n = n
-        self.work = work
-        self.columns, self.rows = codes.shape
-        self.stripes = -(-self.columns // n)
-        self.tasks = work.chains * work.blocks
-        self.most = -(-self.stripes // work.blocks)
+        self.cupy, self.n, self.seed = cupy, n, seed
+        self.given = sorted(range(len(problems)), key=lambda i: -problems[i].rounds)
+        self.problems = [problems[i] for i in self.given]
         self.processors = attributes["MultiProcessorCount"]
         self.pick = module.get_function("pick_columns")
         self.product = module.get_function("excess_product")
         self.solve = module.get_function("assign")
         self.refresh = module.get_function("refresh_stripes")
-        self.launch = geometry.assignment(
-            self.most, attributes["MaxSharedMemoryPerBlockOptin"] - 16 * geometry.THREADS - 1024
-        )
-        self.solve.max_dynamic_shared_size_bytes = self.launch.shared_bytes
-        self.codes = cupy.asarray(codes)
-        self.thresholds = cupy.empty((work.chains, *codes.shape), np.uint16)
-        self.threshold_sum = cupy.zeros((work.chains, self.columns), np.uint64)
-        self.order = cupy.tile(cupy.arange(self.columns, dtype=np.int32), (work.chains, 1))
-        self.position = cupy.zeros((self.tasks, self.most), np.int32)
-        self.index = cupy.zeros((self.tasks, self.most), np.int32)
-        self.changed = cupy.zeros((self.tasks, self.most), np.int32)
-        self.excess = cupy.zeros((self.tasks, self.most, self.most), np.uint64)
-        self.cost = cupy.empty((self.tasks, self.most, self.most), np.int32)
+        self.chains, self.dealt_at = self._chains()
+        tasks = self._tasks()
+        self.sizes, self.rows, self.totals = tasks["size"], tasks["rows"], tasks["total"]
+        self.shared_bytes = geometry.assignment(
+            int(self.sizes.max()), attributes["MaxSharedMemoryPerBlockOptin"] - 16 * geometry.THREADS - 1024
+        ).shared_bytes
+        self.solve.max_dynamic_shared_size_bytes = self.shared_bytes
+        codes = [problem.codes.ravel() for problem in self.problems]
+        self.codes = cupy.asarray(codes[0] if len(codes) == 1 else np.concatenate(codes))
+        self.thresholds = cupy.empty(sum(p.codes.size * p.work.chains for p in self.problems), np.uint16)
+        self.order = cupy.asarray(np.concatenate([np.arange(c, dtype=np.int32) for c in self.chains["columns"]]))
+        self.threshold_sum = cupy.zeros(self.order.size, np.uint64)
+        slots, squares = int(self.sizes.sum()), int((self.sizes**2).sum())
+        self.position, self.index, self.changed = (cupy.zeros(slots, np.int32) for _ in range(3))
+        self.excess, self.cost = cupy.zeros(squares, np.uint64), cupy.empty(squares, np.int32)
+        self.dealt = cupy.zeros(sum(d.span * self._stripes(p) * p.work.chains for p, d in self._dealt()), np.int32)
+        self.keys = cupy.zeros(sum(d.span * p.work.chains * p.work.blocks for p, d in self._dealt()), np.uint64)
+        self.table = cupy.asarray(gumbel_table())
+        self.task_of_slot = cupy.asarray(np.repeat(np.arange(len(tasks), dtype=np.int32), self.sizes))
+        self.host_tasks = tasks
+        self.tasks = self._upload(tasks)
+        self._of: tuple[int, Any, int] | None = None
         self._prepare()
 
+    # Where everything is
+
+    def _stripes(self, problem: Problem) -> int:
+        return -(-problem.codes.shape[0] // self.n)
+
+    def _dealt(self) -> list[tuple[Problem, _Dealt]]:
+        return list(zip(self.problems, self.dealt_at, strict=True))
+
+    def _chains(self) -> tuple[npt.NDArray[Any], list[_Dealt]]:
+        """A task per chain, of all its stripes; and where problems' dealt stripes are."""
+        chains, dealt = [], []
+        codes = thresholds = state = slot = stripes = key = 0
+        for problem in self.problems:
+            (columns, rows), work, size = problem.codes.shape, problem.work, self._stripes(problem)
+            for _ in range(work.chains):
+                chains.append(_task(span=1, rounds=1, size=size, slot=slot, codes=codes, thresholds=thresholds,
+                                    state=state, rows=rows, columns=columns))  # fmt: skip
+                thresholds, state, slot = thresholds + problem.codes.size, state + columns, slot + size
+            codes += problem.codes.size
+            span = deals_at_once(size, work)
+            dealt.append(_Dealt(stripes, key, span))
+            stripes, key = stripes + span * size * work.chains, key + span * work.chains * work.blocks
+        return np.array(chains, _TASK), dealt
+
+    def _tasks(self) -> npt.NDArray[Any]:
+        """The tasks, those of the longest problem first. The temperature is not known yet."""
+        tasks, slot, square, chain = [], 0, 0, 0
+        for problem, dealt in self._dealt():
+            work, stripes = problem.work, self._stripes(problem)
+            edges = bounds(stripes, work)
+            for c in range(work.chains):
+                for block, (first, last) in enumerate(itertools.pairwise(edges)):
+                    task = self.chains[chain].copy()
+                    task["stripes"], task["stripes_step"] = dealt.stripes + c * dealt.span * stripes + first, stripes
+                    task["key"] = dealt.key + c * dealt.span * work.blocks + block
+                    task["key_step"], task["span"] = work.blocks, dealt.span
+                    task["rounds"], task["total"] = work.rounds, problem.rounds
+                    task["size"], task["slot"], task["square"] = last - first, slot, square
+                    tasks.append(task)
+                    slot, square = slot + int(last - first), square + int(last - first) ** 2
+                chain += 1
+        return np.array(tasks, _TASK)
+
+    def _upload(self, tasks: npt.NDArray[Any]) -> Any:
+        return self.cupy.asarray(tasks.view(np.int64))
+
+    # What is done once
+
     def _prepare(self) -> None:
-        """Thresholds of the given order, once, for all chains."""
-        cupy = self.cupy
-        zero = cupy.zeros(1, np.int32)
-        every = cupy.arange(self.stripes, dtype=np.int32)
-        first = cupy.asarray(np.array([0, self.stripes], np.int32))
+        """Thresholds of the given order."""
+        sizes = self.chains["size"]
         self.refresh(
-            (self.stripes, 1, 1),
+            (int(sizes.sum()),),
             (geometry.THREADS,),
-            (every, first, zero, np.uint64(0), self.codes, self.thresholds, self.order, np.int64(self.rows),
-             np.int64(self.columns), np.int32(self.stripes), self.threshold_sum),
+            (self._upload(self.chains), self.cupy.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
+             self.cupy.arange(int(sizes.max()), dtype=np.int32), np.int64(0), np.uint64(0), self.codes,
+             self.thresholds, self.order, self.threshold_sum),
         )  # fmt: skip
-        for chain in range(1, self.work.chains):
-            self.thresholds[chain] = self.thresholds[0]
-            self.threshold_sum[chain] = self.threshold_sum[0]
 
-    def typical_gain(self) -> int:
-        """As ``moves.typical_gain``."""
+    def heat(self) -> None:
+        """Sets the temperatures, from the gains of a sample of swaps, as ``moves.typical_gain`` has them."""
         cupy = self.cupy
-        picked = sample_positions(self.columns, self.n)
-        size = len(picked)
-        first = cupy.asarray(np.array([0, size], np.int32))
-        sums = cupy.zeros((size, size), np.uint64)
-        index = cupy.asarray(picked.astype(np.int32))
-        launch = geometry.product(1, size, self.rows, self.processors)
+        first = np.cumsum([0, *(p.work.chains for p in self.problems)])[:-1]
+        samples = [sample_positions(p.codes.shape[0], self.n) for p in self.problems]
+        tasks = self.chains[first].copy()
+        tasks["size"] = sizes = np.array([len(sample) for sample in samples])
+        tasks["slot"] = np.cumsum([0, *sizes[:-1]])
+        tasks["square"] = squares = np.cumsum([0, *sizes[:-1] ** 2])
+        launch = geometry.product(sizes, tasks["rows"], self.processors)
+        sums = cupy.zeros(int((sizes**2).sum()), np.uint64)
+        index = cupy.asarray(np.concatenate(samples).astype(np.int32))
         self.product(
-            launch.grid,
+            (len(launch.work),),
             (geometry.THREADS,),
-            (first, cupy.zeros(1, np.int32), index, self.codes, self.thresholds, np.int64(self.rows),
-             np.int64(self.columns), np.int64(launch.rows_per_split), np.int32(size), sums),
+            (self._upload(tasks), cupy.asarray(launch.work), index, self.codes, self.thresholds,
+             np.int64(launch.rows_per_split), sums),
         )  # fmt: skip
-        base = cupy.asnumpy(self.threshold_sum[0]).astype(np.int64)[picked]
-        excess = cupy.asnumpy(sums).astype(np.int64) - base[:, None]
-        own = np.diag(excess)
-        gains = np.abs(excess + excess.T - own[:, None] - own[None, :])
-        return int(np.tril(gains, -1).sum()) // max(size * (size - 1) // 2, 1)
+        excess, base = cupy.asnumpy(sums).astype(np.int64), cupy.asnumpy(self.threshold_sum).astype(np.int64)
+        task = 0
+        for problem, sample, size, square, chain in zip(self.problems, samples, sizes, squares, first, strict=True):
+            found = excess[square : square + size**2].reshape(size, size)
+            found = found - base[self.chains["state"][chain] + sample][:, None]
+            own = np.diag(found)
+            gains = np.abs(found + found.T - own[:, None] - own[None, :])
+            unit = int(np.tril(gains, -1).sum()) // max(int(size) * (int(size) - 1) // 2, 1)
+            count = problem.work.chains * problem.work.blocks
+            self.host_tasks["hottest"][task : task + count] = hottest(unit)
+            task += count
+        self.tasks = self._upload(self.host_tasks)
 
-    def upload(self, seed: int, epoch: int) -> None:
-        """Deals out the stripes of an epoch."""
-        blocks, chains, keys = [], [], []
-        for chain in range(self.work.chains):
-            for number, block in enumerate(deal(self.stripes, self.work, seed, chain, epoch)):
-                blocks.append(block)
-                chains.append(chain)
-                keys.append(host_key(seed, chain, epoch, number))
-        self.dealt = self.cupy.asarray(np.concatenate(blocks).astype(np.int32))
-        self.first = self.cupy.asarray(
-            np.concatenate([[0], np.cumsum([len(block) for block in blocks])]).astype(np.int32)
-        )
-        self.chain = self.cupy.asarray(np.array(chains, np.int32))
-        self.key = self.cupy.asarray(np.array(keys, np.uint64))
+    # What is done at each step
 
-    def round(self, number: int, temperature: int, table: Any) -> None:
-        """Queues one round of all tasks."""
-        threads = (geometry.THREADS,)
-        rows, columns, most = np.int64(self.rows), np.int64(self.columns), np.int32(self.most)
+    def _deal(self, step: int) -> None:
+        """Deals out the stripes of the next span of epochs, of the problems that have come to the end of theirs."""
+        for problem, dealt in self._dealt():
+            work, stripes = problem.work, self._stripes(problem)
+            epoch, late = divmod(step, work.rounds)
+            if step >= problem.rounds or late or epoch % dealt.span:
+                continue
+            epochs = range(epoch, min(epoch + dealt.span, work.epochs))
+            for c in range(work.chains):
+                at = dealt.stripes + c * dealt.span * stripes
+                order = deal(stripes, work, self.seed, c, epochs).astype(np.int32).ravel()
+                self.dealt[at : at + order.size] = self.cupy.asarray(order)
+                at = dealt.key + c * dealt.span * work.blocks
+                keys = host_keys(self.seed, c, epochs, work.blocks).ravel()
+                self.keys[at : at + keys.size] = self.cupy.asarray(keys)
+
+    def step(self, step: int) -> None:
+        """Queues the next round of all tasks that have one."""
+        self._deal(step)
+        active = int((self.totals > step).sum())
+        if self._of is None or self._of[0] != active:
+            launch = geometry.product(self.sizes[:active], self.rows[:active], self.processors)
+            self._of = active, self.cupy.asarray(launch.work), launch.rows_per_split
+        _, work, rows_per_split = self._of
+        threads, number = (geometry.THREADS,), np.int64(step)
         self.pick(
-            (self.tasks,),
-            threads,
-            (self.dealt, self.first, self.chain, self.key, np.int32(number), np.int32(self.columns), most, self.order,
-             self.position, self.index),
-        )  # fmt: skip
-        launch = geometry.product(self.tasks, self.most, self.rows, self.processors)
+            (active,), threads, (self.tasks, self.dealt, self.keys, number, self.order, self.position, self.index)
+        )
         self.product(
-            launch.grid,
+            (len(work),),
             threads,
-            (self.first, self.chain, self.index, self.codes, self.thresholds, rows, columns,
-             np.int64(launch.rows_per_split), most, self.excess),
-        )  # fmt: skip
+            (self.tasks, work, self.index, self.codes, self.thresholds, np.int64(rows_per_split), self.excess),
+        )
         self.solve(
-            (self.tasks,),
+            (active,),
             threads,
-            (self.first, self.chain, self.key, np.int32(number), np.int64(temperature), table, self.threshold_sum,
-             np.int32(self.columns), most, np.int32(self.launch.near_rows), self.position, self.index, self.excess,
-             self.cost, self.order, self.changed),
-            shared_mem=self.launch.shared_bytes,
+            (self.tasks, self.keys, number, self.table, self.threshold_sum, np.int32(self.shared_bytes // 4),
+             self.position, self.index, self.excess, self.cost, self.order, self.changed),
+            shared_mem=self.shared_bytes,
         )  # fmt: skip
         self.refresh(
-            (self.most, self.tasks, 1),
+            (int(self.sizes[:active].sum()),),
             threads,
-            (self.dealt, self.first, self.chain, self.changed, self.codes, self.thresholds, self.order, rows, columns,
-             most, self.threshold_sum),
+            (self.tasks, self.task_of_slot, self.dealt, number, self.changed, self.codes, self.thresholds, self.order,
+             self.threshold_sum),
         )  # fmt: skip
+
+    def orders(self) -> list[list[_Order]]:
+        """Of each problem as it was given, the order of each of its chains."""
+        order = self.cupy.asnumpy(self.order).astype(np.int64)
+        columns = self.chains["columns"]
+        by_chain = iter(np.split(order, np.cumsum(columns)[:-1]))
+        found = {
+            i: [next(by_chain) for _ in range(p.work.chains)] for i, p in zip(self.given, self.problems, strict=True)
+        }
+        return [found[i] for i in range(len(found))]
+
+
+_TASK = np.dtype([(name, np.int64) for name in FIELDS])
+
+
+def _task(**values: int) -> tuple[int, ...]:
+    return tuple(values.get(name, 0) for name in FIELDS)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from tfmot_asp.permutation.search.annealing import bounds, deals_at_once
 from tfmot_asp.permutation.search.effort import Workload
 
 LANES = 16
@@ -19,26 +24,39 @@ WORK_ARRAYS = 7
 """Arrays of one int per stripe that the assignment kernel keeps in shared memory."""
 
 
-class ProductLaunch(NamedTuple):
-    """Launch of excess_product."""
+_Ints = npt.NDArray[np.int64]
 
-    grid: tuple[int, int, int]
+
+class ProductLaunch(NamedTuple):
+    """Launch of excess_product.
+
+    Attributes:
+        work: int32 (pieces, 4): task, tile of i, tile of j, split of the rows.
+        rows_per_split: of all tasks.
+    """
+
+    work: npt.NDArray[np.int32]
     rows_per_split: int
 
 
-def product(tasks: int, most: int, rows: int, processors: int) -> ProductLaunch:
-    """Splits the rows so that the grid fills the chip a few times over.
+def product(sizes: Sequence[int] | _Ints, rows: Sequence[int] | _Ints, processors: int) -> ProductLaunch:
+    """Cuts the products of all tasks into pieces of about one size, that fill the chip a few times over.
 
     Args:
-        tasks: blocks of stripes. most: stripes of the largest. rows: padded rows of the codes.
+        sizes: stripes of each task. rows: padded rows of the codes of each.
         processors: of the chip (132 on an H100 SXM).
     """
-    tiles = (-(-most // TILE)) ** 2
-    wanted = -(-GROUPS_PER_PROCESSOR * processors // (tiles * tasks))
-    chunks = -(-rows // CHUNK)
-    splits = max(1, min(wanted, chunks), -(-rows // LONGEST_SPLIT))
-    per_split = -(-chunks // splits) * CHUNK
-    return ProductLaunch((tiles, -(-rows // per_split), tasks), per_split)
+    tiles = [-(-int(size) // TILE) for size in sizes]
+    chunks = [-(-int(count) // CHUNK) for count in rows]
+    wanted = GROUPS_PER_PROCESSOR * processors
+    per_split = -(-sum(t * t * c for t, c in zip(tiles, chunks, strict=True)) // wanted)
+    per_split = min(per_split, LONGEST_SPLIT // CHUNK)
+    pieces = []
+    for task, (side, count) in enumerate(zip(tiles, chunks, strict=True)):
+        cut = np.indices((1, side, side, -(-count // per_split)), np.int32).reshape(4, -1)
+        cut[0] = task
+        pieces.append(cut.T)
+    return ProductLaunch(np.ascontiguousarray(np.concatenate(pieces)), per_split * CHUNK)
 
 
 class Assignment(NamedTuple):
@@ -64,6 +82,7 @@ def device_bytes(columns: int, rows: int, n: int, work: Workload) -> int:
     """Device memory that a search takes: codes, thresholds of every chain, products and costs of every block."""
     padded = -(-rows // LANES) * LANES
     stripes = -(-columns // n)
-    most = -(-stripes // work.blocks)
-    tasks = work.chains * work.blocks
-    return 2 * columns * padded * (1 + work.chains) + 12 * columns * work.chains + 12 * tasks * most * (most + 1)
+    sizes = np.diff(bounds(stripes, work)).astype(np.int64)
+    dealt = work.chains * deals_at_once(stripes, work) * (4 * stripes + 8 * work.blocks)
+    per_chain = 2 * columns * padded + 12 * columns + 12 * int((sizes * (sizes + 1)).sum()) + 4 * stripes
+    return 2 * columns * padded + work.chains * per_chain + dealt
