@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import references
 
-from tfmot_asp.permutation.search import cpu, search
+from tfmot_asp.permutation.search import cpu, search, search_many
 from tfmot_asp.permutation.search.effort import EFFORTS, Workload
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.scores import Scores
@@ -353,8 +353,11 @@ def trained(paths: list[str], threads: int) -> list[dict[str, Any]]:
     return records
 
 
-def models() -> list[dict[str, Any]]:
-    """All groups of whole models at `balanced`, weights at their initial values (the time does not depend on them)."""
+def models(device: str) -> list[dict[str, Any]]:
+    """All groups of whole models at `balanced`, weights at their initial values (the time does not depend on them).
+
+    On a GPU groups are searched together, as many as have room at a time.
+    """
     import tf_keras
 
     from tfmot_asp.permutation import pipeline
@@ -362,28 +365,28 @@ def models() -> list[dict[str, Any]]:
     records = []
     for name in MODELS:
         model = getattr(tf_keras.applications, name)(weights=None)
-        seconds: list[float] = []
-        shapes: list[tuple[int, ...]] = []
+        calls: list[tuple[float, int, tuple[int, ...]]] = []
 
-        def watched(matrix: np.ndarray, real: Any = search, s: Any = seconds, k: Any = shapes, **options: Any) -> Any:
-            result = real(matrix, **options)
-            s.append(result.seconds)
-            k.append(matrix.shape)
-            return result
+        def watched(matrices: Any, real: Any = search_many, calls: Any = calls, **options: Any) -> Any:
+            results = real(matrices, **options)
+            largest = max(matrices, key=np.size)
+            calls.append((max(result.seconds for result in results), len(matrices), largest.shape))
+            return results
 
-        original = pipeline.search
-        pipeline.search = watched
+        original = pipeline.search_many
+        pipeline.search_many = watched
         try:
             begun = time.perf_counter()
-            pipeline.permute(model, effort="balanced")
+            pipeline.permute(model, effort="balanced", device=device)
             whole = time.perf_counter() - begun
         finally:
-            pipeline.search = original
-        print(f"\n{name}: {len(seconds)} groups, {sum(seconds):.1f} s of search, {whole:.1f} s for permute in all")
-        slowest = sorted(zip(seconds, shapes, strict=True), reverse=True)[:5]
-        print("slowest: " + ", ".join(f"{c} × {r}: {s:.1f} s" for s, (r, c) in slowest))
+            pipeline.search_many = original
+        groups, seconds = sum(count for _, count, _ in calls), sum(s for s, _, _ in calls)
+        print(f"\n{name} on {device}: {groups} groups, {seconds:.1f} s of search, {whole:.1f} s for permute in all")
+        slowest = sorted(calls, reverse=True)[:5]
+        print("slowest: " + ", ".join(f"{n} of up to {c} × {r}: {s:.1f} s" for s, n, (r, c) in slowest))
         records.append(
-            {"model": name, "groups": len(seconds), "search_seconds": sum(seconds), "permute_seconds": whole}
+            {"model": name, "groups": groups, "device": device, "search_seconds": seconds, "permute_seconds": whole}
         )
     return records
 
@@ -412,7 +415,7 @@ def main() -> None:
     if arguments.trained or arguments.onnx:
         results["trained"] = trained(arguments.onnx, arguments.threads)
     if arguments.models:
-        results["models"] = models()
+        results["models"] = models(arguments.device)
     results["environment"]["load average at end"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     print(f"\nload average at end: {results['environment']['load average at end']}")
     if arguments.out:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import naive
 from tfmot_asp import search
-from tfmot_asp.permutation.search import annealing, counter_random, cpu, loader, moves
+from tfmot_asp.permutation.search import annealing, counter_random, cpu, loader, moves, search_many
 from tfmot_asp.permutation.search.effort import Workload
 
 REASON = loader.why_not()
@@ -33,6 +33,14 @@ def test_same_order_for_every_pattern(m_by_n):
         expected = search(matrix, m_by_n=m_by_n, device="cpu", effort="fast")
         result = search(matrix, m_by_n=m_by_n, device="cuda", effort="fast")
         np.testing.assert_array_equal(result.permutation, expected.permutation)
+
+
+def test_many_at_once_are_each_alone():
+    rng = np.random.default_rng(5)
+    matrices = [rng.normal(size=shape) for shape in ((64, 40), (300, 512), (20, 1100), (900, 64), (33, 71))]
+    for matrix, result in zip(matrices, search_many(matrices, device="cuda"), strict=True):
+        np.testing.assert_array_equal(result.permutation, search(matrix, device="cpu").permutation)
+        assert result.device == "cuda"
 
 
 def test_runs_agree():
