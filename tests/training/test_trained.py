@@ -458,7 +458,7 @@ def test_an_interrupted_search_leaves_no_trace(keras, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tfmot_asp.permutation.pipeline.search", interrupt)
+    monkeypatch.setattr("tfmot_asp.permutation.pipeline.search_many", interrupt)
     model = sequential(keras)
     before = weights(model)
     with pytest.raises(KeyboardInterrupt):
