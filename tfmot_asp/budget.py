@@ -122,6 +122,11 @@ def allow(size: int) -> None:
         budget.size += size
 
 
+def limited() -> bool:
+    """Whether a file is being read that is not trusted."""
+    return _IN_FORCE.get() is not None
+
+
 def size_in_force() -> int:
     """The size of the file that is being read; 0 if none is, or one that is trusted."""
     budget = _IN_FORCE.get()

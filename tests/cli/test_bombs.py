@@ -1,6 +1,7 @@
 """Small files that ask for a lot: one line, exit code 2, and little memory above that of an idle process."""
 
 import gc
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -96,6 +97,15 @@ def called_twice_on_each_level(path):
     keras_file(path, {"module": "keras", "class_name": "Functional", "config": config, "registered_name": None})
 
 
+def npz_of(*shape):
+    """An archive with an array that says what it is, and has no more."""
+    header, archive = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"shape": shape, "fortran_order": False, "descr": "<f4"})
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("d.npy", header.getvalue())
+    return archive.getvalue()
+
+
 def h5_with(path, change):
     honest_h5(path)
     with h5py.File(path, "a", libver="latest") as file:
@@ -137,6 +147,9 @@ KERAS = {
     ),
     "an archive in bzip2": lambda path: keras_file(path, b" " * (1 << 25), compression=zipfile.ZIP_BZIP2),
     "many entries": lambda path: keras_file(path, sequential(input_of(4)), [(f"a/{i}", b"") for i in range(50_000)]),
+    "weights as npz": lambda path: keras_file(
+        path, sequential(input_of(4)), [("model.weights.npz", npz_of(10**6, 10**6))]
+    ),
     "keras 3": lambda path: zip_of_keras_3(path),
 }  # fmt: skip
 

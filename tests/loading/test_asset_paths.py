@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
@@ -322,6 +323,55 @@ def test_every_op_of_tensorflow_with_a_path_is_refused(tmp_path):
         assert ASSET_READERS[name] == [argument.name for argument in op_def_registry.get(name).input_arg].index(
             "filename"
         )
+
+
+# What runs on loading.
+
+
+class Resource(tf.saved_model.experimental.TrackableResource):
+    """Runs a function whenever the SavedModel is loaded, as tables do."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def _create_resource(self):
+        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[])
+
+    def _initialize(self):
+        self.run()
+
+
+RUNS = {
+    "a loop": lambda: tf.while_loop(lambda i: i < 1, lambda i: i + 1, [0]),
+    "a loop of a function": lambda: tf.function(lambda: tf.while_loop(lambda i: i < 1, lambda i: i + 1, [0]))(),
+    "memory": lambda: tf.raw_ops.Fill(dims=[2, 2], value=1.0),
+    "a range": lambda: tf.raw_ops.Range(start=0, limit=tf.constant(1 << 30), delta=1),
+    "random numbers": lambda: tf.random.uniform([2]),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_loading_ends(tmp_path, kind):
+    def run():
+        tf.print(RUNS[kind]())  # or it would be left out
+
+    path = save(tmp_path / "saved", lambda x: {"y": x}, NUMBER, resource=Resource(run))
+    with pytest.raises(UnsafeModelError, match=r"runs when it is loaded, and may (never end|need any memory)"):
+        load_signature(path)
+
+
+def test_loops_of_constants_are_not_run(tmp_path):
+    """One that never ends would keep whoever reads the weight behind it."""
+    weight = tf.constant(np.ones((16, 8), np.float32))
+
+    def serve(x):
+        (forever,) = tf.while_loop(lambda i: i >= 0.0, lambda i: i * 1.0, [tf.constant(1.0)])
+        return {"y": x @ (weight * forever)}
+
+    report = verify(save(tmp_path / "saved", serve, [tf.TensorSpec([None, 16])]))
+    assert not report.ok
+    assert [layer.status for layer in report.layers] in ([], ["unreadable"])
 
 
 # Links, pipes and devices.

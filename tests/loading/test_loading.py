@@ -333,6 +333,13 @@ def test_layers_whose_options_are_dangerous(class_name, config, message):
         check_config({"layers": [layer]}, keras=tf_keras)
 
 
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "a\\..\\evil"])
+def test_names_that_are_paths_are_refused(name):
+    config = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {"name": name}}]}}
+    with pytest.raises(UnsafeModelError, match="which is a path to elsewhere"):
+        check_config(config, keras=tf_keras)
+
+
 def test_messages_hold_nothing_that_a_terminal_would_obey(tmp_path):
     path = save(mlp(), tmp_path / "model.keras")
     edit_keras(path, lambda config: dense_of(config).__setitem__("class_name", "Evil\x1b[2J\n\n"))

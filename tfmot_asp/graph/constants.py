@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.budget import spend
-from tfmot_asp.graph.evaluate import run_op, size_of_outputs
+from tfmot_asp.graph.evaluate import is_costly, run_op, size_of_outputs
 from tfmot_asp.graph.flat_graph import Graph, Tensor
 
 Key = TypeVar("Key")
@@ -145,6 +145,8 @@ class GraphConstants(Constants[Tensor]):
         op = tensor.op
         if op is None or op.source.op_def.is_stateful:
             raise ValueError(f"op {op} between the weight and the product is not understood")
+        if is_costly(op.source):
+            raise ValueError(f"op {op} between the weight and the product may take for ever")
         if any(t.dtype == tf.string for t in (*op.inputs, *op.outputs)):
             raise ValueError(f"op {op} between the weight and the product handles text")
         values = [self.known[source] for source in op.inputs]

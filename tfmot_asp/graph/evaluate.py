@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,16 @@ import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, tensor_shape_pb2
 from tensorflow.python.eager import context, execute
 
+from tfmot_asp.budget import limited
+
 logger = logging.getLogger(__name__)
+
+# What may take for ever on constants that a file has chosen so: loops, and what does much work for each element.
+_COSTLY = re.compile(
+    r"(Stateless)?While|For|MapDefun|.*(Conv\d?D|Pool|FFT|Dilation).*|.*(Svd|Qr|Eig|Cholesky|Lu|LogMatrixDeterminant).*"
+    r"|(Batch)?Matrix(Determinant|Inverse|Solve|SolveLs|Exponential|Logarithm|SquareRoot|TriangularSolve)|Conv"
+    r"|(Non)?MaxSuppression.*|Resize.*|.*RNN.*|EditDistance|.*Regex.*"
+)
 
 _SMALL = 1 << 16  # elements; a shape or an index is smaller, and what is larger decides no shape
 
@@ -40,6 +50,11 @@ def infer_shapes(source: tf.Operation, inputs: Sequence[Any]) -> list[tf.TensorS
     except (ValueError, TypeError, tf.errors.OpError) as error:
         logger.debug("no shape inferred for %s %s: %s", source.type, source.name, error)
         return [t.shape for t in source.outputs]
+
+
+def is_costly(source: tf.Operation) -> bool:
+    """Whether an op is left alone in a file that is not trusted: no weight is made by one."""
+    return limited() and _COSTLY.fullmatch(source.type) is not None
 
 
 def size_of_outputs(source: tf.Operation, inputs: Sequence[np.ndarray]) -> int:

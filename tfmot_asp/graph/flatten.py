@@ -17,7 +17,7 @@ import tensorflow as tf
 from tensorflow.python.framework import function_def_to_graph
 
 from tfmot_asp.budget import GRAPH_NODE, spend
-from tfmot_asp.graph.evaluate import infer_shapes, run_op, size_of_outputs
+from tfmot_asp.graph.evaluate import infer_shapes, is_costly, run_op, size_of_outputs
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor, variable_key
 from tfmot_asp.graph.inputs import shape_list
 from tfmot_asp.graph.list_shapes import ListShape, list_shape, taken_out
@@ -321,7 +321,7 @@ def _fold(op: Any, inputs: list[Tensor]) -> list[np.ndarray] | None:
         dtype = op.outputs[0].dtype.as_numpy_dtype
         value = {"Shape": dims, "Size": np.prod(dims), "Rank": len(dims)}[op.type]
         return [np.asarray(value, dtype)]
-    if not inputs or any(t.value is None for t in inputs) or op.op_def.is_stateful:
+    if not inputs or any(t.value is None for t in inputs) or op.op_def.is_stateful or is_costly(op):
         return None
     if any(t.value is not None and t.value.size > _FOLD_LIMIT for t in inputs):
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.files import temporary_folder
-from tfmot_asp.loading.formats import ModelFileError, check_archive, check_hdf5, parsed_json
+from tfmot_asp.loading.formats import ModelFileError, check_archive, check_hdf5, check_npz, parsed_json
 from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.loading.readers import keras_of, trusting
 
@@ -36,6 +36,8 @@ def load_archive(path: Path, allow_unsafe: bool) -> Any:
         if not allow_unsafe:
             for file in sorted(folder.rglob("*.h5")):
                 _check_member(file, path)
+            for file in sorted(folder.rglob("*.npz")):
+                check_npz(file, path)
         if path.suffix != ".keras":
             raise ModelFileError(f"{str(path)!r} is a .keras archive by another name; rename it to {path.stem}.keras")
         config["compile_config"] = None  # which is not read

@@ -114,6 +114,33 @@ def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
         budget.spend(entry.file_size + _PLACE_IN_ARCHIVE, f"{printable(entry.filename):.80} in it")
 
 
+def check_npz(file: Path, path: Path) -> None:
+    """Makes sure that arrays of an ``.npz`` file are numbers, and no more of them than the size explains.
+
+    Args:
+        file: as it was unpacked.
+        path: of the archive that it was in.
+
+    Raises:
+        UnsafeModelError, OverBudgetError: if not.
+        zipfile.BadZipFile, ValueError: if it is none.
+    """
+    import numpy as np
+
+    with zipfile.ZipFile(file) as archive:
+        check_archive(archive, path)
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+            if dtype.hasobject:
+                raise UnsafeModelError(
+                    f"{str(path)!r} is not loaded: its {printable(name)!r} is pickled, which is code"
+                )
+            budget.spend(math.prod(shape) * dtype.itemsize, f"its {printable(name)!r} of shape {shape}")
+
+
 def parsed_json(text: bytes | str) -> Any:
     """JSON from a file, which takes more memory than it has characters."""
     budget.spend(len(text) * budget.JSON, f"a config of {len(text):,} characters")

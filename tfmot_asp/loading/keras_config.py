@@ -103,7 +103,7 @@ def check_config(config: Any, *, keras: Any, resolves_by_import: bool = True) ->
         node = place.node
         if "class_name" not in node:
             continue  # Keras builds nothing from it, whatever else it has
-        reason = _refusal(place, keras)
+        reason = _refusal(place, keras) or _refused_name(place)
         if reason is not None:
             raise UnsafeModelError(f"{reason}. {HOW_TO_TRUST}")
         if not _is_known(node, keras) and (resolves_by_import or node.get("module")):
@@ -147,6 +147,16 @@ def _refusal(place: _ConfigPlace, keras: Any) -> str | None:
     if base in _CODE:
         return f"{place} is {_CODE[base]}" if place.layer and base != "__lambda__" else f"{place} holds {_CODE[base]}"
     return _CHECKS.get(name, _refused_class)(place, keras)
+
+
+def _refused_name(place: _ConfigPlace) -> str | None:
+    """Keras makes paths of names, in archives and in the folder of a layer's assets."""
+    inner = place.node.get("config")
+    names = (place.node.get("name"), inner.get("name") if isinstance(inner, dict) else None)
+    for name in names:
+        if isinstance(name, str) and (name.startswith("/") or ".." in re.split(r"[/\\]", name)):
+            return f"it has the name {name!r:.80}, which is a path to elsewhere"
+    return None
 
 
 def _refused_data(place: _ConfigPlace, _: Any) -> str | None:

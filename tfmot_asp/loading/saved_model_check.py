@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tfmot_asp.loading import on_load
 from tfmot_asp.loading.allowed_ops import CHECKPOINT_OPS, RESTORE_OPS, why_refused
 from tfmot_asp.loading.asset_paths import ASSET_READERS, MAIN, AssetPaths, assets, named_functions, node_name
 from tfmot_asp.loading.checkpoint_index import check_checkpoint
@@ -117,6 +118,7 @@ class _Scan:
         yield from self._assets()
         yield from self._ops()
         yield from self._paths()
+        yield from on_load.refusals(self.meta_graph, self.functions, self._initial())
         yield from self._checkpoints_in_functions()
         yield from self._checkpoints_in_the_main_graph()
 
@@ -148,6 +150,14 @@ class _Scan:
         for node in self._reached([*run, self.meta_graph.saver_def.restore_op_name]):
             if node.name in paths.opened_by:
                 yield f"its op {node.op} (node {node.name!r} in {MAIN}) opens a file when a signature runs"
+
+    def _initial(self) -> Iterator[Any]:
+        """What the loader of TensorFlow 1 runs of the main graph, which has no objects."""
+        if not self.meta_graph.HasField("object_graph_def"):
+            roots = [name for key in _INIT_COLLECTIONS for name in self._collected(key)]
+            signature = self.meta_graph.signature_def.get(_INIT_SIGNATURE)
+            roots += [] if signature is None else [info.name for info in signature.outputs.values()]
+            yield from self._reached([*roots, self.meta_graph.saver_def.restore_op_name])
 
     def _checkpoints_in_functions(self) -> Iterator[str]:
         """Functions with checkpoint ops are the saver's: no other function, object or gradient may refer to them."""
@@ -194,11 +204,11 @@ class _Scan:
 
     def _roots(self) -> list[str]:
         """Names of the nodes and tensors of the main graph that TensorFlow's loader runs, or that a user can run."""
-        roots = self._signature_tensors()
-        for name in _INIT_COLLECTIONS:
-            if name in self.meta_graph.collection_def:
-                roots += self.meta_graph.collection_def[name].node_list.value
-        return roots
+        return [*self._signature_tensors(), *(name for key in _INIT_COLLECTIONS for name in self._collected(key))]
+
+    def _collected(self, key: str) -> list[str]:
+        found = self.meta_graph.collection_def
+        return list(found[key].node_list.value) if key in found else []
 
     def _signature_tensors(self, without: str | None = None) -> list[str]:
         roots = []

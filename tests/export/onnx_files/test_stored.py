@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tfmot_asp.export.onnx_files.onnx_graph import load_onnx
 from tfmot_asp.export.onnx_files.read_onnx import read_onnx
+from tfmot_asp.export.verify import verify
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
 
@@ -166,3 +167,21 @@ def test_sparse_indices_outside(path, at):
     (found,) = read_onnx(write(path, model))
     assert found.weight is None
     assert found.problem
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Einsum", ["big", "big", "big"], ["w"], equation="ij,kl,mn->in"),
+        helper.make_node("Conv", ["image", "image"], ["w"]),
+        helper.make_node("StringSplit", ["text"], ["w", "n"]),
+    ],
+)
+def test_what_may_take_for_ever_is_not_computed(path, node):
+    """No weight is made so; the report says that it cannot be read."""
+    big = numpy_helper.from_array(np.ones((200, 200), np.float32), "big")
+    image = numpy_helper.from_array(np.ones((1, 1, 200, 200), np.float32), "image")
+    text = helper.make_tensor("text", TensorProto.STRING, [1], [b"a b"])
+    (layer,) = verify(write(path, model_of(big, image, text, nodes=[node]))).layers
+    assert layer.status == "unreadable"
+    assert "cannot be computed" in layer.reason

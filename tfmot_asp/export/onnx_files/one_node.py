@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # The reference implementation knows this op from here on; what it does for int8 has not changed since opset 10.
 _DEQUANTIZE_OPSET = 19
 
+_MOST_STEPS = 1 << 31  # of an einsum: seconds
+
 _SMALL = 1 << 16  # elements; a shape or a list of indices is smaller, and what is larger decides no shape
 
 # They make tensors of any size of small ones. Of all others, what cannot be inferred is about as large as the inputs.
@@ -29,6 +31,12 @@ _GROWING = frozenset(
         Range Resize RoiAlign STFT ScatterND StringSplit Tile Upsample
         """,
     )
+)
+
+# They do much work, or take much memory, for each element; no weight is made by one.
+_COSTLY = re.compile(
+    r".*(Conv|Pool|DFT|STFT|RNN|LSTM|GRU|Attention|RoiAlign).*|Resize|Upsample|GridSample|Col2Im|Det|LRN|TopK"
+    r"|MelWeightMatrix|NonMaxSuppression|TfIdfVectorizer|ImageDecoder|RegexFullMatch|StringNormalizer"
 )
 
 
@@ -54,6 +62,8 @@ def compute(node: onnx.NodeProto, feeds: Mapping[str, np.ndarray], opsets: Mappi
     if any(value.dtype.kind in "OSU" for value in feeds.values()):
         raise ValueError("it handles text")
     budget.spend(_size_of_outputs(node, feeds, imports), f"what a node {node.op_type} computes from constants")
+    if budget.limited() and (_COSTLY.fullmatch(node.op_type) or _steps_of_einsum(node, feeds) > _MOST_STEPS):
+        raise ValueError("it may take for ever")
     graph = onnx.helper.make_graph(
         [node],
         "constant",
@@ -62,6 +72,20 @@ def compute(node: onnx.NodeProto, feeds: Mapping[str, np.ndarray], opsets: Mappi
     )
     results = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports)).run(None, dict(feeds))
     return [np.asarray(result) for result in results]
+
+
+def _steps_of_einsum(node: onnx.NodeProto, feeds: Mapping[str, np.ndarray]) -> int:
+    """How often an einsum multiplies: once for each value of each index. 0 for other ops."""
+    if node.op_type != "Einsum":
+        return 0
+    terms = node.attribute[0].s.decode(errors="replace").replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, name in zip(terms, node.input, strict=False):
+        dims = feeds[name].shape
+        sizes.update(zip(term.replace(".", ""), dims[-len(term.replace(".", "")) :], strict=False))
+        if "." in term:
+            sizes["..."] = max(sizes.get("...", 1), math.prod(dims))
+    return math.prod(sizes.values())
 
 
 def _size_of_outputs(node: onnx.NodeProto, feeds: Mapping[str, np.ndarray], imports: list[Any]) -> int:
