@@ -31,6 +31,16 @@ def test_links_lead_somewhere(page):
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(page.read_text() for page in sorted((ROOT / "docs" / "reference").glob("*.md")))
+    shown = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
+    packages = {"export": tfmot_asp.export, "hardware": tfmot_asp.hardware, "loading": tfmot_asp.loading}
+    public = {f"tfmot_asp.{name}" for name in tfmot_asp.__all__} - {"tfmot_asp.permutation"}
+    public |= {f"tfmot_asp.{package}.{name}" for package, module in packages.items() for name in module.__all__}
+    assert public - {f"tfmot_asp.{package}" for package in packages} <= set(shown)
+    assert len(shown) == len(set(shown))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_example_is_python_and_names_what_there_is(page):
     for example in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):

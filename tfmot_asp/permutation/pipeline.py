@@ -57,6 +57,7 @@ def permute(
 
     What the model computes does not change: whatever carries a channel (kernels that make it, biases, normalization,
     kernels that consume it, optimizer slots) is reordered alike. Use it before pruning; the weights stay dense.
+    After any error, and if it is interrupted, the model is as it was.
 
     Args:
         model: a tf_keras or Keras 3 (TensorFlow backend) model, or a `tf.Module` that holds Keras layers. Built.
@@ -94,7 +95,6 @@ def permute(
         RuntimeError: for device="cuda" where there is none.
         FileNotFoundError, ImportError, RuntimeError: if the picture cannot be drawn, see `picture.plot`.
         PermutationError: if an output changed, which would be a defect of this library.
-        In every case, and if it is interrupted, the model is as it was.
 
     Example:
         >>> report = tfmot_asp.permute(model)

@@ -75,6 +75,8 @@ def prune_trained_model(
     knows nothing of the masks. Keras' own (``fit``, ``train_on_batch``) is traced anew, also in
     models that hold this one.
 
+    After any error, and if it is interrupted at any time, the model is as it was.
+
     Args:
         model: a built model of tf_keras or Keras 3 (TensorFlow backend): functional, sequential, subclassed, nested.
         policy: which layers to prune: anything with ``why(layer) -> str | None``, or a tfmot ``PruningPolicy``. By
@@ -110,7 +112,6 @@ def prune_trained_model(
         TypeError: if ``model`` is no Keras model or layer, or for another kind of ``permute`` or ``policy``.
         ValueError: if the model is not built, has no layer to prune, holds NaN or infinite weights, or is being pruned
             already; if the data has NaN or infinite values, or does not fit the model.
-        In every case, and if it is interrupted at any time, the model is as it was.
 
     Example:
         >>> pruned = tfmot_asp.prune_trained_model(model, calibration_data=images[:256])

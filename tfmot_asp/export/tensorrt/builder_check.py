@@ -81,7 +81,8 @@ def check_with_tensorrt(
 
     Args:
         path: an ONNX file.
-        batch_sizes, shapes: sizes for open axes, as in ``trtexec_command``.
+        batch_sizes: sizes for an open batch, as in ``trtexec_command``.
+        shapes: sizes for other open axes, as in ``trtexec_command``.
         gpu: compute capability to build for: ``"SM80"``, ``"SM86"``, ``"SM89"`` or ``"SM120"``.
 
     Returns:

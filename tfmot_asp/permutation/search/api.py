@@ -106,7 +106,11 @@ def search_many(
 
     Args:
         matrices: as ``search`` takes them. All of them have room on the device, or none is searched there.
-        m_by_n, device, effort, seed, threads: as for ``search``.
+        m_by_n: as for ``search``, and so are the others.
+        device: see ``search``.
+        effort: see ``search``.
+        seed: see ``search``.
+        threads: see ``search``.
 
     Returns:
         A SearchResult for each, of which all but ``seconds`` and ``device`` are those of ``search``: ``seconds`` is the
