@@ -311,8 +311,11 @@ def test_models_that_cannot_be_written_are_refused(tmp_path):
 def test_loops_that_crash_tensorflows_calibrator_are_refused(tmp_path):
     looped = tf_keras.Sequential([layers.Input((4, 16)), layers.GRU(8), layers.Dense(8)], name="looped")
     dataset = {"precision": "int8", "calibration_data": inputs(4, 16)}
-    with pytest.raises(ValueError, match=r"'looped' has a recurrent layer that becomes a loop.*unroll=True"):
+    with pytest.raises(ValueError, match=r"'looped' has a recurrent layer, 'gru', that becomes.*unroll=True.*aware"):
         tfmot_asp.export.tflite(looped, tmp_path / "m.tflite", **dataset)
+    mapped = keras.Sequential([keras.layers.Input((4, 16)), keras.layers.Lambda(lambda x: tf.map_fn(tf.sin, x))])
+    with pytest.raises(ValueError, match=r"has code that becomes a loop.*precision='fp16'"):
+        tfmot_asp.export.tflite(mapped, tmp_path / "m.tflite", **dataset)
     assert os.listdir(tmp_path) == []
     unrolled = tf_keras.Sequential([layers.Input((4, 16)), layers.GRU(8, unroll=True), layers.Dense(8)])
     tfmot_asp.export.tflite(unrolled, tmp_path / "m.tflite", **dataset)

@@ -18,6 +18,7 @@ from tfmot_asp.export.lowering.slices import needs_lowering
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
 from tfmot_asp.export.tflite_files.convert import Conversion
 from tfmot_asp.export.tflite_files.file_checks import Samples, compare, in_float, sizes, state
+from tfmot_asp.export.tflite_files.int8_forms import suit_int8
 from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
 from tfmot_asp.graph.compare import TOLERANCES
@@ -113,7 +114,8 @@ def tflite(
         job = Conversion(plain, precision, samples, trained, _IO_DTYPES[io_dtype], select_tf_ops)
 
         def convert(source: Any) -> VerificationReport:
-            job.run(widened(source) if half else source, written)
+            source = widened(source) if half else source
+            job.run(suit_int8(source, plain.name, samples) if precision == "int8" and not trained else source, written)
             return verify(written, sparsity_m_by_n=pattern)
 
         lowered = inference_function(plain, batch_size, input_shapes) if needs_lowering(function) else None
@@ -123,7 +125,7 @@ def tflite(
             report = convert(inference_function(plain, batch_size, input_shapes))
         check_nothing_lost(function, report, "the TFLite file")
         reached = "trained int8" if trained else "fp16" if half and precision == "fp32" else precision
-        notes = [compare(function, written, precision, samples, TOLERANCES["tflite"][reached])]
+        notes = compare(function, written, precision, samples, TOLERANCES["tflite"][reached], job.better)
         notes += in_float(written) if precision == "int8" else []
         notes += [*state(written), sizes(written), _NO_SPEEDUP]
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))
@@ -156,7 +158,7 @@ def _samples(data: Any, function: Any, batch_size: int | None, *, required: bool
             raise ValueError(
                 "precision='int8' needs calibration_data: a few hundred typical inputs, as an array, a dict of "
                 "arrays by input name, or a tf.data.Dataset of batches, to see what ranges the activations take. A "
-                "model from tfmot_asp.quantize_model brings its own"
+                "tf_keras model from tfmot_asp.quantize_model brings its own"
             )
         return []
     given = list(function.structured_input_signature[0])

@@ -15,6 +15,8 @@ from tfmot_asp.export.lowering.inference import holder_of
 from tfmot_asp.export.tflite_files.file_checks import Samples, quiet
 from tfmot_asp.export.tflite_files.tflite_file import TfliteFile
 from tfmot_asp.graph.flatten import trace_function
+from tfmot_asp.keras_models.modules import modules_in
+from tfmot_asp.keras_models.which_keras import is_keras3
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,13 @@ class Conversion:
     io_dtype: tf.DType
     select_tf_ops: bool
 
+    @property
+    def better(self) -> str:
+        """What there is where int8 after training does not do."""
+        if is_keras3(self.model):
+            return "use precision='fp16'; quantization-aware training is for tf_keras"
+        return "train it quantization-aware with tfmot_asp.quantize_model"
+
     def run(self, function: Any, written: Path) -> None:
         """Writes the file."""
         ops = tf.lite.OpsSet
@@ -59,10 +68,12 @@ class Conversion:
             return
         written.write_bytes(self._explained(function, [tf.lite.OpsSet.TFLITE_BUILTINS], "fp32"))
         if any(op.type == "WHILE" for graph in TfliteFile(written).subgraphs for op in graph.ops):
+            recurrent = [str(part.name) for part in modules_in(self.model) if hasattr(part, "return_sequences")]
+            what = f"a recurrent layer, {recurrent[0]!r}," if recurrent else "code"
+            instead = "Give the layer unroll=True, use tf_keras' LSTM (which becomes one op), or " if recurrent else ""
             raise ValueError(
-                f"{self.model.name!r} has a recurrent layer that becomes a loop, on which TFLite's calibrator crashes. "
-                "Give the layer unroll=True, use tf_keras' LSTM (which becomes one op), or train it "
-                "quantization-aware with tfmot_asp.quantize_model"
+                f"{self.model.name!r} has {what} that becomes a loop, on which TFLite's calibrator crashes. "
+                f"{instead or 'Write the loop out, or '}{self.better}"
             )
 
     def _explained(self, function: Any, supported: Sequence[Any], precision: str | None = None) -> bytes:

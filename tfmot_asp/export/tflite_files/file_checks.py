@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.tflite_files.read_tflite import read_tflite
-from tfmot_asp.export.tflite_files.tflite_file import TfliteFile, quantization
+from tfmot_asp.export.tflite_files.tflite_file import Subgraph, TfliteFile, quantization
 from tfmot_asp.graph.compare import difference, reach, spread
 from tfmot_asp.graph.probes import probes
 
@@ -35,7 +36,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def compare(function: Any, written: Path, precision: str, samples: Samples, tolerance: float) -> str:
+def compare(function: Any, written: Path, precision: str, samples: Samples, tolerance: float, better: str) -> list[str]:
     """Runs the file and the model on the same inputs.
 
     Args:
@@ -44,9 +45,11 @@ def compare(function: Any, written: Path, precision: str, samples: Samples, tole
         precision: of the file.
         samples: what to run them on; a random input if there are none.
         tolerance: how far outputs may be off, relative to the largest of them, and in int8 to their spread.
+        better: what to do for a better int8 file.
 
     Returns:
-        What to note about it.
+        What to note about it. Quantized files are judged by TFLite's own kernels: those of XNNPACK, which the
+        interpreter takes where it can, may be wrong (TensorFlow 2.21's int8 products of two activations on x86).
 
     Raises:
         RuntimeError: if they differ by more than the precision explains, or the file does not run.
@@ -54,13 +57,13 @@ def compare(function: Any, written: Path, precision: str, samples: Samples, tole
     if not samples:
         samples = [probe for probe, _ in probes(function, open_sizes=())]
         if not samples:
-            return "Its outputs were not compared with the model's: no input could be made up for its open shapes."
+            return ["Its outputs were not compared with the model's: no input could be made up for its open shapes."]
     samples = samples[:: max(1, len(samples) // _COMPARED_SAMPLES)][:_COMPARED_SAMPLES]
     expected = [function(**{name: tf.constant(value) for name, value in sample.items()}) for sample in samples]
     try:
-        got, steps = _run(written, samples)
+        got, steps = _run(written, samples, delegate=precision != "int8")
     except _NeedsTensorFlowError:
-        return "Its outputs were not compared with the model's: this interpreter cannot run its TensorFlow ops."
+        return ["Its outputs were not compared with the model's: this interpreter cannot run its TensorFlow ops."]
     worst = 0.0
     for name in expected[0]:
         if not expected[0][name].dtype.is_floating:
@@ -73,17 +76,37 @@ def compare(function: Any, written: Path, precision: str, samples: Samples, tole
         before, after = before[finite], after[finite]
         if not before.size:
             raise ValueError(f"the model's output {name!r} is NaN or infinite throughout; check its weights")
-        worst = max(worst, _difference(name, before, after, precision, steps.get(name, 0.0), tolerance))
+        worst = max(worst, _difference(name, before, after, precision, steps.get(name, 0.0), tolerance, better))
     samples_text = f"{len(samples)} input{'s' if len(samples) > 1 else ''}"
     if precision == "int8":
         if worst > _INT8_REMARKABLE:
             logger.warning("%s: int8 changes the outputs by %.0f %% of their spread.", written.name, 100 * worst)
-        return f"Outputs differ from the model's by {100 * worst:.3g} % of their spread (RMS, {samples_text})."
-    return f"Outputs differ from the model's by at most {worst:.1e} of the largest ({samples_text})."
+        return [
+            f"Outputs differ from the model's by {100 * worst:.3g} % of their spread (RMS, {samples_text}).",
+            *_delegated(written, samples, got),
+        ]
+    return [f"Outputs differ from the model's by at most {worst:.1e} of the largest ({samples_text})."]
+
+
+def _delegated(written: Path, samples: Samples, plain: list[dict[str, np.ndarray]]) -> list[str]:
+    """What to say if XNNPACK computes something else of an int8 file than TFLite's own kernels."""
+    found, _ = _run(written, samples, delegate=True)
+    worst = 0.0
+    for name in plain[0]:
+        own, other = (np.concatenate([np.ravel(outputs[name]) for outputs in results]) for results in (plain, found))
+        if own.dtype.kind == "f" and spread(own):
+            worst = max(worst, float(np.sqrt(np.mean((own - other) ** 2))) / spread(own))
+    if worst <= _INT8_REMARKABLE:
+        return []
+    return [
+        f"On this machine XNNPACK, TFLite's default, computes other outputs than TFLite's own kernels, by "
+        f"{100 * worst:.3g} % of their spread: run the file with BUILTIN_WITHOUT_DEFAULT_DELEGATES, and check it where "
+        "it is to run."
+    ]
 
 
 def _difference(
-    name: str, before: np.ndarray, after: np.ndarray, precision: str, step: float, tolerance: float
+    name: str, before: np.ndarray, after: np.ndarray, precision: str, step: float, tolerance: float, better: str
 ) -> float:
     """How much an output changed relative to its size (int8: its spread); raises RuntimeError if by too much."""
     if precision == "int8":
@@ -93,7 +116,7 @@ def _difference(
         # One step of the output's own quantization each for rounding, and for the way there.
         too_much = error > tolerance * varies + 2 * step
         relative, what = (error / max(varies, step) if error else 0.0), "its spread"
-        hint = "; does the calibration data show what the model sees? If so, train it quantization-aware"
+        hint = f"; does the calibration data show what the model sees? If so, {better}"
     else:
         relative, what, hint = difference(before, after), "its largest value", ""
         too_much = relative > tolerance
@@ -106,24 +129,28 @@ def _difference(
     return relative
 
 
-def _interpreter(path: Path) -> Any:
-    """The interpreter of TensorFlow, or of its successor, where TensorFlow no longer has one."""
+def _interpreter(path: Path, delegate: bool) -> Any:
+    """The interpreter of TensorFlow, or of its successor, where TensorFlow no longer has one; with XNNPACK or not."""
     if hasattr(tf.lite, "Interpreter"):
-        with quiet():
-            return tf.lite.Interpreter(model_path=str(path))
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found, unused-ignore]
+        module, kinds = tf.lite, tf.lite.experimental.OpResolverType
+    else:
+        from ai_edge_litert import interpreter  # type: ignore[import-not-found, unused-ignore]
 
-    return Interpreter(model_path=str(path))
+        module, kinds = interpreter, interpreter.OpResolverType
+    kind = kinds.AUTO if delegate else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    with quiet():
+        return module.Interpreter(model_path=str(path), experimental_op_resolver_type=kind)
 
 
 class _NeedsTensorFlowError(Exception):
     """The file has SELECT_TF_OPS, and the interpreter at hand was built without them."""
 
 
-def _run(path: Path, samples: Samples) -> tuple[list[dict[str, np.ndarray]], dict[str, float]]:
+def _run(path: Path, samples: Samples, *, delegate: bool) -> tuple[list[dict[str, np.ndarray]], dict[str, float]]:
     """The file's outputs in real numbers for each sample, and the size of a quantization step of each output."""
+    graph = TfliteFile(path).subgraphs[0]
     try:
-        interpreter = _interpreter(path)
+        interpreter = _interpreter(path, delegate)
         runner = interpreter.get_signature_runner()
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
         results = []
@@ -135,8 +162,7 @@ def _run(path: Path, samples: Samples) -> tuple[list[dict[str, np.ndarray]], dic
     except (RuntimeError, ValueError) as error:
         if "Select TensorFlow op" in str(error):
             raise _NeedsTensorFlowError from error
-        raise RuntimeError(f"the TFLite file does not run: {error}") from error
-    graph = TfliteFile(path).subgraphs[0]
+        raise RuntimeError(f"the TFLite file does not run: {_named(str(error), graph)}") from error
     steps = {}
     for name, details in outputs.items():
         producer = next((op for op in graph.ops if details["index"] in op.outputs), None)
@@ -144,6 +170,15 @@ def _run(path: Path, samples: Samples) -> tuple[list[dict[str, np.ndarray]], dic
         scale, _ = quantization(graph.tensors[number])
         steps[name] = 0.0 if scale is None else float(np.max(scale))
     return results, steps
+
+
+def _named(message: str, graph: Subgraph) -> str:
+    """A message of the interpreter, with the name of the op that it gives the number of."""
+    found = re.search(r"Node number (\d+) \((\w+)\)", message)
+    op = graph.ops[int(found[1])] if found and int(found[1]) < len(graph.ops) else None
+    if found is None or op is None or op.type != found[2] or not op.outputs:
+        return message
+    return message.replace(found[0], f" {op.type} {graph.tensors[op.outputs[0]].name!r}")
 
 
 def _stored(value: np.ndarray, details: Any) -> np.ndarray:
