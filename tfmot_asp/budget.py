@@ -23,6 +23,8 @@ RATIO = 32
 JSON = 24  # per character: "{}," becomes a dict
 KERAS_OBJECT = 10_000  # a layer, or an initializer of one
 GRAPH_NODE = 2_000
+FUNCTION = 10_000  # of a graph
+TEXT = 32  # a string that stands in an array, besides its characters
 
 
 class OverBudgetError(Exception):

@@ -200,6 +200,25 @@ def nested_functions(meta_graph):
             call.attr["f"].func.name = f"level{level - 1}"
 
 
+def chain_of_functions(meta_graph):
+    library = meta_graph.graph_def.library
+    for level in range(1000):
+        function = library.function.add()
+        function.signature.name = f"level{level}"
+        if level:
+            function.node_def.add(name="call", op="PartitionedCall").attr["f"].func.name = f"level{level - 1}"
+
+
+def many_objects(meta_graph):
+    for _ in range(50_000):
+        meta_graph.object_graph_def.nodes.add().user_object.identifier = "x"
+
+
+def many_functions(meta_graph):
+    for number in range(20_000):
+        meta_graph.graph_def.library.function.add().signature.name = f"f{number}"
+
+
 def negative(meta_graph):
     splat(meta_graph)
     meta_graph.graph_def.library.function[0].node_def[-1].attr["value"].tensor.tensor_shape.dim[0].size = -16
@@ -246,7 +265,13 @@ def variable_of(shape):
 LARGE, NEGATIVE = b"\x08\xff\xff\xff\xff\x01", b"\x08" + b"\xff" * 9 + b"\x01"
 
 
-SAVED_MODELS = {"a constant": splat, "functions called twice": nested_functions}
+SAVED_MODELS = {
+    "a constant": splat,
+    "functions called twice": nested_functions,
+    "a chain of functions": chain_of_functions,
+    "many objects": many_objects,
+    "many functions": many_functions,
+}
 
 
 # ONNX
@@ -314,6 +339,15 @@ def functions_in_functions(path):
     onnx_file(path, [helper.make_node("f59", ["one"], ["w"], domain="local")], [SMALL], functions)
 
 
+def chain_of_local_functions(path):
+    body = [helper.make_node("Relu", ["a"], ["b"])]
+    functions = [helper.make_function("local", "f0", ["a"], ["b"], body, [helper.make_opsetid("", 17)])]
+    for level in range(1, 2000):
+        body = [helper.make_node(f"f{level - 1}", ["a"], ["b"], domain="local")]
+        functions.append(helper.make_function("local", f"f{level}", ["a"], ["b"], body, []))
+    onnx_file(path, [helper.make_node("f1999", ["one"], ["w"], domain="local")], [SMALL], functions)
+
+
 def function_that_calls_itself(path):
     body = [helper.make_node("f", ["a"], ["b"], domain="local")]
     function = helper.make_function("local", "f", ["a"], ["b"], body, [helper.make_opsetid("local", 1)])
@@ -333,6 +367,7 @@ ONNX = {
     "Resize": growing("Resize", ONE[None, None], np.zeros(0, np.float32), np.array([1, 1, 1e5, 1e5], np.float32)),
     "many copies": many_copies,
     "functions in functions": functions_in_functions,
+    "a chain of functions": chain_of_local_functions,
     "a function that calls itself": function_that_calls_itself,
 }
 
@@ -448,3 +483,12 @@ def test_a_small_file_does_not_get_what_it_asks_for(tmp_path, bomb, capsys):
     assert error.count("\n") == 1
     assert len(error) < 1000
     assert most - before < MOST, f"{(most - before) >> 20} MB: {error}"
+
+
+def test_names_from_files_do_not_reach_the_terminal_as_they_are(tmp_path, capsys):
+    name = "w\x1b[2J\ngood  MatMul  sparse"
+    onnx_file(tmp_path / "m.onnx", [], [numpy_helper.from_array(np.ones((8, 8), np.float32), name)], weight=name)
+    main(["verify", str(tmp_path / "m.onnx")])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "w?[2J?good  MatMul  sparse" in out

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.reports.plain_data import jsonable
+from tfmot_asp.reports.table import visible
 
 PROGRAM = "tfmot-asp"
 _LONGEST = 2000  # characters of an error
@@ -53,12 +54,12 @@ class Console:
         """Prints a command's result: the text, or with ``--json`` the data."""
         if self._json:
             text = json.dumps(jsonable(data), indent=1, allow_nan=False)
-        self._out.write(f"{text}\n")
+        self._out.write(f"{_shown(text)}\n")
 
     def note(self, text: str) -> None:
         """Says something on standard error, unless ``--quiet``."""
         if not self._quiet:
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{_shown(text)}\n")
 
     @contextlib.contextmanager
     def without_noise(self) -> Iterator[None]:
@@ -76,7 +77,7 @@ class Console:
 
     def error(self, text: str) -> None:
         """Says on standard error why the command ends, and with ``--json`` on standard output too."""
-        sys.stderr.write(f"{PROGRAM}: error: {text}\n")
+        sys.stderr.write(f"{PROGRAM}: error: {_shown(text)}\n")
         if self._json:
             self.result("", {"error": text})
             self.flush()
@@ -99,6 +100,11 @@ class Console:
 
     def _level(self) -> int:
         return logging.ERROR if self._quiet else logging.INFO if self._verbose else logging.WARNING
+
+
+def _shown(text: str) -> str:
+    """Text with names from files in it, whose lines are ours."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def load_tensorflow() -> None:
@@ -142,7 +148,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        sys.stderr.write(f"{PROGRAM}: {level}{record.getMessage()}\n")
+        sys.stderr.write(f"{PROGRAM}: {level}{_shown(record.getMessage())}\n")
 
 
 @contextlib.contextmanager
@@ -169,7 +175,7 @@ def _warnings() -> Iterator[None]:
     """Shows our own warnings, on one line, and hides those of libraries, which their users can do nothing about."""
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        sys.stderr.write(f"{PROGRAM}: warning: {message}\n")
+        sys.stderr.write(f"{PROGRAM}: warning: {_shown(str(message))}\n")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -54,7 +54,7 @@ def _check_entry(name: str, entry: Any, shard: Path) -> None:
         raise ValueError(f"it says that its variable {name!r} has the shape {dims}")
     try:
         dtype = tf.as_dtype(entry.dtype)
-        width = dtype.size or 1
+        width = dtype.size or budget.TEXT
     except TypeError:
         raise ValueError(f"its variable {name!r} has the dtype {entry.dtype}, which this TensorFlow has not") from None
     budget.spend(math.prod(dims) * width, f"its variable {name!r} of shape {dims}")

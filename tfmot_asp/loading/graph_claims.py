@@ -8,6 +8,8 @@ from typing import Any
 
 from tfmot_asp import budget
 
+_DEEPEST = 200  # TensorFlow follows calls by recursion, and ends the process where that goes too deep
+
 
 def spend_on_graph(meta_graph: Any, functions: Mapping[str, Any]) -> None:
     """Asks for the memory of a graph's constants, and of its ops as they are once each call is a copy of its function.
@@ -30,6 +32,8 @@ def spend_on_graph(meta_graph: Any, functions: Mapping[str, Any]) -> None:
     main = sum(counts.get(name, 0) for node in bodies[0] for name in _called(node)) + len(bodies[0])
     most = max([main, *counts.values()])
     budget.spend(most * budget.GRAPH_NODE, f"{most:,} ops, once each call is a copy of its function")
+    objects = len(meta_graph.object_graph_def.nodes)
+    budget.spend(objects * budget.GRAPH_NODE + len(functions) * budget.FUNCTION, f"{objects:,} objects and functions")
 
 
 def _spend_on_constant(name: str, tensor: Any) -> None:
@@ -40,7 +44,7 @@ def _spend_on_constant(name: str, tensor: Any) -> None:
     if any(size < 0 for size in dims):
         raise ValueError(f"its constant {name!r} has the shape {dims}")
     try:
-        width = tf.as_dtype(tensor.dtype).size or 1
+        width = tf.as_dtype(tensor.dtype).size or budget.TEXT
     except TypeError:
         raise ValueError(f"its constant {name!r} has the dtype {tensor.dtype}, which this TensorFlow has not") from None
     budget.spend(math.prod(dims) * width, f"the constant {name!r} of shape {dims}")
@@ -49,6 +53,7 @@ def _spend_on_constant(name: str, tensor: Any) -> None:
 def _ops_once_called(functions: Mapping[str, Any]) -> dict[str, int]:
     """How many ops each function comes to, with those of all that it calls, as often as it calls them."""
     counts: dict[str, int] = {}
+    depths: dict[str, int] = {}
     for start in functions:
         path = [start]
         while path:  # no recursion: functions can be nested as deep as a file likes
@@ -60,6 +65,9 @@ def _ops_once_called(functions: Mapping[str, Any]) -> dict[str, int]:
             missing = next((inner for inner in called if inner not in counts), None)
             if missing is None:
                 counts[name] = len(functions[name].node_def) + sum(counts[inner] for inner in called)
+                depths[name] = 1 + max((depths[inner] for inner in called), default=0)
+                if depths[name] > _DEEPEST:
+                    raise ValueError(f"its functions call each other more than {_DEEPEST} deep")
                 path.pop()
             elif missing in path:
                 raise ValueError(f"its function {missing!r} calls itself")

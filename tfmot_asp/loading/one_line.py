@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from tfmot_asp.reports.table import visible
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # What Keras and TensorFlow put around the cause. The innermost is looked for, so these are applied until none fits.
 _AROUND = (
@@ -29,7 +31,7 @@ _NODE = re.compile(
 
 def printable(text: str) -> str:
     """Text from a file, on one line and without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    return visible(" ".join(text.split()))
 
 
 def first_line(error: BaseException, length: int = 300) -> str:

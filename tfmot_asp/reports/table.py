@@ -21,6 +21,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WID
         rows: as many cells each.
         width: of a line, which is exceeded if the other columns leave less than 40 to the last.
     """
+    rows = [[visible(cell) for cell in row] for row in rows]
     cells = [line for row in rows for line in ([row] if len(row[0]) <= _NAME else [(row[0],), ("", *row[1:])])]
     columns = list(zip(header, *(row for row in cells if len(row) > 1), strict=True))
     left = "".join(f"{{:<{max(map(len, column))}}}  " for column in columns[:-1])
@@ -34,6 +35,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WID
         lines.append(f"{left.format(name, *rest[:-1])}{text[0] if text else ''}".rstrip())
         lines += [" " * start + more for more in text[1:]]
     return lines
+
+
+def visible(text: str) -> str:
+    """Text, such as a name from a file, without what a terminal would obey; a new line is such, too."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import onnx
 
 _Key = tuple[str, str, str]
+_DEEPEST = 100  # onnx inlines by recursion
 
 
 def spend_on_functions(model: onnx.ModelProto) -> None:
@@ -22,6 +23,7 @@ def spend_on_functions(model: onnx.ModelProto) -> None:
     """
     functions = {_key(f.domain, f.name, f): f for f in model.functions}
     sizes: dict[_Key, int] = {}
+    depths: dict[_Key, int] = {}
     for start in functions:
         path = [start]
         while path:  # no recursion: functions can be nested as deep as a file likes
@@ -30,6 +32,9 @@ def spend_on_functions(model: onnx.ModelProto) -> None:
             missing = next((k for k in called if k not in sizes), None)
             if key in sizes or missing is None:
                 sizes.setdefault(key, _own_size(functions[key].node) + sum(sizes[k] for k in called))
+                depths[key] = 1 + max((depths[k] for k in called), default=0)
+                if depths[key] > _DEEPEST:
+                    raise ValueError(f"its functions call each other more than {_DEEPEST} deep")
                 path.pop()
             elif missing in path:
                 raise ValueError(f"its function {missing[1]!r} calls itself")
