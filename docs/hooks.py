@@ -13,7 +13,15 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-_OUTSIDE = ("CHANGELOG.md", "benchmarks/*.py", "benchmarks/results/*", "examples/**/*.md", "examples/**/*.py")
+_OUTSIDE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "CITATION.cff",
+    "benchmarks/*.py",
+    "benchmarks/results/*",
+    "examples/**/*.md",
+    "examples/**/*.py",
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -30,7 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turns links between docs/ and the rest of the repository into links of the site's one tree."""
-    if page.file.src_uri in ("index.md", "CHANGELOG.md"):
+    if page.file.src_uri in ("index.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         return markdown.replace("](docs/", "](")
     if page.file.src_uri.startswith("examples/"):
         return markdown.replace("](../docs/", "](../")

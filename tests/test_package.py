@@ -48,6 +48,13 @@ print("tensorflow_model_optimization" in sys.modules)
     assert run(code) == "False"
 
 
+def test_one_version():
+    """The package's is what is built (pyproject.toml reads it), and what is cited."""
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited is not None
+    assert cited.group(1) == tfmot_asp.__version__
+
+
 @pytest.mark.parametrize("name", tfmot_asp.__all__)
 def test_every_public_name_resolves_and_is_documented(name):
     assert (getattr(tfmot_asp, name).__doc__ or "").strip()
