@@ -325,7 +325,7 @@ def test_axes_other_than_the_batch_need_shapes(tmp_path):
     x = layers.Input((None, 16), name="sequence")
     tfmot_asp.export.onnx(tf_keras.Model(x, layers.Dense(8)(x)), tmp_path / "m.onnx")
     with pytest.raises(
-        ValueError, match=r"input 'sequence' is \?x\?x16: open beyond the batch, so give shapes=\{'sequence':"
+        ValueError, match=r"input 'sequence' is \?x\?x16: open beyond the batch, so give shapes=\{'sequence_sequence':"
     ):
         command(tmp_path / "m.onnx")
     found = words(tmp_path / "m.onnx", shapes={"sequence": [(1, 8, 16), (4, 128, 16), (8, 512, 16)]})

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
-from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, node_name
+from tfmot_asp.export.onnx_files.axis_names import Place, axis_names
+from tfmot_asp.export.onnx_files.onnx_graph import BATCH, Scope, import_onnx, node_name
 from tfmot_asp.export.onnx_files.rewrites import REWRITES
 from tfmot_asp.export.onnx_files.tensorrt_forms import suit_tensorrt
 from tfmot_asp.graph.flatten import trace_function
@@ -25,9 +26,6 @@ logger = logging.getLogger(__name__)
 # QuantizeLinear has an axis from 13 on; TensorRT 8.6 reads up to 17, which is also the first with LayerNormalization.
 MIN_OPSET = 13
 DEFAULT_OPSET = 17
-
-# The name of the open batch axis in the file.
-BATCH = "batch"
 
 _NOISY = ("tf2onnx", "tensorflow")
 
@@ -102,6 +100,7 @@ def convert(
         graph_def = function.graph.as_graph_def()
         with tf.Graph().as_default():
             graph_def = tf2onnx.tf_loader.tf_optimize(inputs, outputs, graph_def)
+        axes = axis_names(graph_def, inputs, specs)
 
         def converted() -> Any:
             with tf.Graph().as_default() as graph:
@@ -123,7 +122,7 @@ def convert(
     gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
     _check_ops(model, opset)
     suit_tensorrt(model)
-    _tidy(model, list(output_order or function.structured_outputs), specs)
+    _tidy(model, list(output_order or function.structured_outputs), specs, axes)
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         onnx.checker.check_model(model, full_check=True)
@@ -180,8 +179,10 @@ def _check_ops(model: onnx.ModelProto, opset: int) -> None:
         raise ValueError(f"tf2onnx has no counterpart in ONNX opset {opset} for these TensorFlow ops: {ops}. {hint}")
 
 
-def _tidy(model: onnx.ModelProto, output_order: list[str], specs: Sequence[tf.TensorSpec]) -> None:
-    """Puts outputs into the model's order, names the batch axis, and drops opsets that nothing uses."""
+def _tidy(
+    model: onnx.ModelProto, output_order: list[str], specs: Sequence[tf.TensorSpec], axes: dict[Place, str]
+) -> None:
+    """Puts outputs into the model's order, names open axes, and drops opsets that nothing uses."""
     outputs = sorted(model.graph.output, key=lambda value: output_order.index(value.name))
     del model.graph.output[:]
     model.graph.output.extend(outputs)
@@ -189,11 +190,17 @@ def _tidy(model: onnx.ModelProto, output_order: list[str], specs: Sequence[tf.Te
     inputs = sorted(model.graph.input, key=lambda value: order.get(value.name, len(order)))
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    if has_open_batch(specs):
-        for value in (*model.graph.input, *model.graph.output):
-            dims = value.type.tensor_type.shape.dim
-            if dims and not dims[0].dim_value:
-                dims[0].dim_param = BATCH
+    for value in model.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.dim_value and (value.name, axis) in axes:
+                dim.dim_param = axes[value.name, axis]
+    batched = has_open_batch(specs)
+    for value in model.graph.output:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.dim_value:
+                dim.Clear()  # tf2onnx's own name; what the shapes say of it is found below
+                if batched and axis == 0:
+                    dim.dim_param = BATCH
     used = {node.domain for _, node in Scope(model, model.graph).walk()} | {""}
     kept = [opset for opset in model.opset_import if opset.domain in used]
     del model.opset_import[:]

@@ -33,6 +33,9 @@ _RANDOM = frozenset(
 _SAME_AS_STANDARD = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _MICROSOFT = "com.microsoft"
 
+# The name of the open batch axis in files of ours.
+BATCH = "batch"
+
 
 def import_onnx() -> Any:
     """The ``onnx`` package.

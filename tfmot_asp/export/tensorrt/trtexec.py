@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, load_onnx
+from tfmot_asp.export.onnx_files.onnx_graph import BATCH, Scope, import_onnx, load_onnx
 from tfmot_asp.types import StrPath
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def trtexec_command(
         path: an ONNX file.
         tensorrt: version of TensorRT, such as ``10`` or ``"8.6"``.
         batch_sizes: smallest, most frequent and largest batch, for inputs whose first axis is open.
-        shapes: by input name, one shape, or three for smallest, most frequent and largest; needed where other axes are
-            open.
+        shapes: for other open axes: smallest, most frequent and largest size by the axis' name in the file, such as
+            ``{"sequence": (16, 128, 512)}``; or by input name one shape, or three.
         tool: ``"trtexec"``; ``"docker"`` for the same in a container whose image, one of NVIDIA's with that version of
             TensorRT, the shell variable TENSORRT_IMAGE names; ``"polygraphy"`` for a line of that; or ``"python"`` for
             a script that builds the engine by the module ``tensorrt``.
@@ -196,7 +196,12 @@ def check_tensorrt(tensorrt: int | str) -> int:
 
 
 def check_batch_sizes(sizes: Sequence[int]) -> tuple[int, int, int]:
-    """Smallest, most frequent and largest batch.
+    """Smallest, most frequent and largest batch; see ``check_sizes``."""
+    return check_sizes(sizes, "batch_sizes")
+
+
+def check_sizes(sizes: Any, what: str) -> tuple[int, int, int]:
+    """Smallest, most frequent and largest size of an axis.
 
     Raises:
         ValueError: unless they are positive and do not decrease.
@@ -204,11 +209,9 @@ def check_batch_sizes(sizes: Sequence[int]) -> tuple[int, int, int]:
     try:
         least, usual, most = (int(size) for size in sizes)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"batch_sizes must be three integers: smallest, most frequent, largest; got {sizes!r}"
-        ) from None
+        raise ValueError(f"{what} must be three integers: smallest, most frequent, largest; got {sizes!r}") from None
     if not 1 <= least <= usual <= most:
-        raise ValueError(f"batch_sizes must be positive and not decrease, got {tuple(sizes)}")
+        raise ValueError(f"{what} must be positive and not decrease, got {tuple(sizes)}")
     return least, usual, most
 
 
@@ -216,23 +219,34 @@ def shape_profiles(model: onnx.ModelProto, batches: tuple[int, int, int], shapes
     """Three shapes for every input, if one of them has an open axis."""
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in stored}
-    unknown = sorted(set(shapes) - set(inputs))
+    axes = {dim.dim_param for value in inputs.values() for dim in value.type.tensor_type.shape.dim} - {
+        "",
+        BATCH,
+        *inputs,
+    }
+    unknown = sorted(set(shapes) - set(inputs) - axes)
     if unknown:
         raise ValueError(f"shapes names {unknown}, which is no input; the file has {sorted(inputs)}")
+    sizes = {axis: check_sizes(shapes.pop(axis), f"shapes[{axis!r}]") for axis in axes & set(shapes)}
     found, is_open = {}, False
     for name, value in inputs.items():
+        named = [dim.dim_param for dim in value.type.tensor_type.shape.dim]
         dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
         is_open = is_open or None in dims or name in shapes
         if name in shapes:
             found[name] = _given(name, shapes[name], dims)
-        elif None in dims[1:] or not value.type.tensor_type.HasField("shape"):
+            continue
+        left = [axis for axis, dim in enumerate(dims) if axis and dim is None and named[axis] not in sizes]
+        if left or not value.type.tensor_type.HasField("shape"):
             size = "x".join("?" if dim is None else str(dim) for dim in dims) or "an unknown shape"
+            which = next((named[axis] for axis in left if named[axis] in axes), name)
             raise ValueError(
                 f"input {name!r} is {size}: open beyond the batch, so give "
-                f"shapes={{{name!r}: (smallest, most frequent, largest)}}"
+                f"shapes={{{which!r}: (smallest, most frequent, largest)}}"
             )
-        else:
-            found[name] = [tuple(batch if dim is None else dim for dim in dims) for batch in batches]
+        found[name] = [
+            tuple(dim or sizes.get(named[axis], batches)[place] for axis, dim in enumerate(dims)) for place in range(3)
+        ]
     return found if is_open else {}
 
 
