@@ -1,7 +1,8 @@
 """permute(..., executor=): the groups are searched elsewhere, with the same result."""
 
 import multiprocessing
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+import threading
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,29 +14,23 @@ OPTIONS = {"effort": "fast", "device": "cpu", "progress": False}
 
 
 class Reversed(Executor):
-    """Runs its tasks at the first request for a result, the last one first."""
+    """Runs what it was given a moment after the last of it, the last one first."""
 
     def __init__(self):
         self.tasks = []
-        self.ran = []
 
     def submit(self, fn, /, *args, **kwargs):
-        future = Late(self)
-        self.tasks.append((future, fn, args, kwargs))
+        future = Future()
+        self.tasks.append((future, lambda: fn(*args, **kwargs)))
+        threading.Timer(0.1, self.run, [len(self.tasks)]).start()
         return future
 
-
-class Late(Future):
-    def __init__(self, executor):
-        super().__init__()
-        self.executor = executor
-
-    def result(self, timeout=None):
-        for future, fn, args, kwargs in reversed(self.executor.tasks):
-            if not future.done():
-                future.set_result(fn(*args, **kwargs))
-                self.executor.ran.append(future)
-        return super().result(timeout)
+    def run(self, count):
+        while len(self.tasks) == count and self.tasks:
+            future, call = self.tasks.pop()
+            count -= 1
+            if future.set_running_or_notify_cancel():
+                future.set_result(call())
 
 
 def processes():
@@ -62,13 +57,14 @@ def test_an_error_in_a_task_leaves_the_model_as_it_was_and_cancels_the_others():
         def submit(self, fn, /, *args, **kwargs):
             future = Future()
             if not self.tasks:
-                future.set_exception(RuntimeError("worker lost"))
+                future.set_exception(BrokenExecutor("a worker is gone\nits log"))
             self.tasks.append(future)
             return future
 
     model, executor = convnet(), Failing()
     before = model.get_weights()
-    with pytest.raises(RuntimeError, match="worker lost"):
+    said = r"Failing lost the search of group 'conv.*' \(BrokenExecutor: a worker is gone\), so nothing was changed"
+    with pytest.raises(RuntimeError, match=said):
         tfmot_asp.permute(model, executor=executor, **OPTIONS)
     assert [future.cancelled() for future in executor.tasks] == [False, True]
     for old, new in zip(before, model.get_weights(), strict=True):

@@ -13,7 +13,7 @@ from tf_keras import layers
 
 import tfmot_asp
 from tests.permutation.harness import EveryKernel, check, randomise
-from tfmot_asp.permutation.pipeline import search_matrix
+from tfmot_asp.permutation.matrix import GroupMatrix
 from tfmot_asp.permutation.plan import plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
 from tfmot_asp.permutation.search import search
@@ -80,7 +80,7 @@ def merged_or_not(model, merged):
     orders = []
     for group in plan.plan.groups:
         orders.append(np.arange(group.size))
-        found = search(search_matrix(plan, group), effort="thorough")
+        found = search(GroupMatrix(group, plan.plan.kernels, plan.score), effort="thorough")
         orders[-1][group.columns] = group.columns[found.permutation]
     report = finish(plan, model, orders)
     return next(entry.retained_after for entry in report.layers if "attention_output" in entry.name)

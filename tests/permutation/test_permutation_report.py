@@ -291,13 +291,7 @@ def test_interrupted_again_while_putting_back(monkeypatch):
 
 @pytest.mark.parametrize(
     "where",
-    [
-        "pipeline.search_many",
-        "pipeline.search_matrix",
-        "plan.ModelPlan.retained",
-        "picture.outline.outline",
-        "apply.apply",
-    ],
+    ["pipeline.search_many", "matrix._fill", "plan.ModelPlan.retained", "picture.outline.outline", "apply.apply"],
 )
 def test_interrupted_in_any_step(monkeypatch, where):
     model = small()

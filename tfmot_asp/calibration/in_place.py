@@ -188,9 +188,10 @@ def _permuted(
 ) -> Any:
     """Permutes the model, by scores if there are some, which are then reordered like their kernels if asked for."""
     # Here, since it takes time to import.
-    from tfmot_asp.permutation.apply import reordered, variable_moves
+    from tfmot_asp.permutation.apply import variable_moves
     from tfmot_asp.permutation.pipeline import permute
     from tfmot_asp.permutation.plan import plan_model
+    from tfmot_asp.permutation.reorder import reordered
 
     if scores is None:
         return permute(model, **given)

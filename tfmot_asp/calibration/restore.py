@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from tfmot_asp.graph.trace import variables_of
 from tfmot_asp.keras_models.constraints import detach_mask
 from tfmot_asp.keras_models.kernels import Kernel
 from tfmot_asp.keras_models.slots import optimizers_of, slots_of
 from tfmot_asp.keras_models.variables import read, underlying_variable
-from tfmot_asp.permutation.apply import put_back
 
 
 @contextlib.contextmanager
@@ -30,7 +31,18 @@ def all_or_nothing(model: Any, kernels: Iterable[Kernel], optimizer: Any = None)
     try:
         yield
     except BaseException:  # Ctrl-C included
-        put_back(variables, values)
+        _put_back(variables, values)
         for kernel in kernels:
             detach_mask(kernel.variable)
         raise
+
+
+def _put_back(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    """Writes old values back, to the end, however often Ctrl-C is pressed meanwhile."""
+    for variable, value in zip(variables, values, strict=False):
+        while True:
+            try:
+                variable.assign(value)
+                break
+            except KeyboardInterrupt:
+                continue

@@ -200,12 +200,13 @@ def _permutation_data(report: Any) -> dict[str, Any]:
 
 def _planned(model: Any, rule: Any, shapes: Any, pattern: Any) -> dict[str, Any]:
     """What `permute` would do, from the plan alone; ``"refused"`` says why there is none."""
+    from tfmot_asp.permutation.memory import memory_needed
     from tfmot_asp.permutation.plan import plan_model
 
     try:
         planned = plan_model(model, policy=rule, input_shapes=shapes, sparsity_m_by_n=pattern)
     except ValueError as error:
-        return {"refused": str(error), "layers": [], "groups": []}
+        return {"refused": str(error), "layers": [], "groups": [], "memory": None}
     plan = planned.plan
     layers = [
         {
@@ -233,7 +234,7 @@ def _planned(model: Any, rule: Any, shapes: Any, pattern: Any) -> dict[str, Any]
         {"name": group.name, "size": group.size, "layers": [plan.kernels[index].name for index in group.kernels]}
         for group in plan.groups
     ]
-    return {"refused": None, "layers": layers, "groups": groups}
+    return {"refused": None, "layers": layers, "groups": groups, "memory": memory_needed(planned)}
 
 
 def _why_not_pruned(model: Any, rule: Any) -> str | None:
@@ -265,4 +266,5 @@ def _plan_table(plan: dict[str, Any]) -> str:
     movable = sum(layer["status"] != "fixed" for layer in plan["layers"])
     count = len(plan["groups"])
     summary = f"{movable} of {len(rows)} prunable kernels would be permuted, in {count} group{'s' * (count != 1)}"
+    summary += f"; `permute` needs up to {plan['memory'] / 1e9:.2g} GB of memory beside the model"
     return "\n".join([summary, *table(("layer", "kind", "would be", "input channels", "why not"), rows)])

@@ -17,9 +17,8 @@ import tensorflow as tf
 
 from tfmot_asp.graph.evaluate import attributes_of, run_op
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor, local_variable
+from tfmot_asp.graph.ops import READS
 from tfmot_asp.graph.products import depends_on
-
-_READ_ONLY = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
 
 
 class Interpreter:
@@ -118,7 +117,7 @@ class Interpreter:
         if tensor.variable is None:
             return self.constant(tensor)
         variable = tensor.variable
-        if reader.type in _READ_ONLY and variable not in self._own:
+        if reader.type in READS and variable not in self._own:
             return local_variable(self.graph.variables[variable]).handle
         if variable not in self._copies:  # the op may write to it
             self._copies[variable] = tf.Variable(self.value(variable), trainable=False)

@@ -113,6 +113,7 @@ BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 # Ops that call functions when they like
 
 LOOPS = ("While", "StatelessWhile")
+READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")  # a variable, without writing it
 CHOICES = ("If", "StatelessIf", "Case", "StatelessCase")
 
 

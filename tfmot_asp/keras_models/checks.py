@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.keras_models.variables import read, underlying_variable
+from tfmot_asp.keras_models.variables import underlying_variable, view
+from tfmot_asp.keras_models.windows import windows
 
 
 def check_built(model: Any, then: str) -> None:
@@ -58,8 +59,10 @@ def check_finite(kernels: Mapping[str, Any], others: Iterable[Any] = ()) -> None
     for name, variable, may_be_infinite in named:
         if not tf.as_dtype(variable.dtype).is_floating:
             continue
-        values = read(variable)
-        bad = int(np.count_nonzero(np.isnan(values) if may_be_infinite else ~np.isfinite(values)))
+        values, bad = view(variable), 0
+        for window in windows(values.shape):
+            part = values[window]
+            bad += int(np.count_nonzero(np.isnan(part) if may_be_infinite else ~np.isfinite(part)))
         if bad:
             raise ValueError(
                 f"the weights of {name!r} hold {bad} NaN or infinite values out of {values.size}: check the training, "

@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp.keras_models.slots import optimizers_of, slots_of
-from tfmot_asp.keras_models.variables import read, underlying_variable
+from tfmot_asp.keras_models.variables import assign, underlying_variable, view
 from tfmot_asp.permutation.free_outputs import output_orders
 from tfmot_asp.permutation.plan import ModelPlan
+from tfmot_asp.permutation.reorder import Moves, inverse, permuted
 
 logger = logging.getLogger(__name__)
 
 
 class PermutationError(RuntimeError):
     """A permutation would change what the model computes. The model is as it was."""
-
-
-Moves = list[tuple[tuple[int, ...], np.ndarray]]
-"""For a variable: an axis, or several that are taken as one, and for each position the one that its new content has."""
 
 
 def apply(
@@ -46,17 +43,40 @@ def apply(
     """
     variables = list(_all_variables(plan, orders, optimizers_of(model, optimizer)))
     change = _verified(plan, orders) if verify else None
-    old = [read(v) for v, _ in variables]
-    new = [reordered(value, moves) for value, (_, moves) in zip(old, variables, strict=True)]
-    written = 0
-    try:
-        for (variable, _), value in zip(variables, new, strict=True):
-            written += 1  # counted first: an interrupted assignment is put back too
-            variable.assign(value)
-    except BaseException:
-        put_back([v for v, _ in variables[:written]], old)
-        raise
+    _write(variables)
     return change
+
+
+def _write(variables: Sequence[tuple[Any, Moves]]) -> None:
+    """Reorders variables one by one; whatever stops it, those that were are put back before it is raised on."""
+    begun: list[tuple[Any, Moves, np.ndarray | None]] = []  # the value before: of the last, which may be half done
+    try:
+        for variable, moves in variables:
+            old = view(variable)
+            new = permuted(old, moves)
+            begun.append((variable, moves, old))
+            del old
+            assign(variable, new)
+            begun[-1] = (variable, moves, None)
+    except BaseException:
+        _put_back(begun)
+        raise
+
+
+def _put_back(begun: list[tuple[Any, Moves, np.ndarray | None]]) -> None:
+    """Undoes `_write`, to the end, however often Ctrl-C is pressed meanwhile."""
+    targets: dict[int, np.ndarray] = {}  # what is written: made once, as the variable may have been written already
+    while begun:
+        try:
+            last = len(begun) - 1
+            if last not in targets:
+                targets.clear()
+                variable, moves, old = begun[last]
+                targets[last] = permuted(view(variable), inverse(moves)) if old is None else permuted(old, [])
+            assign(begun[last][0], targets[last])
+            begun.pop()
+        except KeyboardInterrupt:
+            continue
 
 
 def variable_moves(plan: ModelPlan, orders: Sequence[np.ndarray]) -> dict[int, Moves]:
@@ -77,15 +97,6 @@ def variable_moves(plan: ModelPlan, orders: Sequence[np.ndarray]) -> dict[int, M
     return {variable: sorted(by_axis.items()) for variable, by_axis in sorted(moves.items())}
 
 
-def reordered(value: np.ndarray, moves: Moves) -> np.ndarray:
-    """`value` with its axes reordered."""
-    for (first, *others), index in moves:
-        apart = value.shape
-        together = (*apart[:first], len(index), *apart[first + len(others) + 1 :])
-        value = value.reshape(together).take(index, first).reshape(apart)
-    return value
-
-
 def _check_orders(plan: ModelPlan, orders: Sequence[np.ndarray]) -> None:
     groups = plan.plan.groups
     if len(orders) != len(groups):
@@ -100,22 +111,15 @@ def _check_orders(plan: ModelPlan, orders: Sequence[np.ndarray]) -> None:
 def _all_variables(
     plan: ModelPlan, orders: Sequence[np.ndarray], optimizers: Sequence[Any]
 ) -> Iterator[tuple[Any, Moves]]:
-    for index, moves in variable_moves(plan, orders).items():
-        variable = underlying_variable(plan.graph.variables[index])
+    moved = [(underlying_variable(plan.graph.variables[i]), own) for i, own in variable_moves(plan, orders).items()]
+    # A trace may read the replicas of a distributed variable one by one: they are written with it.
+    replicas = {id(replica.handle) for variable, _ in moved for replica in getattr(variable, "values", ())[1:]}
+    for variable, moves in moved:
+        if not hasattr(variable, "values") and id(variable.handle) in replicas:
+            continue
         yield variable, moves
         for slot, axes in slots_of(optimizers, variable, [run for run, _ in moves]):
             yield slot, [(tuple(axes[a] for a in run), order) for run, order in moves if axes.keys() >= set(run)]
-
-
-def put_back(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
-    """Writes old values back, to the end, however often Ctrl-C is pressed meanwhile."""
-    for variable, value in zip(variables, values, strict=False):
-        while True:
-            try:
-                variable.assign(value)
-                break
-            except KeyboardInterrupt:
-                continue
 
 
 # Verification
@@ -124,18 +128,14 @@ def put_back(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
 def _verified(plan: ModelPlan, orders: Sequence[np.ndarray]) -> float:
     from tfmot_asp.permutation import proof
 
-    moves = variable_moves(plan, orders)
-
-    def reorder(index: int, value: np.ndarray) -> np.ndarray:
-        return reordered(value, moves.get(index, []))
-
     verifier = proof.Verifier(plan)
-    own = proof.own_values(plan)
-    for values in (proof.random_values(plan), own):
-        change, limit = verifier.change(values, reorder, output_orders(plan, orders))
-        if change <= limit or (values is not own and not proof.conclusive(change, limit)):
+    moves, outputs = variable_moves(plan, orders), output_orders(plan, orders)
+    own = proof.OwnWeights(plan)
+    for weights in (proof.RandomWeights(plan), own):
+        change, limit = verifier.change(weights, moves, outputs)
+        if change <= limit or (weights is not own and not proof.conclusive(change, limit)):
             continue
-        culprit = _culprit(plan, orders, verifier, values)
+        culprit = _culprit(plan, orders, verifier, weights)
         raise PermutationError(
             f"the permutation was not applied, because it would change what the model computes: {culprit}, the "
             f"outputs changed by {change:.2g} of their size. The model is as it was. This is a defect of tfmot_asp: "
@@ -150,16 +150,11 @@ def _verified(plan: ModelPlan, orders: Sequence[np.ndarray]) -> float:
     return change
 
 
-def _culprit(plan: ModelPlan, orders: Sequence[np.ndarray], verifier: Any, values: list[np.ndarray]) -> str:
+def _culprit(plan: ModelPlan, orders: Sequence[np.ndarray], verifier: Any, weights: Any) -> str:
     """The group that alone changes the outputs most."""
     worst = (0.0, "no group alone")
     for i, group in enumerate(plan.plan.groups):
         alone = [np.asarray(orders[i]) if g is group else np.arange(g.size) for g in plan.plan.groups]
-        moves = variable_moves(plan, alone)
-        change, _ = verifier.change(
-            values,
-            lambda index, value, moves=moves: reordered(value, moves.get(index, [])),
-            output_orders(plan, alone),
-        )
+        change, _ = verifier.change(weights, variable_moves(plan, alone), output_orders(plan, alone))
         worst = max(worst, (change, f"group {group.name!r} alone changes them by {change:.2g}"))
     return worst[1]

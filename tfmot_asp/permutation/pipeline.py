@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import os
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,12 @@ from tfmot_asp.hardware import cuda_device
 from tfmot_asp.keras_models.kernels import Scores
 from tfmot_asp.keras_models.slots import optimizers_of
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
-from tfmot_asp.permutation.apply import reordered, variable_moves
+from tfmot_asp.permutation.apply import variable_moves
+from tfmot_asp.permutation.executors import Task, in_window
 from tfmot_asp.permutation.free_outputs import OUTPUTS
 from tfmot_asp.permutation.groups import Group
+from tfmot_asp.permutation.matrix import GroupMatrix
+from tfmot_asp.permutation.memory import memory_needed
 from tfmot_asp.permutation.picture.outline import outline
 from tfmot_asp.permutation.picture.plot import check_plot_path, plot
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
@@ -33,7 +35,7 @@ from tfmot_asp.types import InputShapes, Policy
 logger = logging.getLogger(__name__)
 
 MOST_TOGETHER = 1 << 26
-"""Elements of search matrices that are held at a time, 256 MiB, for groups that a GPU searches together."""
+"""Elements of search matrices, for groups that a GPU searches together."""
 
 
 def permute(
@@ -102,7 +104,7 @@ def permute(
     """
     if outputs not in OUTPUTS:
         raise ValueError(f"outputs must be one of {', '.join(map(repr, OUTPUTS))}; got {outputs!r}")
-    _check_options(sparsity_m_by_n, device, effort, seed, progress, executor)
+    check_permute_options(sparsity_m_by_n, device, effort, seed, progress, executor)
     optimizers_of(None, optimizer)  # raises if it is none
     if plot_to_file is not None:
         check_plot_path(plot_to_file)
@@ -117,35 +119,16 @@ def permute(
     )
     if plot_to_file is not None:
         plot(outline(plan, model), plot_to_file)
-    orders: list[np.ndarray] = []
-    results: list[SearchResult | None] = []
+    memory = memory_needed(plan, effort)
+    logger.info("permute needs up to %.1f GB beside the model", memory / 1e9)
     options = {"m_by_n": plan.pattern, "device": device, "effort": effort, "seed": seed}
-    with _bar(plan, progress) as bar, _results(plan, options, executor) as found:
-        for group in plan.plan.groups:
-            if not group.parts:
-                orders.append(np.arange(group.size))
-                results.append(None)
-                continue
-            bar.set_postfix_str(f"{group.name}, {group.size} channels")
-            result, weights = next(found)
-            order = np.arange(group.size)
-            order[group.columns] = group.columns[result.permutation]
-            if not _helps(plan, group, order):
-                order = np.arange(group.size)
-                result = dataclasses.replace(
-                    result,
-                    permutation=np.arange(len(group.columns)),
-                    retained_after=result.retained_before,
-                    efficacy=0.0,
-                )
-            orders.append(order)
-            results.append(result if not group.woven else None)
-            bar.update(weights)
+    orders, results = search_groups(plan, options, executor, progress)
     orders = weave(plan, orders, effort)
-    return finish(plan, model, orders, results, verify=verify, optimizer=optimizer)
+    report = finish(plan, model, orders, results, verify=verify, optimizer=optimizer)
+    return dataclasses.replace(report, memory=memory)
 
 
-def _check_options(
+def check_permute_options(
     m_by_n: PatternLike, device: str, effort: str, seed: int, progress: bool | None, executor: Executor | None
 ) -> None:
     """Refuses options that the search would refuse, before the model is looked at, whether or not it has groups."""
@@ -159,76 +142,101 @@ def _check_options(
         raise TypeError(f"executor must have a method submit, as a concurrent.futures.Executor has; got {executor!r}")
 
 
+def search_groups(
+    plan: ModelPlan,
+    options: dict[str, Any],
+    executor: Executor | None = None,
+    progress: bool | None = None,
+    known: Mapping[int, SearchResult] | None = None,
+    note: Callable[[int, SearchResult], None] | None = None,
+) -> tuple[list[np.ndarray], list[SearchResult | None]]:
+    """Searches the groups of a plan, each by itself.
+
+    Args:
+        plan: of the model.
+        options: of `search`.
+        executor: where to search; here by default.
+        progress: whether to show a bar.
+        known: results by the number of their group, that need not be searched again.
+        note: is told each new result.
+
+    Returns:
+        For each group its order, and its result; None where it was not searched or is not all that counts.
+    """
+    found = dict(known or {})
+    todo = {
+        i: GroupMatrix(group, plan.plan.kernels, plan.score)
+        for i, group in enumerate(plan.plan.groups)
+        if group.parts and i not in found
+    }
+    bar = progress_bar(
+        sum(matrix.size for matrix in todo.values()), "permute", progress, unit="weight", unit_scale=True
+    )
+    with bar, _results(plan, todo, options, executor) as results:
+        for i, result in results:
+            bar.set_postfix_str(f"{plan.plan.groups[i].name}, {plan.plan.groups[i].size} channels")
+            bar.update(todo[i].size)
+            todo[i].forget()
+            found[i] = result
+            if note is not None:
+                note(i, result)
+    orders: list[np.ndarray] = []
+    kept: list[SearchResult | None] = []
+    for i, group in enumerate(plan.plan.groups):
+        order = np.arange(group.size)
+        searched = found.get(i)
+        if searched is not None:
+            order[group.columns] = group.columns[searched.permutation]
+            if not _helps(plan, group, order):
+                order = np.arange(group.size)
+                unchanged = np.arange(len(group.columns))
+                before = searched.retained_before
+                searched = dataclasses.replace(searched, permutation=unchanged, retained_after=before, efficacy=0.0)
+        orders.append(order)
+        kept.append(searched if not group.woven else None)
+    return orders, kept
+
+
 @contextlib.contextmanager
 def _results(
-    plan: ModelPlan, options: dict[str, Any], executor: Executor | None
-) -> Iterator[Iterator[tuple[SearchResult, int]]]:
-    """For each group its search result and how many weights were searched; cancels what is left at the end."""
+    plan: ModelPlan, matrices: Mapping[int, GroupMatrix], options: dict[str, Any], executor: Executor | None
+) -> Iterator[Iterator[tuple[int, SearchResult]]]:
+    """The search results of groups, by their numbers, as they come; cancels what is left at the end."""
     if executor is None:
-        yield _found_here(plan, options)
+        yield _found_here(matrices, options)
         return
-    futures: list[tuple[Future[SearchResult], int]] = []
-    try:
-        for group in plan.plan.groups:
-            if not group.parts:
-                continue
-            matrix = search_matrix(plan, group)
-            futures.append((executor.submit(search, matrix, **options), matrix.size))
-        yield ((future.result(), size) for future, size in futures)
-    finally:
-        for future, _ in futures:
-            future.cancel()
+    numbers = list(matrices)
+    tasks = [
+        Task(f"the search of group {plan.plan.groups[i].name!r}", matrix.size, search, (matrix,), options)
+        for i, matrix in matrices.items()
+    ]
+    with in_window(executor, tasks) as results:
+        yield ((numbers[k], result) for k, result in results)
 
 
-def _found_here(plan: ModelPlan, options: dict[str, Any]) -> Iterator[tuple[SearchResult, int]]:
+def _found_here(matrices: Mapping[int, GroupMatrix], options: dict[str, Any]) -> Iterator[tuple[int, SearchResult]]:
     """The same without an executor: one group after the other, or those that have room on a GPU together."""
-    for groups in _together(plan, options):
-        matrices = [search_matrix(plan, group) for group in groups]
-        yield from zip(search_many(matrices, **options), [matrix.size for matrix in matrices], strict=True)
+    for numbers in _together(matrices, options):
+        yield from zip(numbers, search_many([matrices[i] for i in numbers], **options), strict=True)
 
 
-def _together(plan: ModelPlan, options: dict[str, Any]) -> Iterator[list[Group]]:
-    """The groups with a search matrix, those that are searched at a time."""
-    groups = [group for group in plan.plan.groups if group.parts]
+def _together(matrices: Mapping[int, GroupMatrix], options: dict[str, Any]) -> Iterator[list[int]]:
+    """The numbers of the groups that are searched at a time."""
     if options["device"] == "cpu" or loader.why_not() is not None:
-        yield from ([group] for group in groups)
+        yield from ([i] for i in matrices)
         return
     room = cuda_device.free_bytes()
-    batch: list[Group] = []
+    batch: list[int] = []
     elements = needed = 0
-    for group in groups:
-        rows, columns = _rows(plan, group), len(group.columns)
-        takes = bytes_on_a_device(rows, columns, options["m_by_n"], options["effort"])
-        if batch and (elements + rows * columns > MOST_TOGETHER or needed + takes > room):
+    for i, matrix in matrices.items():
+        takes = bytes_on_a_device(*matrix.shape, options["m_by_n"], options["effort"])
+        if batch and (elements + matrix.size > MOST_TOGETHER or needed + takes > room):
             yield batch
             batch, elements, needed = [], 0, 0
-        batch.append(group)
-        elements, needed = elements + rows * columns, needed + takes
+        batch.append(i)
+        elements, needed = elements + matrix.size, needed + takes
     if batch:
         yield batch
-
-
-def _rows(plan: ModelPlan, group: Group) -> int:
-    """Rows of a group's search matrix."""
-    kernels = [plan.plan.kernels[part.kernel] for part in group.parts]
-    return sum(math.prod(kernel.shape) // kernel.reduction_size for kernel in kernels)
-
-
-def search_matrix(plan: ModelPlan, group: Group) -> np.ndarray:
-    """The group's search matrix: a column per channel of `group.columns`, a row per weight row; float32 scores."""
-    kernels = plan.plan.kernels
-    rows = [math.prod(kernels[p.kernel].shape) // kernels[p.kernel].reduction_size for p in group.parts]
-    matrix = np.empty((sum(rows), len(group.columns)), np.float32)
-    start = 0
-    flat: np.ndarray | None = None
-    last = -1
-    for part, count in zip(group.parts, rows, strict=True):
-        if part.kernel != last:
-            flat, last = plan.score_matrix(part.kernel, np.float32), part.kernel
-        assert flat is not None
-        matrix[start : start + count] = flat[part.positions].T
-        start += count
-    return matrix
 
 
 def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
@@ -241,12 +249,6 @@ def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:
     before = after = 0.0
     for index in group.kernels:
         kernel = plan.plan.kernels[index]
-        score = plan.score(kernel)
-        before += plan.retained(kernel, score)[0]
-        after += plan.retained(kernel, reordered(score, moves.get(kernel.variable, [])))[0]
+        before += plan.retained(kernel)[0]
+        after += plan.retained(kernel, moves.get(kernel.variable, []))[0]
     return after >= before
-
-
-def _bar(plan: ModelPlan, progress: bool | None) -> Any:
-    sizes = [len(group.columns) * _rows(plan, group) for group in plan.plan.groups]
-    return progress_bar(sum(sizes), "permute", progress, unit="weight", unit_scale=True)

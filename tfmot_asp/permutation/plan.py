@@ -26,14 +26,16 @@ from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import is_masked
 from tfmot_asp.keras_models.kernels import Kernel, Scores, kernel_name, layers_with_kernels, scores_of
 from tfmot_asp.keras_models.slots import optimizers_of, slots_of
-from tfmot_asp.keras_models.variables import read, underlying_variable
+from tfmot_asp.keras_models.variables import underlying_variable, view
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
+from tfmot_asp.keras_models.windows import windows
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.analysis import analyse
 from tfmot_asp.permutation.axes import Axes, Runs
 from tfmot_asp.permutation.groups import PermutationPlan, PlannedKernel, plan_groups
 from tfmot_asp.permutation.merged_axes import merged_axes
+from tfmot_asp.permutation.reorder import AxisMoves, Moves, reordered_window
 from tfmot_asp.reason import Reason
 from tfmot_asp.types import InputShapes, Policy
 
@@ -65,6 +67,7 @@ class ModelPlan:
         outputs: how many of the graph's outputs are the model's own.
         free: whether the channels of these may move.
         scores: of planned kernels, by the position of their variable, where magnitudes are not what counts.
+        stored: the values of variables, by their positions, where they are not in the model but in files.
     """
 
     function: Any
@@ -78,28 +81,38 @@ class ModelPlan:
     outputs: int = 0
     free: bool = False
     scores: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    stored: Mapping[int, Any] | None = None
 
     def __repr__(self) -> str:
         return f"ModelPlan({len(self.plan.kernels)} kernels, {len(self.plan.groups)} groups, {self.graph})"
 
-    def weight(self, variable: int) -> np.ndarray:
-        """The current value of a variable."""
-        return read(self.graph.variables[variable])
+    def weight(self, variable: int) -> Any:
+        """The current value of a variable: not a copy, and not to be written."""
+        return view(self.graph.variables[variable]) if self.stored is None else self.stored[variable]
 
-    def score(self, kernel: PlannedKernel) -> np.ndarray:
-        """The score of each weight of a kernel: what was given, else the weight, whose magnitude it is."""
+    def score(self, kernel: PlannedKernel) -> Any:
+        """The score of each weight of a kernel, in its shape: what was given, else the weight itself."""
         given = self.scores.get(kernel.variable)
-        return self.weight(kernel.variable) if given is None else given
+        return (self.weight(kernel.variable) if given is None else given).reshape(kernel.shape)
 
-    def score_matrix(self, index: int, dtype: Any) -> np.ndarray:
-        """The scores of a kernel by its position: shape (reduction size, everything else), not negative."""
-        kernel = self.plan.kernels[index]
-        return np.abs(kernel.flat(self.score(kernel)).astype(dtype))
+    def shape(self, variable: int) -> tuple[int, ...]:
+        """The shape of a variable in the axes of the plan: those that are taken as one are one."""
+        shape = self.graph.variables[variable].shape
+        return tuple(math.prod(int(shape[axis]) for axis in run) for run in self.axes.runs(variable))
 
-    def retained(self, kernel: PlannedKernel, score: np.ndarray) -> tuple[float, float]:
-        """How much of the scores of a kernel, given in some order, the mask keeps, and how much there is in all."""
-        kept = masks.retained_magnitude(score.reshape(kernel.shape), kernel.reduction_axes, self.pattern)
-        return kept, float(np.abs(score.astype(np.float32)).sum(dtype=np.float64))
+    def along(self, variable: int, moves: Moves) -> AxisMoves:
+        """How a variable moves, in the axes of the plan."""
+        runs = list(self.axes.runs(variable))
+        return [(runs.index(axes), index) for axes, index in moves]
+
+    def retained(self, kernel: PlannedKernel, moves: Moves = ()) -> tuple[float, float]:
+        """How much of the scores of a kernel, reordered, the mask keeps, and how much there is in all."""
+        score, along, kept, total = self.score(kernel), self.along(kernel.variable, moves), [], []
+        for window in windows(kernel.shape, whole=kernel.reduction_axes):
+            part = reordered_window(score, along, window)
+            kept.append(masks.retained_magnitude(part, kernel.reduction_axes, self.pattern))
+            total.append(float(np.abs(part.astype(np.float32)).sum(dtype=np.float64)))
+        return math.fsum(kept), math.fsum(total)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for a permutation found on one model to fit another: its variables and its groups."""
@@ -128,11 +141,13 @@ def plan_model(
     outputs: str = "pinned",
     optimizer: Any = None,
     merged: Mapping[int, Runs] | None = None,
+    has_weights: bool = True,
 ) -> ModelPlan:
     """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises.
 
     `merged` says of which variables some axes are taken as one, as a plan's axes have it; by default those of
-    `merged_axes` whose slots in the optimizers of the model can follow.
+    `merged_axes` whose slots in the optimizers of the model can follow. Without `has_weights` its architecture is all
+    that counts: no weight is read, and the model is not run.
     """
     pattern = Pattern.of(sparsity_m_by_n)
     chosen, dense = _kernels(model, policy, input_shapes)
@@ -151,18 +166,20 @@ def plan_model(
         outputs=outputs,
         merged=merged,
         optimizers=optimizers_of(model, optimizer),
+        has_weights=has_weights,
     )
     if input_shapes is None and leaves_sizes_open(model):
-        return _planned_at_open_sizes(model, planned)
+        return _planned_at_open_sizes(model, planned, has_weights)
     return planned(_traced(model, input_shapes))
 
 
-def _planned_at_open_sizes(model: Any, planned: Callable[..., ModelPlan]) -> ModelPlan:
+def _planned_at_open_sizes(model: Any, planned: Callable[..., ModelPlan], runs: bool) -> ModelPlan:
     """A plan at sizes of our own choosing. It is sound if channels move alike at other sizes, which is tried.
 
     Args:
         model: that leaves sizes open.
         planned: ``_planned`` with all but the first of its arguments given.
+        runs: whether the model has weights, and so can be run.
 
     Raises:
         ValueError: if the model cannot be traced at any of our sizes, or its channels move otherwise at each.
@@ -170,13 +187,13 @@ def _planned_at_open_sizes(model: Any, planned: Callable[..., ModelPlan]) -> Mod
     problem: Exception | None = None
     for size, other in pairs_of_sizes(model):
         try:
-            traced = _running(model, size)
+            traced = _running(model, size, runs)
         except REFUSALS as error:
             problem = problem or error
             continue
         plan = planned(traced)
         try:
-            traced = _running(model, other)
+            traced = _running(model, other, runs)
         except REFUSALS:  # it takes no other, as with a table of so many positions
             return plan
         if planned(traced, scores=None).fingerprint() == plan.fingerprint():
@@ -189,10 +206,11 @@ def _planned_at_open_sizes(model: Any, planned: Callable[..., ModelPlan]) -> Mod
     ) from problem
 
 
-def _running(model: Any, size: int) -> tuple[Any, Graph]:
-    """The function and graph at a size for open axes. That it can be traced is not enough: it is run."""
+def _running(model: Any, size: int, runs: bool) -> tuple[Any, Graph]:
+    """The function and graph at a size for open axes. That it can be traced is not enough: it is run, if it can be."""
     function, graph = _traced(model, None, size)
-    run_once(function)
+    if runs:
+        run_once(function)
     return function, graph
 
 
@@ -206,6 +224,7 @@ def _planned(
     outputs: str,
     merged: Mapping[int, Runs] | None,
     optimizers: list[Any],
+    has_weights: bool,
 ) -> ModelPlan:
     function, graph = traced
     if merged is None:
@@ -224,7 +243,8 @@ def _planned(
             kinds.append(kernel.layout.kind)
             if scores is not None:
                 given[variable] = np.fmax(scores_of(name, kernel, scores), 0)
-    check_finite({k.name: graph.variables[k.variable] for k in kernels}, graph.variables)
+    if has_weights:
+        check_finite({k.name: graph.variables[k.variable] for k in kernels}, graph.variables)
     count = sum(tf.is_tensor(t) for t in tf.nest.flatten(function.structured_outputs[0]))
     axes = analyse(graph, free=count if outputs == "free" else 0, merged=merged)
     plan = plan_groups(axes, kernels, pattern.block)

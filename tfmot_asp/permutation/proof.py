@@ -1,7 +1,8 @@
 """Proof by running: the traced function computes the same before and after, tried on copies of the weights.
 
-The function is run on variables of its own, so a failed proof leaves nothing to undo, and state that the function
-writes (counters, seeds) is not touched. It runs on two sets of weights:
+What a run changes, the weights that are reordered and state that the function writes (counters, seeds), are copies, so
+a failed proof leaves nothing to undo. They are made for each run, and freed after it: never more than the weights
+once. It runs on two sets of weights:
 
 * random ones, all of a size that matters. A permutation is right for any weights or for none; with the model's own, a
   branch that a tiny or zero scale silences (LayerScale, zero-initialized batch normalization) would prove nothing;
@@ -10,18 +11,22 @@ writes (counters, seeds) is not touched. It runs on two sets of weights:
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.graph.compare import difference, tolerance
 from tfmot_asp.graph.flat_graph import local_variable, variable_key
+from tfmot_asp.graph.ops import CHOICES, LOOPS, READS
 from tfmot_asp.graph.probes import random_inputs
-from tfmot_asp.keras_models.variables import read, underlying_variable
+from tfmot_asp.keras_models.variables import buffer, handed_over, underlying_variable
+from tfmot_asp.keras_models.windows import windows
 from tfmot_asp.permutation.plan import ModelPlan
+from tfmot_asp.permutation.reorder import Moves, permuted
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +34,10 @@ _DIFFERING = 0.01  # share of an integer output's entries: a class may flip wher
 _AMPLIFIED = 100.0
 _USELESS = 1e-2
 
-Values = list[np.ndarray]
+_READING = (*READS, *LOOPS, *CHOICES, "Identity", "IdentityN")
+_SMALL = 1 << 12  # elements of a variable that is copied whatever reads it
+
+Weights = Callable[[int, Moves], np.ndarray | None]
 
 
 class Verifier:
@@ -45,46 +53,55 @@ class Verifier:
 
     def change(
         self,
-        before: Values,
-        reorder: Callable[[int, np.ndarray], np.ndarray],
+        weights: Weights,
+        moves: Mapping[int, Moves],
         outputs: Sequence[np.ndarray | None] = (),
     ) -> tuple[float, float]:
         """The relative change of the outputs, and what rounding alone could cause.
 
         Args:
-            before: a value for each variable of the graph.
-            reorder: gives the permuted value of a variable, from its position and value.
+            weights: values of the variables of the graph.
+            moves: how variables are reordered, by their positions.
             outputs: the order that the last axis of an output has afterwards; it is undone before comparing.
 
         Returns:
             The largest change of an output relative to its largest value, and the largest that counts as rounding: the
             tolerance of the dtype, or more where the function amplifies a change of its inputs by one rounding step.
         """
-        old = self.run(before)
+        old = self.run(weights)
         if self._random:
-            again = self.run(before)
+            again = self.run(weights)
             same = [_difference(a, b) <= self.tolerance for a, b in zip(old, again, strict=True)]
         else:
             same = [True] * len(old)
-        new = self.run([reorder(i, value) for i, value in enumerate(before)], orders=outputs)
+        new = self.run(weights, moves, orders=outputs)
         pairs = [(a, b) for a, b, keep in zip(old, new, same, strict=True) if keep]
         change = max((_difference(a, b) for a, b in pairs), default=0.0)
         if change <= self.tolerance:
             return change, self.tolerance
-        nudged = self.run(before, nudge=1.0 + 2.0**-20)
+        nudged = self.run(weights, nudge=1.0 + 2.0**-20)
         noise = max((_difference(a, b) for a, b, keep in zip(old, nudged, same, strict=True) if keep), default=0.0)
         return change, max(self.tolerance, _AMPLIFIED * noise)
 
-    def run(self, values: Sequence[np.ndarray], nudge: float = 1.0, orders: Sequence[np.ndarray | None] = ()) -> Values:
-        """The outputs for `values` of the variables, on the probe input, with the orders of outputs undone."""
+    def run(
+        self,
+        weights: Weights,
+        moves: Mapping[int, Moves] | None = None,
+        nudge: float = 1.0,
+        orders: Sequence[np.ndarray | None] = (),
+    ) -> list[np.ndarray]:
+        """The outputs for reordered weights, on the probe input, with the orders of outputs undone."""
         function, inputs = self.plan.function, self.inputs
         if nudge != 1.0:
             inputs = [t * tf.cast(nudge, t.dtype) if t.dtype.is_floating else t for t in inputs]
         copies = {}
-        for variable, value in zip(self.plan.graph.variables, values, strict=True):
-            plain = underlying_variable(variable)
-            with tf.device(getattr(plain, "device", None)):
-                copies[variable_key(variable)] = tf.Variable(value, dtype=plain.dtype, trainable=False)
+        for i, variable in enumerate(self.plan.graph.variables):
+            value = weights(i, (moves or {}).get(i, ()))
+            if value is not None:
+                plain = underlying_variable(variable)
+                with tf.device(getattr(plain, "device", None)):
+                    copies[variable_key(variable)] = tf.Variable(handed_over(value), dtype=plain.dtype, trainable=False)
+                del value
         captured = [local_variable(copies[id(c)]).handle if id(c) in copies else c for c in function.captured_inputs]
         outputs = [t for t in tf.nest.flatten(function._call_flat(inputs, captured)) if tf.is_tensor(t)]
         for i, order in enumerate(orders):
@@ -97,25 +114,63 @@ class Verifier:
         ]
 
 
-def own_values(plan: ModelPlan) -> Values:
-    return [read(v) for v in plan.graph.variables]
+class OwnWeights:
+    """The model's own weights. Called with the position of a variable and how it moves, it gives the value.
+
+    None for one that does not move and that the function does not write: it serves as it is.
+    """
+
+    def __init__(self, plan: ModelPlan):
+        self.plan = plan
+        self._written = {
+            t.variable
+            for op in plan.axes.walked
+            if op.type not in _READING
+            for t in op.inputs
+            if t.variable is not None
+        }
+
+    def __call__(self, variable: int, moves: Moves) -> np.ndarray | None:
+        value = self.plan.weight(variable)
+        if moves or variable in self._written or value.size <= _SMALL or not _is_float(self.plan, variable):
+            return permuted(value, moves)
+        return None
 
 
-def random_values(plan: ModelPlan, seed: int = 0) -> Values:
-    """Matrices with a gain near 1, vectors in [0.5, 1.5] (a variance stays positive); integers as they are."""
-    rng = np.random.default_rng(seed)
-    values = []
-    for variable in plan.graph.variables:
-        shape = tuple(int(n) for n in variable.shape)
-        dtype = underlying_variable(variable).dtype
-        if not dtype.is_floating:
-            values.append(read(variable))
-        elif sum(n > 1 for n in shape) < 2 or "variance" in variable.name:
-            values.append(rng.uniform(0.5, 1.5, shape).astype(dtype.as_numpy_dtype))
-        else:
-            draw = rng.random(shape, np.float32) * 2 - 1
-            values.append((draw * math.sqrt(3 / math.prod(shape[:-1]))).astype(dtype.as_numpy_dtype))
-    return values
+class RandomWeights:
+    """Matrices with a gain near 1, vectors in [0.5, 1.5] (a variance stays positive); integers as they are.
+
+    A matrix is looked up in one table, at places that each of its axes moves by random steps: so any window of it can
+    be made by itself, in any order of its axes.
+    """
+
+    _TABLE = 1 << 20
+
+    def __init__(self, plan: ModelPlan, seed: int = 0):
+        self.plan, self._seed = plan, seed
+        self._table = np.random.default_rng(seed).random(self._TABLE, np.float32) * 2 - 1
+
+    def __call__(self, variable: int, moves: Moves) -> np.ndarray | None:
+        stored = underlying_variable(self.plan.graph.variables[variable])
+        shape = self.plan.shape(variable)
+        if not _is_float(self.plan, variable):
+            return permuted(self.plan.weight(variable), moves)
+        rng, dtype = np.random.default_rng((self._seed, variable)), stored.dtype.as_numpy_dtype
+        if sum(n > 1 for n in shape) < 2 or "variance" in stored.name:
+            return permuted(rng.uniform(0.5, 1.5, stored.shape).astype(dtype), moves)
+        steps = [rng.integers(0, self._TABLE, size) for size in shape]
+        for axis, index in self.plan.along(variable, moves):
+            steps[axis] = steps[axis][index]
+        scale = np.float32(math.sqrt(3 / math.prod(shape[:-1])))
+        values = buffer(shape, dtype)
+        for window in windows(shape, elements=1 << 18):
+            place = functools.reduce(np.add.outer, [at[cut] for at, cut in zip(steps, window, strict=True)])
+            values[window] = self._table[place & (self._TABLE - 1)] * scale
+        return values.reshape(stored.shape)
+
+
+def _is_float(plan: ModelPlan, variable: int) -> bool:
+    return bool(underlying_variable(plan.graph.variables[variable]).dtype.is_floating)
 
 
 def conclusive(change: float, limit: float) -> bool:

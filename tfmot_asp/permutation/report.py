@@ -20,8 +20,8 @@ from tfmot_asp.reports.table import percent, table
 from tfmot_asp.types import InputShapes, Policy
 
 if TYPE_CHECKING:
-    from tfmot_asp.permutation.apply import Moves
     from tfmot_asp.permutation.plan import ModelPlan
+    from tfmot_asp.permutation.reorder import Moves
     from tfmot_asp.permutation.search import SearchResult
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class PermutationReport:
         output_orders: with `outputs="free"`, for each output of the model where the channels on its last axis come
             from, `new[..., i] = old[..., order[i]]`; None where they stay. `tf.gather(new, np.argsort(order), axis=-1)`
             undoes it. Empty if outputs were pinned.
+        memory: bytes that `permute` needed at most beside the model, as planned; None if not known.
         outline: what :meth:`plot` draws: the model's ops as plain data, about 150 bytes each; None if not known.
 
     Example:
@@ -108,6 +109,7 @@ class PermutationReport:
     fingerprint: dict[str, Any] = dataclasses.field(repr=False)
     outline: Outline | None = dataclasses.field(default=None, repr=False)
     output_orders: tuple[tuple[int, ...] | None, ...] = dataclasses.field(default=(), repr=False)
+    memory: int | None = None
 
     @property
     def prunable(self) -> int:
@@ -157,6 +159,7 @@ class PermutationReport:
                 fingerprint=data["fingerprint"],
                 outline=Outline.from_dict(data["outline"]) if data.get("outline") else None,
                 output_orders=tuple(None if o is None else tuple(o) for o in data.get("output_orders", ())),
+                memory=data.get("memory"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a report saved by tfmot_asp {FORMAT!r}: {error}") from error
@@ -214,10 +217,12 @@ class PermutationReport:
             outputs="free" if self.output_orders else "pinned",
             merged={int(v): tuple(map(tuple, runs)) for v, runs in self.fingerprint.get("merged", {}).items()},
         )
+        return finish(plan, model, self.orders_for(plan), verify=verify, optimizer=optimizer)
+
+    def orders_for(self, plan: ModelPlan) -> list[np.ndarray]:
+        """The orders of a plan's groups; raises ValueError if it is of another model, naming the first difference."""
         _check_same(self.fingerprint, plan.fingerprint())
-        return finish(
-            plan, model, [np.asarray(g.order, np.int64) for g in self.groups], verify=verify, optimizer=optimizer
-        )
+        return [np.asarray(group.order, np.int64) for group in self.groups]
 
     def __str__(self) -> str:
         count = len(self.groups)
@@ -265,17 +270,26 @@ def finish(
     optimizer: Any = None,
 ) -> PermutationReport:
     """Applies the orders of a plan's groups and reports. Writing the weights is the last that can fail."""
-    from tfmot_asp.permutation.apply import apply, reordered, variable_moves
+    from tfmot_asp.permutation.apply import apply
+
+    report = report_of(plan, model, orders, results)
+    change = apply(plan, orders, model, verify=verify, optimizer=optimizer)
+    logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
+    return dataclasses.replace(report, max_change=change)
+
+
+def report_of(
+    plan: ModelPlan, model: Any, orders: Sequence[np.ndarray], results: Sequence[SearchResult | None] | None = None
+) -> PermutationReport:
+    """The report on orders that are yet to be applied."""
+    from tfmot_asp.permutation.apply import variable_moves
     from tfmot_asp.permutation.free_outputs import output_orders
     from tfmot_asp.permutation.picture.outline import outline
 
     moves = variable_moves(plan, orders)
-    before, after = [], []
-    for kernel in plan.plan.kernels:
-        score = plan.score(kernel)
-        before.append(plan.retained(kernel, score))
-        after.append(plan.retained(kernel, reordered(score, moves.get(kernel.variable, []))))
-    report = PermutationReport(
+    before = [plan.retained(kernel) for kernel in plan.plan.kernels]
+    after = [plan.retained(kernel, moves.get(kernel.variable, [])) for kernel in plan.plan.kernels]
+    return PermutationReport(
         layers=tuple(_layers(plan, moves, before, after)),
         groups=tuple(_group_entries(plan, orders, results)),
         sparsity_m_by_n=plan.pattern,
@@ -288,9 +302,6 @@ def finish(
         if plan.free
         else (),
     )
-    change = apply(plan, orders, model, verify=verify, optimizer=optimizer)
-    logger.info("%d of %d prunable kernels permuted", report.permuted, report.prunable)
-    return dataclasses.replace(report, max_change=change)
 
 
 def _layers(

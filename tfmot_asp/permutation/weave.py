@@ -11,10 +11,11 @@ Scores are integers here, so that a sum does not depend on its order and the res
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tfmot_asp.keras_models.windows import windows
 from tfmot_asp.permutation.groups import Group
 from tfmot_asp.permutation.plan import ModelPlan
 from tfmot_asp.permutation.search._jit import jit
@@ -40,12 +41,11 @@ def weave(plan: ModelPlan, orders: Sequence[np.ndarray], effort: str) -> list[np
     if not woven:
         return orders
     kernels = sorted({index for i in woven for index in plan.plan.groups[i].kernels})
-    largest = max((float(plan.score_matrix(index, np.float64).max(initial=0)) for index in kernels), default=0.0)
+    largest = max(float(part.max(initial=0)) for index in kernels for _, part in _scores(plan, index))
     if not largest:
         return orders
     states = {
-        index: _KernelNow(plan.score_matrix(index, np.float64), largest, plan.pattern.block, plan.pattern.kept)
-        for index in kernels
+        index: _KernelNow(_codes(plan, index, largest), plan.pattern.block, plan.pattern.kept) for index in kernels
     }
     for level in dict.fromkeys(group.level for group in plan.plan.groups):
         here = [i for i, group in enumerate(plan.plan.groups) if group.level == level]
@@ -61,14 +61,30 @@ def weave(plan: ModelPlan, orders: Sequence[np.ndarray], effort: str) -> list[np
     return orders
 
 
+def _scores(plan: ModelPlan, index: int) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """The scores of a kernel in float64, window by window."""
+    score = plan.score(plan.plan.kernels[index])
+    for window in windows(score.shape):
+        yield window, np.abs(score[window].astype(np.float64))
+
+
+def _codes(plan: ModelPlan, index: int, largest: float) -> np.ndarray:
+    """The scores of a kernel as integers, its flat reduction axis first."""
+    kernel = plan.plan.kernels[index]
+    codes = np.empty(kernel.shape, np.int32)
+    for window, part in _scores(plan, index):
+        codes[window] = np.rint(part * (_CODES / largest))
+    return np.ascontiguousarray(kernel.flat(codes))
+
+
 class _KernelNow:
     """One kernel as it is ordered now: what lies where on its reduction axis, and what each stripe keeps."""
 
-    def __init__(self, scores: np.ndarray, largest: float, n: int, keep: int):
+    def __init__(self, codes: np.ndarray, n: int, keep: int):
         self.n, self.keep = n, keep
-        self.codes = np.rint(scores * (_CODES / largest)).astype(np.int32)
-        self.at = np.arange(len(scores))
-        self.kept = np.zeros(-(-len(scores) // n), np.int64)
+        self.codes = codes
+        self.at = np.arange(len(codes))
+        self.kept = np.zeros(-(-len(codes) // n), np.int64)
         self.refresh(np.arange(len(self.kept)))
 
     def move(self, positions: np.ndarray, order: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from tfmot_asp.permutation.search.effort import EFFORTS, make_workload, row_step
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.progress import Progress, within
 from tfmot_asp.permutation.search.result import SearchResult
-from tfmot_asp.permutation.search.scores import Scores
+from tfmot_asp.permutation.search.scores import RowSource, Scores
 from tfmot_asp.permutation.search.value import efficacy, evaluate
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -302,14 +302,14 @@ def _check_integer(name: str, value: Any) -> int:
 
 
 def _check_scores(matrix: Any, row_weights: Any, column_weights: Any) -> Scores:
-    array = np.asarray(matrix)
+    array = matrix if isinstance(matrix, RowSource) else np.asarray(matrix)
     kind = f"an array of shape {array.shape} and dtype {array.dtype}"
     if array.ndim != 2:
         raise ValueError(
             f"matrix must have two axes, (rows, columns) with a column per channel; got {kind}. Move a kernel's "
             "reduction axis last and flatten the others, for example np.moveaxis(kernel, 2, -1).reshape(-1, channels)."
         )
-    if array.size == 0:
+    if 0 in array.shape:
         raise ValueError(f"matrix is empty: got {kind}; it needs at least one row and one column")
     if array.dtype.kind not in "fiu" and not _is_extended_float(array.dtype):
         raise TypeError(f"matrix must be of real numbers, floats or integers; got {kind}")

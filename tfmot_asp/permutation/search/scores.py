@@ -18,17 +18,29 @@ _Result = TypeVar("_Result")
 _Floats = npt.NDArray[np.float64]
 
 
+class RowSource:
+    """A matrix that is read as slices of rows and makes them then; subclasses say how."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    ndim = 2
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        """Some of its rows, as an array."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Non-negative scores |matrix| * row weight * column weight.
 
     Attributes:
-        matrix: (rows, columns), any real dtype.
+        matrix: (rows, columns), any real dtype; an array, or what gives slices of its rows.
         row_weights, column_weights: float64 (rows,) and (columns,), finite and non-negative, or None for ones.
         row_step: only every row_step-th row takes part.
     """
 
-    matrix: npt.NDArray[Any]
+    matrix: npt.NDArray[Any] | RowSource
     row_weights: _Floats | None = None
     column_weights: _Floats | None = None
     row_step: int = 1
