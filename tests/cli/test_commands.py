@@ -440,10 +440,21 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
     assert run(*command, "--no-fold-batch-norm", "--input-shape", "1,8,8,3", "--batch-size", 3)[0] == 0
     shape = (1, 8, 8, 3)
     assert calls["onnx"] == {"overwrite": False, "input_shapes": shape, "batch_size": 3, "fold_batch_norm": False}
-    options = "--float16-io", "--inputs-as-nchw", "image", "--calibration-method", "mse", "--percentile", 99
+    options = (
+        "--float16-io",
+        "--inputs-as-nchw",
+        "image",
+        "--outputs-as-nchw",
+        "y",
+        "--calibration-method",
+        "mse",
+        "--percentile",
+        99,
+    )
     assert run(*command, *options, "--keep-float", "a", "--keep-float", "b", "--int8-weights")[0] == 0
     assert calls["onnx"] == {
         "overwrite": False, "input_shapes": None, "float16_io": True, "inputs_as_nchw": ["image"],
+        "outputs_as_nchw": ["y"],
         "calibration_method": "mse", "percentile": 99.0, "keep_float": ["a", "b"], "int8_weights": True,
     }  # fmt: skip
     assert run(*command, "--tensorrt-version", "8.6", "--batch-sizes", "1,8,16")[0] == 0
@@ -455,8 +466,10 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
     assert run(*command, *old_names, "--io-dtype", "uint8")[0] == 0
     assert list(calls["tflite"].pop("calibration_data")) == ["image"]
     assert calls["tflite"] == {"overwrite": False, "input_shapes": None, "precision": "int8", "io_dtype": "uint8"}
-    assert run(*command, "--batch-size", "open", "--select-tf-ops")[0] == 0
-    assert calls["tflite"] == {"overwrite": False, "input_shapes": None, "batch_size": None, "select_tf_ops": True}
+    assert run(*command, "--batch-size", "open", "--select-tf-ops", "--uncompared", "b")[0] == 0
+    assert calls["tflite"] == {
+        "overwrite": False, "input_shapes": None, "batch_size": None, "select_tf_ops": True, "uncompared": ["b"],
+    }  # fmt: skip
     assert run(*command)[0] == 0
     assert calls["tflite"] == {"overwrite": False, "input_shapes": None}
     command = "export", "model.keras", "--to", "saved_model", "-o", "m"

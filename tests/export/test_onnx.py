@@ -589,3 +589,32 @@ def test_what_is_missing_or_not_finite_is_infinitely_far_off():
     errors.add({"a": np.array([-np.inf, 1.0])}, {"a": np.array([-np.inf, 1.0])})
     assert errors.worst().worst == 0
     assert compare.SpreadErrors(1e-3).worst().output == ""
+
+
+def test_outputs_are_channels_first_if_asked(tmp_path):
+    x = layers.Input((8, 8, 3), name="image")
+    model = shaken(tf_keras.Model(x, {"mask": layers.Conv2D(4, 3, name="mask")(x), "mean": layers.Flatten()(x)}))
+    tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp32", outputs_as_nchw=["mask"])
+    values = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype("f")
+    found = run(tmp_path / "m.onnx", image=values)
+    close(np.transpose(found["mask"], (0, 2, 3, 1)), model(values)["mask"])
+    close(found["mean"], model(values)["mean"])
+    with pytest.raises(ValueError, match=r"outputs_as_nchw must list outputs of rank 4, out of \['mask'\]"):
+        tfmot_asp.export.onnx(model, tmp_path / "n.onnx", outputs_as_nchw=["mean"])
+
+
+def test_outputs_whose_ties_change_places_may_be_left_out(tmp_path):
+    x = layers.Input((64,), name="x")
+    scores = layers.Dense(40, name="fc")(x)
+    near = layers.Lambda(lambda s: tf.gather(tf.sin(1e4 * s), tf.math.top_k(s, 8).indices, batch_dims=1))(scores)
+    model = shaken(tf_keras.Model(x, {"near": near, "scores": scores}))
+    with pytest.raises(RuntimeError, match="output 'near' differs"):
+        tfmot_asp.export.onnx(model, tmp_path / "m.onnx")
+    report = tfmot_asp.export.onnx(model, tmp_path / "m.onnx", uncompared="near")
+    assert "Output 'near' was not compared with the model's." in report.notes
+    with pytest.raises(ValueError, match="uncompared names 'far'; the outputs are near, scores"):
+        tfmot_asp.export.onnx(model, tmp_path / "n.onnx", uncompared=["far"])
+    with pytest.raises(RuntimeError, match="output 'near'"):
+        tfmot_asp.export.tflite(model, tmp_path / "m.tflite", precision="fp16")
+    report = tfmot_asp.export.tflite(model, tmp_path / "m.tflite", precision="fp16", uncompared=["near"])
+    assert any("'near' was not compared" in note for note in report.notes)

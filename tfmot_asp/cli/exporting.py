@@ -13,11 +13,12 @@ from tfmot_asp.cli.writing import check_output
 _SUFFIXES = {"onnx": (".onnx",), "tflite": (".tflite",), "saved_model": ("",)}
 _OPTIONS = {
     "onnx": (
-        *("precision", "batch_size", "fold_batch_norm", "calibration_data", "opset", "inputs_as_nchw", "float16_io"),
+        *("precision", "batch_size", "fold_batch_norm", "calibration_data", "opset", "float16_io"),
+        *("inputs_as_nchw", "outputs_as_nchw", "uncompared"),
         *("calibration_method", "percentile", "keep_float", "int8_weights", "tensorrt", "batch_sizes", "check"),
     ),
     "saved_model": ("precision", "batch_size", "fold_batch_norm"),
-    "tflite": ("precision", "batch_size", "calibration_data", "io_dtype", "select_tf_ops"),
+    "tflite": ("precision", "batch_size", "calibration_data", "io_dtype", "select_tf_ops", "uncompared"),
 }
 _FLAGS = {
     "fold_batch_norm": "no-fold-batch-norm",

@@ -347,10 +347,14 @@ def _export_options(command: argparse.ArgumentParser) -> None:
         "--batch-size", type=options.batch, metavar="N", help="fixed batch size, or open (open; of TFLite 1)"
     )
     _switch(group, "--no-fold-batch-norm", "keep batch norm as it is", name="fold_batch_norm", value=False)
+    group.add_argument(
+        "--uncompared", action="append", metavar="NAME", help="an output that may differ: ONNX, TFLite (ties in TopK)"
+    )
     _pattern(group, None, ", of a model without pruning wrappers")
     group = command.add_argument_group("for ONNX")
     group.add_argument("--opset", type=options.count, metavar="N", help="13 to 18 (17)")
     group.add_argument("--inputs-as-nchw", action="append", metavar="NAME", help="take this input channels first")
+    group.add_argument("--outputs-as-nchw", action="append", metavar="NAME", help="give this output channels first")
     _switch(group, "--float16-io", "with fp16: inputs and outputs in float16 too")
     group.add_argument(
         "--tensorrt-version",

@@ -12,7 +12,7 @@ from tfmot_asp.export.activation_ranges import METHODS
 from tfmot_asp.export.calibration_data import CalibrationBatches
 from tfmot_asp.export.kept_pattern import check_nothing_lost
 from tfmot_asp.export.keywords import takes_aliases
-from tfmot_asp.export.lowering.inference import inference_function, serving_function
+from tfmot_asp.export.lowering.inference import check_outputs, inference_function, serving_function
 from tfmot_asp.export.onnx_files.comparison import OutputCheck
 from tfmot_asp.export.onnx_files.convert import DEFAULT_OPSET, check_opset, convert, import_tf2onnx
 from tfmot_asp.export.onnx_files.run import session
@@ -47,6 +47,8 @@ def onnx(
     input_shapes: InputShapes | None = None,
     fold_batch_norm: bool = True,
     inputs_as_nchw: Sequence[str] = (),
+    outputs_as_nchw: Sequence[str] = (),
+    uncompared: Iterable[str] = (),
     float16_io: bool = False,
     calibration_data: CalibrationData | None = None,
     calibration_method: str = "percentile",
@@ -84,6 +86,9 @@ def onnx(
         fold_batch_norm: whether to fold batch norm before the conversion; tf2onnx folds what directly follows a
             convolution in any case.
         inputs_as_nchw: names of image inputs that the file is to take channels first.
+        outputs_as_nchw: names of outputs of rank 4 that the file is to give channels first.
+        uncompared: names of outputs that may differ, such as those that are ordered by ``TopK``, whose ties change
+            places.
         float16_io: with fp16, whether inputs and outputs are float16 too; by default they keep their types.
         calibration_data: typical inputs, needed for int8; in any precision, outputs are compared on them as well. An
             array (one input), a tuple of arrays, a dict of arrays by input name, or an iterable of batches in these
@@ -141,8 +146,9 @@ def onnx(
         function = inference_function(
             plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm, distinct_names=True
         )
-        converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs))
-        outputs = OutputCheck(original, inputs_as_nchw)
+        left_out = check_outputs(uncompared, original)
+        converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs), outputs_as_nchw)
+        outputs = OutputCheck(original, inputs_as_nchw, outputs_as_nchw, left_out)
         outputs.compare(session(converted))
         if precision == "fp32":
             notes = write_float(converted, written, outputs, data)
@@ -158,6 +164,7 @@ def onnx(
             if not taken.ok:
                 raise RuntimeError(f"{str(path)!r} is not written: {taken}")
             notes.append(str(taken))
+        notes += [f"Output {name!r} was not compared with the model's." for name in left_out]
     return _finish(report, path, notes, tensorrt, batch_sizes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import tensorflow as tf
 from tfmot_asp.export.calibration_data import calibration_batches
 from tfmot_asp.export.kept_pattern import check_nothing_lost, lost_kernels
 from tfmot_asp.export.keywords import takes_aliases
-from tfmot_asp.export.lowering.inference import inference_function, serving_function
+from tfmot_asp.export.lowering.inference import check_outputs, inference_function, serving_function
 from tfmot_asp.export.lowering.slices import needs_lowering
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
 from tfmot_asp.export.tflite_files.convert import Conversion
@@ -51,6 +52,7 @@ def tflite(
     input_shapes: InputShapes | None = None,
     io_dtype: str = "float32",
     select_tf_ops: bool = False,
+    uncompared: Iterable[str] = (),
     sparsity_m_by_n: PatternLike | None = None,
     overwrite: bool = False,
 ) -> VerificationReport:
@@ -77,6 +79,8 @@ def tflite(
         io_dtype: of inputs and outputs of an int8 file: ``"float32"`` (they are quantized inside), ``"int8"`` or
             ``"uint8"``. Integer inputs, such as token ids, keep their type.
         select_tf_ops: allow ops that TFLite lacks, which then run in TensorFlow's own kernels (SELECT_TF_OPS).
+        uncompared: names of outputs that may differ, such as those that are ordered by ``TopK``, whose ties change
+            places.
         sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
             keep; by default that of its pruning wrappers, and 2:4 for a model without.
         overwrite: replace an existing file.
@@ -101,6 +105,7 @@ def tflite(
     with replacing(path, overwrite=overwrite, what="a TFLite file") as written:
         plain, pattern = plain_model(model, sparsity_m_by_n)
         function = serving_function(plain, batch_size, input_shapes)
+        left_out = check_outputs(uncompared, function)
         trained = _has_fake_quantization(function)
         if trained and precision not in (None, "int8"):
             raise ValueError(f"{model.name!r} was trained quantization-aware, for int8; {precision=} undoes that")
@@ -125,8 +130,9 @@ def tflite(
             report = convert(inference_function(plain, batch_size, input_shapes))
         check_nothing_lost(function, report, "the TFLite file")
         reached = "trained int8" if trained else "fp16" if half and precision == "fp32" else precision
-        notes = compare(function, written, precision, samples, TOLERANCES["tflite"][reached], job.better)
+        notes = compare(function, written, precision, samples, TOLERANCES["tflite"][reached], job.better, left_out)
         notes += in_float(written) if precision == "int8" else []
+        notes += [f"Output {name!r} was not compared with the model's." for name in left_out]
         notes += [*state(written), sizes(written), _NO_SPEEDUP]
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))
     return dataclasses.replace(report, path=str(path), notes=(*report.notes, *notes))

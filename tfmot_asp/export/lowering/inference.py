@@ -9,7 +9,7 @@ import gc
 import itertools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -146,6 +146,23 @@ def inference_function(
     if weights_dtype is not None:
         raise ValueError(f"{model.name!r} cannot be exported in {weights_dtype.name}: {problem}")
     return frozen.function(keys)
+
+
+def check_outputs(names: Iterable[str], function: Any) -> list[str]:
+    """The names of outputs that a user gives.
+
+    Args:
+        names: one, or several.
+        function: whose outputs they are.
+
+    Raises:
+        ValueError: if the function has no such output.
+    """
+    given, known = [names] if isinstance(names, str) else list(names), list(function.structured_outputs)
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"uncompared names {', '.join(map(repr, unknown))}; the outputs are {', '.join(known)}")
+    return given
 
 
 def holder_of(function: Any, model: Any) -> tf.Module:

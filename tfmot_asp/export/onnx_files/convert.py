@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -70,6 +70,7 @@ def convert(
     opset: int = DEFAULT_OPSET,
     inputs_as_nchw: Sequence[str] = (),
     output_order: Sequence[str] | None = None,
+    outputs_as_nchw: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """Converts a frozen function.
 
@@ -78,6 +79,7 @@ def convert(
         opset: of the ONNX file.
         inputs_as_nchw: names of image inputs that the file is to take channels first.
         output_order: names of the outputs, in the order in which the file is to list them.
+        outputs_as_nchw: names of outputs of rank 4 that the file is to give channels first.
 
     Returns:
         The model in float32, checked by onnx's checker with shapes inferred. Its inputs and outputs have the names and
@@ -89,7 +91,11 @@ def convert(
     """
     tf2onnx, onnx = import_tf2onnx(), import_onnx()
     specs = list(function.structured_input_signature[0])
-    _check_inputs(specs, inputs_as_nchw)
+    _check_inputs(specs)
+    _check_images("inputs_as_nchw", inputs_as_nchw, {str(spec.name): spec.shape.rank for spec in specs})
+    _check_images(
+        "outputs_as_nchw", outputs_as_nchw, {n: tensor.shape.rank for n, tensor in function.structured_outputs.items()}
+    )
     _check_not_quantized(function)
     if computes_in_half(function):
         function = widened(function, keep_io=True)
@@ -111,7 +117,8 @@ def convert(
                     input_names=inputs,
                     output_names=outputs,
                     tensors_to_rename=names,
-                    inputs_as_nchw=[name for name, spec in names.items() if spec in set(inputs_as_nchw)],
+                    inputs_as_nchw=[name for name in inputs if names[name] in inputs_as_nchw],
+                    outputs_as_nchw=[name for name in outputs if names[name] in outputs_as_nchw],
                     custom_rewriter=REWRITES,
                 )
 
@@ -141,16 +148,20 @@ def _optimized(converted: Callable[[], Any]) -> Any:
         return optimize(converted(), catch_errors=True)
 
 
-def _check_inputs(specs: Sequence[tf.TensorSpec], inputs_as_nchw: Sequence[str]) -> None:
+def _check_inputs(specs: Sequence[tf.TensorSpec]) -> None:
     for spec in specs:
         if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
             raise ValueError(
                 f"Input {spec.name!r} is of type {spec.dtype.name}, which ONNX for TensorRT does not take: export the "
                 "part of the model after the lookup of its strings"
             )
-    images = {spec.name for spec in specs if spec.shape.rank == 4}
-    if isinstance(inputs_as_nchw, str) or not set(inputs_as_nchw) <= images:
-        raise ValueError(f"inputs_as_nchw must list inputs of rank 4, out of {sorted(images)}; got {inputs_as_nchw!r}")
+
+
+def _check_images(what: str, given: Sequence[str], ranks: Mapping[str, int | None]) -> None:
+    images = {name for name, rank in ranks.items() if rank == 4}
+    if isinstance(given, str) or not set(given) <= images:
+        kind = what.split("_")[0]
+        raise ValueError(f"{what} must list {kind} of rank 4, out of {sorted(images)}; got {given!r}")
 
 
 def _check_not_quantized(function: Any) -> None:

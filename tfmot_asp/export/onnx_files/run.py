@@ -65,13 +65,16 @@ class Watcher:
         return {name: batch[name] for name in self._inputs} | dict(zip(self._computed, computed, strict=True))
 
 
-def run(runner: Any, batch: NamedArrays, inputs_as_nchw: Sequence[str] = ()) -> NamedArrays:
+def run(
+    runner: Any, batch: NamedArrays, inputs_as_nchw: Sequence[str] = (), outputs_as_nchw: Sequence[str] = ()
+) -> NamedArrays:
     """Runs a session on inputs as the Keras model takes them.
 
     Args:
         runner: from ``session``, or a ``HalfRunner``.
         batch: inputs by name.
         inputs_as_nchw: those that the file takes channels first.
+        outputs_as_nchw: those that it gives channels first.
 
     Returns:
         Outputs by name, in the file's dtypes.
@@ -82,7 +85,8 @@ def run(runner: Any, batch: NamedArrays, inputs_as_nchw: Sequence[str] = ()) -> 
         if name in types:  # an input that no output depends on may be left out
             feeds[name] = value.astype(np.float16) if types[name] == "tensor(float16)" else value
     names = [value.name for value in runner.get_outputs()]
-    return dict(zip(names, runner.run(names, feeds), strict=True))
+    found = dict(zip(names, runner.run(names, feeds), strict=True))
+    return {name: np.transpose(a, (0, 2, 3, 1)) if name in outputs_as_nchw else a for name, a in found.items()}
 
 
 def in_file_layout(batch: NamedArrays, inputs_as_nchw: Sequence[str] = ()) -> NamedArrays:

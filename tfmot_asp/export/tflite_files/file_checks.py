@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,15 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def compare(function: Any, written: Path, precision: str, samples: Samples, tolerance: float, better: str) -> list[str]:
+def compare(
+    function: Any,
+    written: Path,
+    precision: str,
+    samples: Samples,
+    tolerance: float,
+    better: str,
+    uncompared: Collection[str] = (),
+) -> list[str]:
     """Runs the file and the model on the same inputs.
 
     Args:
@@ -46,6 +54,7 @@ def compare(function: Any, written: Path, precision: str, samples: Samples, tole
         samples: what to run them on; a random input if there are none.
         tolerance: how far outputs may be off, relative to the largest of them, and in int8 to their spread.
         better: what to do for a better int8 file.
+        uncompared: names of outputs that count for nothing.
 
     Returns:
         What to note about it. Quantized files are judged by TFLite's own kernels: those of XNNPACK, which the
@@ -66,7 +75,7 @@ def compare(function: Any, written: Path, precision: str, samples: Samples, tole
         return ["Its outputs were not compared with the model's: this interpreter cannot run its TensorFlow ops."]
     worst = 0.0
     for name in expected[0]:
-        if not expected[0][name].dtype.is_floating:
+        if name in uncompared or not expected[0][name].dtype.is_floating:
             continue  # an argmax may flip on a tie
         before = np.concatenate([np.asarray(outputs[name], np.float64).reshape(-1) for outputs in expected])
         after = np.concatenate([np.asarray(outputs[name], np.float64).reshape(-1) for outputs in got])
