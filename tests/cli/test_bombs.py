@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -152,6 +153,21 @@ KERAS = {
     ),
     "keras 3": lambda path: zip_of_keras_3(path),
 }  # fmt: skip
+
+
+def repeated_names(path):
+    """The same, as an attribute: the references to its texts are made references to a long one."""
+    honest_h5(path)
+    with h5py.File(path, "a") as file:
+        file["model_weights"].attrs["long"] = "x" * (1 << 20)
+        file["model_weights"].attrs.create("names", np.array([b"y" * 7777] * 1000, object), dtype=h5py.string_dtype())
+    content = path.read_bytes()
+    long, short = ((length).to_bytes(4, "little") for length in (1 << 20, 7777))
+    reference = re.search(re.escape(long) + b".{8}\x01\0\0\0", content, re.DOTALL)[0]
+    content, count = re.subn(re.escape(short) + b".{6}\0\0.{2}\0\0", lambda _: reference, content, flags=re.DOTALL)
+    assert count == 1000
+    path.write_bytes(content)
+
 
 H5 = {
     "compressed chunks": chunks,
@@ -459,6 +475,7 @@ BOMBS = {
         f"SavedModel: {name}": ("", lambda path, change=change: table(path, change))
         for name, change in SAVED_MODELS.items()
     },
+    "h5: one text as many names": (".h5", repeated_names),
     "SavedModel: a variable": ("", variable_of([LARGE, LARGE, b"\x08\x01"])),
     "SavedModel: a negative variable": ("", variable_of([NEGATIVE, b"\x08\xff\xff\xff\x01"])),
     "SavedModel: negative sizes": ("", lambda path: table(path, negative)),

@@ -65,6 +65,16 @@ def test_loads_what_tf_keras_saves(tmp_path, make, suffix):
     assert tfmot_asp.permute(loaded).permuted == tfmot_asp.permute(model).permuted > 0
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_loads_models_of_many_layers(tmp_path, suffix):
+    """All that a large honest file asks for: names of layers, of weights, and an object for each."""
+    inputs = x = layers.Input((4,))
+    for _ in range(60):
+        x = layers.Activation("relu")(layers.Dense(4)(x))
+    loaded = load_model(save(tf_keras.Model(inputs, x), tmp_path / f"model{suffix}"))
+    assert len(loaded.layers) == 121
+
+
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_loads_what_keras_3_saves(tmp_path, suffix):
     model = keras.Sequential([keras.layers.Input((16,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(4)])

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.files import temporary_folder
-from tfmot_asp.loading.formats import ModelFileError, check_archive, check_hdf5, check_npz, parsed_json
+from tfmot_asp.loading.formats import ModelFileError, check_archive, check_npz, parsed_json
+from tfmot_asp.loading.hdf5_check import check_hdf5
 from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.loading.readers import keras_of, trusting
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tfmot_asp.loading.archive import load_archive
-from tfmot_asp.loading.formats import Format, ModelFileError, check_hdf5, detect, parsed_json, within_budget
+from tfmot_asp.loading.formats import Format, ModelFileError, detect, parsed_json, within_budget
+from tfmot_asp.loading.hdf5_check import check_hdf5
 from tfmot_asp.loading.keras_config import UnknownLayerError
 from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.loading.readers import keras_of, trusting
