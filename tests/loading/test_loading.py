@@ -69,10 +69,10 @@ def test_loads_what_tf_keras_saves(tmp_path, make, suffix):
 def test_loads_models_of_many_layers(tmp_path, suffix):
     """All that a large honest file asks for: names of layers, of weights, and an object for each."""
     inputs = x = layers.Input((4,))
-    for _ in range(60):
+    for _ in range(many := 60 if suffix else 10):  # a SavedModel is slow to write
         x = layers.Activation("relu")(layers.Dense(4)(x))
     loaded = load_model(save(tf_keras.Model(inputs, x), tmp_path / f"model{suffix}"))
-    assert len(loaded.layers) == 121
+    assert len(loaded.layers) == 2 * many + 1
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])

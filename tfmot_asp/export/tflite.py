@@ -121,7 +121,7 @@ def tflite(
         def convert(source: Any) -> VerificationReport:
             source = widened(source) if half else source
             job.run(suit_int8(source, plain.name, samples) if precision == "int8" and not trained else source, written)
-            return verify(written, sparsity_m_by_n=pattern)
+            return verify(written, sparsity_m_by_n=pattern, allow_unsafe=True)
 
         lowered = inference_function(plain, batch_size, input_shapes) if needs_lowering(function) else None
         report = convert(lowered or function)

@@ -39,7 +39,7 @@ def _is_deep(op: Op) -> bool:
 def lower_slices(analysis: Analysis, edit: GraphEdit) -> None:
     """Replaces slices whose starts are computed, and those of many axes; those in loops and branches stay."""
     for op in analysis.graph.ops:
-        if op.name not in edit.nodes or analysis.shape(op.inputs[0]) is None:
+        if op.name not in edit.nodes or not op.inputs or analysis.shape(op.inputs[0]) is None:
             continue
         if op.type == _UPDATE:
             _replace(analysis, edit, op, 2, _updated)
