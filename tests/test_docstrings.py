@@ -67,6 +67,7 @@ THINGS = {
     "matrix": lambda: np.abs(RNG.normal(size=(32, 16))),
     "report": lambda: tfmot_asp.export.verify(made_file("exported")),
     "MyLayer": lambda: MyLayer,
+    "build": lambda: small_models.convnet,
 }
 MODULES = {"np": np, "tf": tf, "tf_keras": tf_keras, "layers": tf_keras.layers, "pathlib": pathlib}
 
@@ -77,6 +78,7 @@ def made_file(path):
 
 
 FILES = {
+    "weights": lambda path: small_models.convnet().save_weights(path),
     "model.keras": lambda path: model().save(path),
     "quantized.keras": lambda path: quantized().save(path),
     "exported": lambda path: tfmot_asp.export.saved_model(sparse(), path, overwrite=True),

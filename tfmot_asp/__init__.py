@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "permute": "tfmot_asp.permutation.pipeline",
+    "permute_shards": "tfmot_asp.permutation.shards.permute_shards",
     "PermutationReport": "tfmot_asp.permutation.report",
     "PermutationError": "tfmot_asp.permutation.apply",
     "search": "tfmot_asp.permutation.search",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
     from tfmot_asp.permutation.report import PermutationReport as PermutationReport
     from tfmot_asp.permutation.search import SearchResult as SearchResult
     from tfmot_asp.permutation.search import search as search
+    from tfmot_asp.permutation.shards.permute_shards import permute_shards as permute_shards
     from tfmot_asp.quantization.quantization_report import QuantizationReport as QuantizationReport
     from tfmot_asp.quantization.quantization_report import quantization_report as quantization_report
     from tfmot_asp.quantization.quantize import keep_sparsity as keep_sparsity

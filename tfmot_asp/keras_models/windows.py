@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 WINDOW = 1 << 20
 """Elements of a window: 4 MiB in float32."""
+LARGE_WINDOW = 1 << 24
+"""The same where windows are read from files: runs of bytes are longer then."""
 
 
 def windows(shape: Sequence[int], whole: Sequence[int] = (), elements: int = WINDOW) -> Iterator[tuple[slice, ...]]:

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 MOST_TOGETHER = 1 << 26
 """Elements of search matrices, for groups that a GPU searches together."""
 
+_SLAB, _SLAB_OF_FILES = 1 << 21, 1 << 24
+"""Elements of a search matrix that are made at a time: from files more, for longer runs of bytes."""
+
 
 def permute(
     model: Any,
@@ -165,7 +168,7 @@ def search_groups(
     """
     found = dict(known or {})
     todo = {
-        i: GroupMatrix(group, plan.plan.kernels, plan.score)
+        i: GroupMatrix(group, plan.plan.kernels, plan.score, _SLAB if plan.stored is None else _SLAB_OF_FILES)
         for i, group in enumerate(plan.plan.groups)
         if group.parts and i not in found
     }

@@ -28,7 +28,7 @@ from tfmot_asp.keras_models.kernels import Kernel, Scores, kernel_name, layers_w
 from tfmot_asp.keras_models.slots import optimizers_of, slots_of
 from tfmot_asp.keras_models.variables import underlying_variable, view
 from tfmot_asp.keras_models.which_keras import check_backend, is_keras_layer
-from tfmot_asp.keras_models.windows import windows
+from tfmot_asp.keras_models.windows import LARGE_WINDOW, WINDOW, windows
 from tfmot_asp.keras_models.wrappers import check_not_wrapped
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.analysis import analyse
@@ -108,7 +108,8 @@ class ModelPlan:
     def retained(self, kernel: PlannedKernel, moves: Moves = ()) -> tuple[float, float]:
         """How much of the scores of a kernel, reordered, the mask keeps, and how much there is in all."""
         score, along, kept, total = self.score(kernel), self.along(kernel.variable, moves), [], []
-        for window in windows(kernel.shape, whole=kernel.reduction_axes):
+        elements = WINDOW if self.stored is None else LARGE_WINDOW
+        for window in windows(kernel.shape, whole=kernel.reduction_axes, elements=elements):
             part = reordered_window(score, along, window)
             kept.append(masks.retained_magnitude(part, kernel.reduction_axes, self.pattern))
             total.append(float(np.abs(part.astype(np.float32)).sum(dtype=np.float64)))
