@@ -14,6 +14,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
+from tfmot_asp.export.onnx_files.float16 import to_float16  # noqa: E402
 from tfmot_asp.export.onnx_files.half_rounding import HalfRunner  # noqa: E402
 
 DATA = np.random.default_rng(0).normal(size=(4, 6, 6, 8)).astype(np.float32)
@@ -117,3 +118,26 @@ def test_inputs_and_outputs_of_float16():
         np.testing.assert_array_equal(runner.run(["y"], {"x": x})[0], wanted.astype(np.float32))
         assert bool(runner.overflows) == overflows
     assert list(runner.overflows) == ["square"]
+
+
+def test_branches_may_hold_constants_of_one_name():
+    """onnxruntime's converter takes no two of one name, which the loops of a bidirectional layer have."""
+
+    def branch(kind, value):
+        made = helper.make_tensor_value_info(f"{kind}/y", TensorProto.FLOAT, ("batch", 4))
+        constant = numpy_helper.from_array(np.full(4, value, "f"), "constant")
+        return helper.make_graph([helper.make_node(kind, ["x", "constant"], [made.name])], kind, [], [made], [constant])
+
+    chosen = helper.make_node("If", ["is"], ["y"], then_branch=branch("Add", 1), else_branch=branch("Mul", 2))
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ("batch", 4)),
+        helper.make_tensor_value_info("is", TensorProto.BOOL, ()),
+    ]
+    graph = helper.make_graph(
+        [chosen], "graph", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("batch", 4))]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    half, x = to_float16(model, False), np.arange(8, dtype="f").reshape(2, 4)
+    for which, wanted in ((True, x + 1), (False, x * 2)):
+        (found,) = ReferenceEvaluator(half).run(None, {"x": x, "is": np.array(which)})
+        np.testing.assert_array_equal(found, wanted)

@@ -1,18 +1,17 @@
 """TensorRT's own parser and builder take what is written, and what they refuse is said by node."""
 
 import importlib.util
+import itertools
 import json
 import re
 import sys
 
-import numpy as np
 import onnx
 import pytest
-import tf_keras
-from tf_keras import layers
 
 import tfmot_asp
-from tests.small_models import convnet, data, mlp
+from tests.export.kinds import KINDS, inputs
+from tests.small_models import data, mlp
 from tfmot_asp.cli import main
 from tfmot_asp.export import check_with_tensorrt
 from tfmot_asp.export.tensorrt import build_ahead, builder_check
@@ -22,40 +21,31 @@ needs_tensorrt = pytest.mark.skipif(
 )
 
 
-def upsampling():
-    x = layers.Input((8, 8, 16))
-    y = layers.Conv2D(16, 3, padding="same")(layers.UpSampling2D(2)(layers.Conv2D(16, 3, padding="same")(x)))
-    return tf_keras.Model(x, layers.UpSampling2D(2, interpolation="bilinear")(y))
-
-
-def transformer():
-    x = layers.Input((6, 32))
-    y = layers.LayerNormalization(epsilon=1e-6)(x + layers.MultiHeadAttention(2, 16)(x, x))
-    return tf_keras.Model(x, y + layers.Dense(32)(layers.Dense(64, activation="gelu")(y)))
-
-
-def recurrent():
-    x = layers.Input((5, 16))
-    return tf_keras.Model(x, layers.Dense(8)(layers.SimpleRNN(16)(layers.LSTM(16, return_sequences=True)(x))))
-
-
-MODELS = {"convnet": convnet, "upsampling": upsampling, "transformer": transformer, "recurrent": recurrent}
+# Of every kind fp16 in an open batch, but for loops, which take long to convert; of some everything.
+FAST, LOOPS = ("convnet", "upsampling", "transformer"), ("gru_both_ways", "keras3_recurrent")
+CASES = [
+    pytest.param(
+        *(kind, precision, batch_size),
+        marks=()
+        if kind in FAST or (kind not in LOOPS and (precision, batch_size) == ("fp16", None))
+        else pytest.mark.slow,
+        id=f"{kind}-{precision}-{batch_size or 'open'}",
+    )
+    for kind, precision, batch_size in itertools.product(KINDS, ("fp32", "fp16", "int8"), (None, 4))
+]
 
 
 @needs_tensorrt
-@pytest.mark.parametrize("batch_size", [None, 4])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "precision", "batch_size"), CASES)
 def test_what_is_exported_parses_and_builds(kind, precision, batch_size, tmp_path):
-    model = MODELS[kind]()
+    model = KINDS[kind]()
     tfmot_asp.prune_trained_model(model, permute=False).remove()
-    x = np.random.default_rng(0).standard_normal((8, *model.input_shape[1:])).astype("f")
     report = tfmot_asp.export.onnx(
         model,
         tmp_path / "m.onnx",
         precision=precision,
         batch_size=batch_size,
-        calibration_data=x if precision == "int8" else None,
+        calibration_data=inputs(model) if precision == "int8" else None,
         check="tensorrt",
     )
     assert any("parses and builds" in note for note in report.notes)

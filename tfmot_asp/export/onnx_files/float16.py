@@ -10,7 +10,7 @@ import numpy as np
 
 from tfmot_asp.export.onnx_files.float32_parts import join_float32, normalizing_nodes
 from tfmot_asp.export.onnx_files.half_rounding import LARGEST
-from tfmot_asp.export.onnx_files.onnx_graph import Scope, import_onnx, move_into_bodies, sort_nodes
+from tfmot_asp.export.onnx_files.onnx_graph import Scope, bodies, import_onnx, move_into_bodies, sort_nodes
 from tfmot_asp.graph.gemms import Gemm
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def to_float16(model: onnx.ModelProto, float16_io: bool) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _leave_out_empty_scales(copy)
+    _name_apart(copy.graph, set())
     convert, blocked = _converter()
     converted = convert(
         copy,
@@ -77,6 +78,30 @@ def _leave_out_empty_scales(model: onnx.ModelProto) -> None:
         if node.op_type == "Resize":
             kept = ["" if index in (1, 2) and name in empty else name for index, name in enumerate(node.input)]
             node.input[:] = kept
+
+
+def _name_apart(graph: onnx.GraphProto, taken: set[str]) -> None:
+    """Gives constants in the bodies of loops names unlike all others, as onnxruntime's converter needs them."""
+    for tensor in graph.initializer:
+        if tensor.name in taken:
+            unique = f"{tensor.name}/{len(taken)}"
+            _rename(graph, tensor.name, unique)
+            tensor.name = unique
+        taken.add(tensor.name)
+    for node in graph.node:
+        for body in bodies(node):
+            _name_apart(body, taken)
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Makes what reads a tensor of a graph read another one."""
+    for value in graph.output:
+        value.name = new if value.name == old else value.name
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        for body in bodies(node):
+            if all(own.name != old for own in (*body.initializer, *body.input)):
+                _rename(body, old, new)
 
 
 def _float32_only(model: onnx.ModelProto) -> set[str]:

@@ -3,6 +3,7 @@
 - ``Resize`` of nearest neighbours: TensorFlow's rule ``floor((x + 0.5) / scale)`` is ONNX's ``tf_half_pixel_for_nn``,
   which TensorRT refuses. For a whole factor ``floor(x / scale)`` is the same, for others rounding half up of
   ``(x + 0.5) / scale - 0.5``.
+- ``Resize`` by a scale such as 9/20, whose nearest float32 is less: rounded down, 20 becomes 8. The next larger does.
 - ``Loop`` of a recurrent layer: TensorRT wants a trip count beside the condition. The bound of the loop's counter, the
   length of the sequence, is one.
 """
@@ -25,6 +26,9 @@ def suit_tensorrt(model: onnx.ModelProto) -> None:
     for inner, node in scope.walk():
         if node.op_type == "Resize":
             _suit_resize(inner, node)
+    for node in model.graph.node:
+        if node.op_type == "Resize" and len(node.input) == 3:
+            _fit_scales(scope, model, node)
     # In the bodies of loops the names of counts would not be unlike those around them.
     for index, node in reversed(list(enumerate(model.graph.node))):
         if node.op_type == "Loop" and not node.input[0]:
@@ -59,6 +63,27 @@ def _suit_resize(scope: Scope, node: onnx.NodeProto) -> None:
             attribute.s = form[0].encode()
         if attribute.name == "nearest_mode":
             attribute.s = form[1].encode()
+
+
+def _fit_scales(scope: Scope, model: onnx.ModelProto, resize: onnx.NodeProto) -> None:
+    """Makes scales of a ``Resize`` large enough for the sizes that they stand for."""
+    onnx, scales = import_onnx(), resize.input[2]
+    if not scales or scope.varies(scales) or np.all(scope.value(scales) % 1 == 0):
+        return
+    graph = onnx.shape_inference.infer_shapes(model).graph  # anew: one Resize may read another
+    value = next((value for value in (*graph.value_info, *graph.input) if value.name == resize.input[0]), None)
+    sizes = [] if value is None else [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    fitting = scope.value(scales).astype(np.float32, copy=True)
+    if len(sizes) != len(fitting):
+        return
+    for axis, size in enumerate(sizes):
+        wanted = round(size * float(fitting[axis]))
+        if abs(size * fitting[axis] - wanted) < 1e-3:
+            while size * float(fitting[axis]) < wanted:
+                fitting[axis] = np.nextafter(fitting[axis], np.float32(np.inf))
+    if not np.array_equal(fitting, scope.value(scales)):
+        resize.input[2] = f"{resize.output[0]}/scales"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(fitting, resize.input[2]))
 
 
 def _bound(scope: Scope, loop: onnx.NodeProto) -> np.ndarray | str | None:
