@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "PermutationError": "tfmot_asp.permutation.apply",
+    "RayExecutor": "tfmot_asp.permutation.executors",
     "PermutationReport": "tfmot_asp.permutation.report",
     "permute": "tfmot_asp.permutation.pipeline",
     "plan_model": "tfmot_asp.permutation.plan",
@@ -24,6 +25,7 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from tfmot_asp.permutation.apply import PermutationError as PermutationError
+    from tfmot_asp.permutation.executors import RayExecutor as RayExecutor
     from tfmot_asp.permutation.pipeline import permute as permute
     from tfmot_asp.permutation.plan import plan_model as plan_model
     from tfmot_asp.permutation.report import PermutationReport as PermutationReport

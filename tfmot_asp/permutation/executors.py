@@ -78,3 +78,29 @@ def _explained(executor: Executor, task: Task) -> Iterator[None]:
             f"{type(executor).__name__} lost {task.name} ({type(error).__name__}: {said}), so nothing was changed. "
             "Look in its log why a worker ended, often for want of memory, and run again with a new executor"
         ) from error
+
+
+class RayExecutor(Executor):
+    """A `concurrent.futures.Executor` of Ray's tasks, of which Ray has none.
+
+    Args:
+        options: of each task, as `ray.remote` takes them: `num_cpus=4`, `memory=2**31`.
+
+    Example:
+        >>> from tfmot_asp.permutation import RayExecutor
+        >>> tfmot_asp.permute(model, executor=RayExecutor(num_cpus=4))
+    """
+
+    def __init__(self, **options: Any) -> None:
+        import ray
+
+        self._remote = ray.remote(**{"max_retries": 0, **options})(_call)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As `concurrent.futures.Executor.submit`."""
+        found: Future[Any] = self._remote.remote(fn, args, kwargs).future()
+        return found
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return function(*arguments, **options)

@@ -73,7 +73,13 @@ def permute_shards(
         report: of an earlier run or of `permute`: its orders are applied, and nothing is searched.
         names: gives the name of a variable's tensor; by default the path of the variable in safetensors files, and what
             Keras or TensorFlow would look for in the others.
-        policy, input_shapes, sparsity_m_by_n, device, effort, seed, progress: as for `permute`.
+        policy: as for `permute`, and so are the others.
+        input_shapes: see `permute`.
+        sparsity_m_by_n: see `permute`.
+        device: see `permute`.
+        effort: see `permute`.
+        seed: see `permute`.
+        progress: see `permute`.
         executor: as for `permute`. Its tasks read the files themselves, so its workers must see them, and the target,
             under the same paths.
 
