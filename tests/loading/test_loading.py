@@ -367,7 +367,7 @@ def test_an_archive_must_not_unpack_outside_its_folder(tmp_path):
 
 
 def test_an_archive_must_not_hold_more_than_its_size_explains(tmp_path, monkeypatch):
-    monkeypatch.setattr("tfmot_asp.budget.FREE", 1 << 20)
+    monkeypatch.setattr("tfmot_asp.graph.budget.FREE", 1 << 20)
     path = save(mlp(), tmp_path / "model.keras")
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("assets/zeros", bytes(1 << 25))

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.budget import spend
+from tfmot_asp.graph.budget import spend
 from tfmot_asp.graph.evaluate import is_costly, run_op, size_of_outputs
 from tfmot_asp.graph.flat_graph import Graph, Tensor
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, tensor_shape_pb2
 from tensorflow.python.eager import context, execute
 
-from tfmot_asp.budget import limited
+from tfmot_asp.graph.budget import limited
 
 logger = logging.getLogger(__name__)
 

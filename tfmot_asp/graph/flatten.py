@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import function_def_to_graph
 
-from tfmot_asp.budget import GRAPH_NODE, spend
+from tfmot_asp.graph.budget import GRAPH_NODE, spend
 from tfmot_asp.graph.evaluate import infer_shapes, is_costly, run_op, size_of_outputs
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor, variable_key
 from tfmot_asp.graph.inputs import shape_list

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfmot_asp import budget
+from tfmot_asp.graph import budget
 
 _FOOTER = 48
 _MAGIC = bytes.fromhex("57fb808b247547db")

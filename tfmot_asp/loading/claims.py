@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from tfmot_asp import budget
+from tfmot_asp.graph import budget
 
 
 def spend_on_objects(config: Any) -> None:

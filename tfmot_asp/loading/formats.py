@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfmot_asp import budget
+from tfmot_asp.graph import budget
 from tfmot_asp.loading.one_line import printable
 from tfmot_asp.types import StrPath
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfmot_asp import budget
+from tfmot_asp.graph import budget
 
 _DEEPEST = 200  # TensorFlow follows calls by recursion, and ends the process where that goes too deep
 

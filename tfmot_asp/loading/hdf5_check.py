@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp import budget
+from tfmot_asp.graph import budget
 from tfmot_asp.loading.formats import ModelFileError, UnsafeModelError
 from tfmot_asp.loading.one_line import printable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tfmot_asp import budget
+from tfmot_asp.graph import budget
 
 if TYPE_CHECKING:
     import onnx

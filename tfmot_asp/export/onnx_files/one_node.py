@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfmot_asp import budget
+from tfmot_asp.graph import budget
 
 if TYPE_CHECKING:
     import onnx

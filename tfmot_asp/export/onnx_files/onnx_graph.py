@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfmot_asp.budget import OverBudgetError
 from tfmot_asp.export.onnx_files.local_functions import spend_on_functions
 from tfmot_asp.export.onnx_files.one_node import compute
 from tfmot_asp.export.onnx_files.stored import array_of, check_stored
+from tfmot_asp.graph.budget import OverBudgetError
 from tfmot_asp.graph.constants import Constants
 
 if TYPE_CHECKING:

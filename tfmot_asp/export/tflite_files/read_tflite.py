@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tfmot_asp.budget import GRAPH_NODE, spend
 from tfmot_asp.export.tflite_files.tflite_file import (
     Subgraph,
     TfliteFile,
@@ -22,6 +21,7 @@ from tfmot_asp.export.tflite_files.tflite_file import (
     damage_reported,
     requantized,
 )
+from tfmot_asp.graph.budget import GRAPH_NODE, spend
 from tfmot_asp.graph.constants import Constants
 from tfmot_asp.graph.gemms import Gemm
 from tfmot_asp.graph.ops import PRODUCTS

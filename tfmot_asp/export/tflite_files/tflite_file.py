@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from tfmot_asp.budget import spend
+from tfmot_asp.graph.budget import spend
 
 _IDENTIFIER = b"TFL3"
 

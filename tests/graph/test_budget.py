@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tfmot_asp import budget
+from tfmot_asp.graph import budget
 
 
 def test_nothing_is_limited_unless_a_file_is_read():
