@@ -508,3 +508,22 @@ def test_tfmot_is_not_imported():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False", done.stderr[-3000:]
+
+
+def test_the_report_is_for_the_shapes_that_the_model_was_permuted_at():
+    class Any(tf_keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow = tf_keras.layers.Dense(32), tf_keras.layers.Dense(16)
+
+        def call(self, x):
+            return self.narrow(tf.nn.relu(self.wide(x)))
+
+    model = Any()
+    model.wide.build((None, 16))
+    model.narrow.build((None, 32))
+    model.built = True
+    pruned = tfmot_asp.prune_trained_model(model, permute={"input_shapes": (None, 48, 16)})
+    assert pruned.report.input_shapes == ((1, 48, 16),)
+    pruned.remove()
+    assert pruned.report.input_shapes == ((1, 48, 16),)

@@ -7,6 +7,7 @@ stays what it is, functional or subclassed, tf_keras or Keras 3, and so does the
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import warnings
@@ -133,7 +134,7 @@ def prune_trained_model(
         permute = {**(permute if isinstance(permute, Mapping) else {}), "optimizer": optimizer}
     with all_or_nothing(model, kernels.values(), optimizer):
         done = prune_in_place(model, kernels, options, policy=policy, pattern=pattern, permute=permute)
-        return PrunedModel(model, kernels, pattern, policy, done.permutation, done.masks, done.calibration)
+        return PrunedModel(model, kernels, pattern, policy, done.permutation, done.masks, done.calibration, shapes)
 
 
 def warn_of_batch_norms(model: Any) -> None:
@@ -157,6 +158,7 @@ class _Parts:
     permutation: Any
     kernels: dict[str, Kernel]
     calibration: CalibrationReport | None = None
+    input_shapes: InputShapes | None = None
 
 
 class PrunedModel(KernelMasks):
@@ -188,8 +190,9 @@ class PrunedModel(KernelMasks):
         permutation: Any = None,
         mask_values: Mapping[str, np.ndarray] | None = None,
         calibration: CalibrationReport | None = None,
+        input_shapes: InputShapes | None = None,
     ) -> None:
-        self._parts = _Parts(model, policy, permutation, dict(kernels), calibration)
+        self._parts = _Parts(model, policy, permutation, dict(kernels), calibration, input_shapes)
         self.sparsity_m_by_n = Pattern.of(sparsity_m_by_n)
         # All that takes memory and time comes before the first change.
         super().__init__("masks", kernels, mask_values or {name: self._new_mask(name, None) for name in kernels})
@@ -217,7 +220,12 @@ class PrunedModel(KernelMasks):
     @property
     def report(self) -> SparsityReport:
         """The pattern in the model's weights as they are now; ``print`` it for a table."""
-        return sparsity_report(self.model, policy=self._parts.policy, sparsity_m_by_n=self.sparsity_m_by_n)
+        return sparsity_report(
+            self.model,
+            policy=self._parts.policy,
+            sparsity_m_by_n=self.sparsity_m_by_n,
+            input_shapes=self._parts.input_shapes,
+        )
 
     def apply_masks(self) -> None:
         """Writes zeros to all masked weights.
@@ -260,7 +268,7 @@ class PrunedModel(KernelMasks):
         if self._parts.kernels:
             self._untrack()
             forget_traces(self.model)
-        self._parts = _Parts(self.model, self._parts.policy, self.permutation, {}, self.calibration)
+        self._parts = dataclasses.replace(self._parts, kernels={})
 
     def __repr__(self) -> str:
         return f"<PrunedModel {self.model.name!r}: {len(self.masks)} kernels are {self.sparsity_m_by_n}>"
