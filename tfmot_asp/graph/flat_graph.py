@@ -122,14 +122,18 @@ class Graph:
     outputs: list[Tensor]
     variables: list[tf.Variable]
     step: int | None = None
+    _index: dict[Any, int] = dataclasses.field(default_factory=dict, init=False)
+    _indexed: int = dataclasses.field(default=0, init=False)
 
     def __repr__(self) -> str:
         return f"Graph({len(self.ops)} ops, {len(self.variables)} variables)"
 
     def variable_index(self, variable: Any) -> int | None:
         """Position of `variable` in :attr:`variables`, or None if the function does not use it."""
-        key = variable_key(variable)
-        return next((i for i, v in enumerate(self.variables) if variable_key(v) == key), None)
+        for i in range(self._indexed, len(self.variables)):
+            self._index.setdefault(variable_key(self.variables[i]), i)
+        self._indexed = len(self.variables)
+        return self._index.get(variable_key(variable))
 
 
 def variable_key(variable: Any) -> Any:
