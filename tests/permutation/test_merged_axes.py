@@ -13,10 +13,9 @@ from tf_keras import layers
 
 import tfmot_asp
 from tests.permutation.harness import EveryKernel, check, randomise
-from tfmot_asp.permutation.matrix import GroupMatrix
+from tfmot_asp.permutation.pipeline import search_groups
 from tfmot_asp.permutation.plan import plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
-from tfmot_asp.permutation.search import search
 
 BOTH = pytest.mark.parametrize("k", [tf_keras, keras], ids=["tf_keras", "keras3"])
 
@@ -77,11 +76,8 @@ def merged_or_not(model, merged):
     """What attention's last kernel keeps after a search, with an order for each head or with one for all."""
     randomise(model, 1)
     plan = plan_model(model, policy=EveryKernel(), merged=merged)
-    orders = []
-    for group in plan.plan.groups:
-        orders.append(np.arange(group.size))
-        found = search(GroupMatrix(group, plan.plan.kernels, plan.score), effort="thorough")
-        orders[-1][group.columns] = group.columns[found.permutation]
+    options = {"m_by_n": plan.pattern, "device": "cpu", "effort": "thorough", "seed": 0}
+    orders, _ = search_groups(plan, options, progress=False)
     report = finish(plan, model, orders)
     return next(entry.retained_after for entry in report.layers if "attention_output" in entry.name)
 

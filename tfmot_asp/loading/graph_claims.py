@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfmot_asp.graph import budget
+from tfmot_asp.graph.call_sizes import sizes_once_called
 
 _DEEPEST = 200  # TensorFlow follows calls by recursion, and ends the process where that goes too deep
 
@@ -28,7 +29,12 @@ def spend_on_graph(meta_graph: Any, functions: Mapping[str, Any]) -> None:
             for value in node.attr.values():
                 if value.HasField("tensor"):
                     _spend_on_constant(node.name, value.tensor)
-    counts = _ops_once_called(functions)
+    counts = sizes_once_called(
+        functions,
+        lambda name: [inner for node in functions[name].node_def for inner in _called(node) if inner in functions],
+        lambda name: len(functions[name].node_def),
+        _DEEPEST,
+    )
     main = sum(counts.get(name, 0) for node in bodies[0] for name in _called(node)) + len(bodies[0])
     most = max([main, *counts.values()])
     budget.spend(most * budget.GRAPH_NODE, f"{most:,} ops, once each call is a copy of its function")
@@ -48,32 +54,6 @@ def _spend_on_constant(name: str, tensor: Any) -> None:
     except TypeError:
         raise ValueError(f"its constant {name!r} has the dtype {tensor.dtype}, which this TensorFlow has not") from None
     budget.spend(math.prod(dims) * width, f"the constant {name!r} of shape {dims}")
-
-
-def _ops_once_called(functions: Mapping[str, Any]) -> dict[str, int]:
-    """How many ops each function comes to, with those of all that it calls, as often as it calls them."""
-    counts: dict[str, int] = {}
-    depths: dict[str, int] = {}
-    for start in functions:
-        path = [start]
-        while path:  # no recursion: functions can be nested as deep as a file likes
-            name = path[-1]
-            if name in counts:
-                path.pop()
-                continue
-            called = [inner for node in functions[name].node_def for inner in _called(node) if inner in functions]
-            missing = next((inner for inner in called if inner not in counts), None)
-            if missing is None:
-                counts[name] = len(functions[name].node_def) + sum(counts[inner] for inner in called)
-                depths[name] = 1 + max((depths[inner] for inner in called), default=0)
-                if depths[name] > _DEEPEST:
-                    raise ValueError(f"its functions call each other more than {_DEEPEST} deep")
-                path.pop()
-            elif missing in path:
-                raise ValueError(f"its function {missing!r} calls itself")
-            else:
-                path.append(missing)
-    return counts
 
 
 def _called(node: Any) -> Iterator[str]:

@@ -37,6 +37,11 @@ class PlannedKernel:
     def reduction_size(self) -> int:
         return math.prod(self.shape[a] for a in self.reduction_axes)
 
+    @property
+    def rows(self) -> int:
+        """Weights at each position of the reduction axis."""
+        return math.prod(self.shape) // max(self.reduction_size, 1)
+
     def flat(self, score: np.ndarray) -> np.ndarray:
         """Scores of its weights, the flat reduction axis first: shape (reduction size, everything else)."""
         first = np.moveaxis(score.reshape(self.shape), self.reduction_axes, range(len(self.reduction_axes)))
@@ -200,8 +205,7 @@ def _group(
     cuts = [_stripes(part.positions, kernels[part.kernel].reduction_size, n) for part in parts]
     for part, cut in zip(parts, cuts, strict=True):
         kernel = kernels[part.kernel]
-        rows = math.prod(kernel.shape) // max(kernel.reduction_size, 1)
-        weight[cut.tobytes()] = weight.get(cut.tobytes(), 0) + rows * int((cut >= 0).sum())
+        weight[cut.tobytes()] = weight.get(cut.tobytes(), 0) + kernel.rows * int((cut >= 0).sum())
     best = max(weight, key=lambda key: weight[key])
     reference = next(i for i, cut in enumerate(cuts) if cut.tobytes() == best)
     cut = cuts[reference]

@@ -30,7 +30,7 @@ class GroupMatrix(RowSource):
         self, group: Group, kernels: Sequence[PlannedKernel], weight: ReadWeight, elements: int = 1 << 21
     ) -> None:
         self._parts = [(kernels[part.kernel], part.positions) for part in group.parts]
-        self._starts = [0, *itertools.accumulate(_rows(kernel) for kernel, _ in self._parts)]
+        self._starts = [0, *itertools.accumulate(kernel.rows for kernel, _ in self._parts)]
         self._weight = weight
         self.shape = (self._starts[-1], len(group.columns))
         # Rows are columns of most kernels, so many are made at a time. The search reads them in order, on threads.
@@ -94,10 +94,6 @@ def _in_files(state: dict[str, Any]) -> GroupMatrix:
     matrix = GroupMatrix.__new__(GroupMatrix)
     matrix.__dict__.update(state, _lock=threading.Lock())
     return matrix
-
-
-def _rows(kernel: PlannedKernel) -> int:
-    return math.prod(kernel.shape) // kernel.reduction_size
 
 
 def _fill(out: np.ndarray, weight: Any, kernel: PlannedKernel, positions: np.ndarray, first: int, last: int) -> None:

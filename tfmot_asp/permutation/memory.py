@@ -6,7 +6,7 @@ import math
 
 from tfmot_asp.permutation.groups import Group, PlannedKernel
 from tfmot_asp.permutation.plan import ModelPlan
-from tfmot_asp.permutation.search.effort import make_workload, row_step
+from tfmot_asp.permutation.search.effort import make_workload, searched_rows
 
 _WINDOWS = 1 << 26  # rows, masks and places that are made a window at a time
 
@@ -29,6 +29,5 @@ def _search(group: Group, kernels: tuple[PlannedKernel, ...], n: int, effort: st
     if not group.parts:
         return 0
     columns = len(group.columns)
-    rows = sum(math.prod(kernels[p.kernel].shape) // kernels[p.kernel].reduction_size for p in group.parts)
-    searched = -(-rows // row_step(rows, columns))
+    searched = searched_rows(sum(kernels[part.kernel].rows for part in group.parts), columns)
     return 2 * columns * searched * (1 + make_workload(columns, searched, n, effort).chains)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tfmot_asp.graph import budget
+from tfmot_asp.graph.call_sizes import sizes_once_called
 
 if TYPE_CHECKING:
     import onnx
@@ -22,30 +23,15 @@ def spend_on_functions(model: onnx.ModelProto) -> None:
         ValueError: if a function calls itself.
     """
     functions = {_key(f.domain, f.name, f): f for f in model.functions}
-    sizes: dict[_Key, int] = {}
-    depths: dict[_Key, int] = {}
-    for start in functions:
-        path = [start]
-        while path:  # no recursion: functions can be nested as deep as a file likes
-            key = path[-1]
-            called = [k for k in _called(functions[key].node) if k in functions]
-            missing = next((k for k in called if k not in sizes), None)
-            if key in sizes or missing is None:
-                sizes.setdefault(key, _own_size(functions[key].node) + sum(sizes[k] for k in called))
-                depths[key] = 1 + max((depths[k] for k in called), default=0)
-                if depths[key] > _DEEPEST:
-                    raise ValueError(f"its functions call each other more than {_DEEPEST} deep")
-                path.pop()
-            elif missing in path:
-                raise ValueError(f"its function {missing[1]!r} calls itself")
-            else:
-                path.append(missing)
+    sizes = sizes_once_called(
+        functions,
+        lambda key: [inner for inner in _called(functions[key].node) if inner in functions],
+        lambda key: sum(node.ByteSize() + budget.GRAPH_NODE for node in functions[key].node),
+        _DEEPEST,
+        lambda key: key[1],
+    )
     total = sum(sizes.get(key, 0) for key in _called(model.graph.node))
     budget.spend(total, "its functions, once for each call")
-
-
-def _own_size(nodes: Iterable[onnx.NodeProto]) -> int:
-    return sum(node.ByteSize() + budget.GRAPH_NODE for node in nodes)
 
 
 def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[_Key]:

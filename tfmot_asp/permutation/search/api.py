@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.permutation.search import cpu, exact, geometry, loader
-from tfmot_asp.permutation.search.effort import EFFORTS, make_workload, row_step
+from tfmot_asp.permutation.search.effort import EFFORTS, make_workload, row_step, searched_rows
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.progress import Progress, within
 from tfmot_asp.permutation.search.result import SearchResult
@@ -126,7 +126,7 @@ def search_many(
 def bytes_on_a_device(rows: int, columns: int, m_by_n: PatternLike, effort: str) -> int:
     """Device memory that the search of a matrix of that shape takes."""
     pattern = Pattern.of(m_by_n)
-    searched = -(-rows // row_step(rows, columns))
+    searched = searched_rows(rows, columns)
     work = make_workload(columns, searched, pattern.block, effort)
     return geometry.device_bytes(columns, searched, pattern.block, work)
 
@@ -179,12 +179,14 @@ class _Job:
 
 def _search(all_scores: Sequence[Scores], options: _Options, tick: cpu.Tick, started: float) -> list[SearchResult]:
     n, keep = options.pattern.block, options.pattern.kept
+    if not all_scores:
+        return []
     jobs = [_Job(scores, options) for scores in all_scores]
     where, why = choose_device(
         options.device,
         sum(scores.rows * scores.columns for scores in all_scores),
         sum(job.device_bytes for job in jobs),
-        " and ".join(f"{scores.rows} x {scores.columns}" for scores in all_scores[:1]) + ", ..." * (len(jobs) > 1),
+        f"{all_scores[0].rows} x {all_scores[0].columns}" + ", ..." * (len(jobs) > 1),
     )
     if why:
         _logger.info("searching on the CPU: %s", why)

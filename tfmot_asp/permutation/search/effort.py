@@ -54,6 +54,11 @@ def row_step(rows: int, columns: int) -> int:
     return max(1, -(-rows * columns // LARGEST_CODES))
 
 
+def searched_rows(rows: int, columns: int) -> int:
+    """How many rows of a matrix of that shape are searched."""
+    return -(-rows // row_step(rows, columns))
+
+
 def make_workload(columns: int, rows: int, n: int, effort: str) -> Workload:
     """Chooses blocks and rounds for a matrix of ``columns`` by ``rows`` (those searched) in stripes of n."""
     level = _LEVELS[effort]
