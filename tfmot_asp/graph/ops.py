@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tfmot_asp import einsum
 
@@ -140,3 +142,32 @@ def spatial_axes(op: Op, rank: int) -> list[int]:
 def _rank(op: Op, operand: int) -> int:
     shape = op.inputs[operand].shape
     return len(shape) if shape is not None else len(op.source.inputs[operand].shape)
+
+
+def strided_index(op: Op, rank: int, bounds: Sequence[Any] | None = None) -> list[Any]:
+    """The Python index of a StridedSlice, one entry per input axis, None for a new axis.
+
+    `bounds` are the values of its begin, end and strides, where they are not constants of the op's own graph.
+    """
+    given = [tensor.value for tensor in op.inputs[1:4]] if bounds is None else bounds
+    begin, end, strides = (np.ravel(np.asarray(value)) for value in given)
+    masks = {k: int(op.attr(f"{k}_mask")) for k in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
+
+    def has(mask: str, i: int) -> bool:
+        return bool(masks[mask] >> i & 1)
+
+    index: list[Any] = []
+    for i in range(len(begin)):
+        if has("ellipsis", i):
+            named = sum(not has("new_axis", j) and not has("ellipsis", j) for j in range(len(begin)))
+            index += [slice(None)] * (rank - named)
+        elif has("new_axis", i):
+            index.append(None)
+        elif has("shrink_axis", i):
+            index.append(int(begin[i]))
+        else:
+            start = None if has("begin", i) else int(begin[i])
+            stop = None if has("end", i) else int(end[i])
+            index.append(slice(start, stop, None if strides[i] == 1 else int(strides[i])))
+    used = sum(item is not None for item in index)
+    return index + [slice(None)] * (rank - used)

@@ -19,6 +19,7 @@ from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
 from tfmot_asp.export.lowering.invariants import Analysis
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.flatten import trace_function
+from tfmot_asp.graph.ops import strided_index
 
 _UPDATE, _XLA_SLICE, _SLICE = "XlaDynamicUpdateSlice", "XlaDynamicSlice", "Slice"
 _STRIDED = "StridedSlice"
@@ -87,7 +88,7 @@ def _merge_axes(analysis: Analysis, edit: GraphEdit, op: Op) -> None:
         return
     sizes: list[list[int]] = []
     index: list[Any] = []
-    for axis, taken in enumerate(_index(op, len(shape), bounds)):
+    for axis, taken in enumerate(item for item in strided_index(op, len(shape), bounds) if item is not None):
         if taken == slice(None) and index and index[-1] == slice(None):
             sizes[-1].append(shape[axis])
         else:
@@ -101,26 +102,6 @@ def _merge_axes(analysis: Analysis, edit: GraphEdit, op: Op) -> None:
         return tf.reshape(tf.reshape(whole, merged)[tuple(index)], made)
 
     edit.graft(op.name, take, edit.nodes[op.name].input[:1], [_spec(analysis, op.inputs[0])])
-
-
-def _index(op: Op, rank: int, bounds: Sequence[Any]) -> list[Any]:
-    """What a ``StridedSlice`` takes of each axis, as Python writes it; the axes that it adds are left out."""
-
-    def masked(name: str, place: int) -> bool:
-        return bool(op.attr(name) >> place & 1)
-
-    found: list[Any] = []
-    for place, (begin, end, step) in enumerate(zip(*bounds, strict=True)):
-        if masked("ellipsis_mask", place):
-            rest = sum(not masked("new_axis_mask", later) for later in range(place + 1, len(bounds[0])))
-            found += [slice(None)] * (rank - len(found) - rest)
-        elif not masked("new_axis_mask", place):
-            first, last = (
-                None if masked(f"{name}_mask", place) else int(n) for name, n in (("begin", begin), ("end", end))
-            )
-            whole = slice(first, last, None if step == 1 else int(step))
-            found.append(int(begin) if masked("shrink_axis_mask", place) else whole)
-    return found + [slice(None)] * (rank - len(found))
 
 
 def _updated(whole: Any, part: Any, starts: Sequence[Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfmot_asp import einsum
 from tfmot_asp.graph import budget
 
 if TYPE_CHECKING:
@@ -78,13 +79,10 @@ def _steps_of_einsum(node: onnx.NodeProto, feeds: Mapping[str, np.ndarray]) -> i
     """How often an einsum multiplies: once for each value of each index. 0 for other ops."""
     if node.op_type != "Einsum":
         return 0
-    terms = node.attribute[0].s.decode(errors="replace").replace(" ", "").split("->")[0].split(",")
+    equation = einsum.parse(node.attribute[0].s)
     sizes: dict[str, int] = {}
-    for term, name in zip(terms, node.input, strict=False):
-        dims = feeds[name].shape
-        sizes.update(zip(term.replace(".", ""), dims[-len(term.replace(".", "")) :], strict=False))
-        if "." in term:
-            sizes["..."] = max(sizes.get("...", 1), math.prod(dims))
+    for operand, name in enumerate(node.input):
+        sizes.update(zip(equation.axes(operand, feeds[name].ndim), feeds[name].shape, strict=True))
     return math.prod(sizes.values())
 
 

@@ -16,10 +16,9 @@ import numpy as np
 
 from tfmot_asp import einsum
 from tfmot_asp.graph.flat_graph import Op
-from tfmot_asp.graph.ops import EINSUM, MATMUL, channel_axis, is_transposed, types_of
+from tfmot_asp.graph.ops import EINSUM, MATMUL, channel_axis, is_transposed, strided_index, types_of
 from tfmot_asp.permutation.axes import AnyAxis, Axes, Nested
 from tfmot_asp.permutation.rules.elementwise import BROADCASTING, UNARY
-from tfmot_asp.permutation.rules.selection import strided_index
 
 Letters = Sequence[Hashable]
 Found = list[list[AnyAxis]]

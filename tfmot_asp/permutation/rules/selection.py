@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from tfmot_asp.graph.flat_graph import Op, Tensor
+from tfmot_asp.graph.ops import strided_index
 from tfmot_asp.permutation.axes import Axes, Axis, Outputs
 from tfmot_asp.permutation.rules.registry import register_rule
 
@@ -50,31 +50,6 @@ def strided_slice(op: Op, axes: Axes) -> Outputs:
             axes.pick(x[axis], positions[None])
         axis += 1
     return [result]
-
-
-def strided_index(op: Op, rank: int) -> list[Any]:
-    """The Python index of a StridedSlice, one entry per input axis, None for a new axis."""
-    begin, end, strides = (np.ravel(np.asarray(t.value)) for t in op.inputs[1:4])
-    masks = {k: int(op.attr(f"{k}_mask")) for k in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
-
-    def has(mask: str, i: int) -> bool:
-        return bool(masks[mask] >> i & 1)
-
-    index: list[Any] = []
-    for i in range(len(begin)):
-        if has("ellipsis", i):
-            named = sum(not has("new_axis", j) and not has("ellipsis", j) for j in range(len(begin)))
-            index += [slice(None)] * (rank - named)
-        elif has("new_axis", i):
-            index.append(None)
-        elif has("shrink_axis", i):
-            index.append(int(begin[i]))
-        else:
-            start = None if has("begin", i) else int(begin[i])
-            stop = None if has("end", i) else int(end[i])
-            index.append(slice(start, stop, int(strides[i])))
-    used = sum(item is not None for item in index)
-    return index + [slice(None)] * (rank - used)
 
 
 @register_rule("Split", "SplitV")
