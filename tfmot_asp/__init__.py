@@ -32,6 +32,7 @@ _HOME = {
     "SHOW_PERMUTATION_DEBUG_INFO": "tfmot_asp.training.tf_asp.messages",
     "UpdatePruningStep": "tfmot_asp.training.callbacks",
     "PruningSummaries": "tfmot_asp.training.callbacks",
+    "SparsityLogs": "tfmot_asp.training.sparsity_logs",
     "quantize_model": "tfmot_asp.quantization.quantize",
     "quantize_scope": "tfmot_asp.quantization.quantize",
     "keep_sparsity": "tfmot_asp.quantization.quantize",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:  # what type checkers see; a test compares it with _HOME
     from tfmot_asp.training.callbacks import UpdatePruningStep as UpdatePruningStep
     from tfmot_asp.training.prune import prune_low_magnitude as prune_low_magnitude
     from tfmot_asp.training.prune import prune_scope as prune_scope
+    from tfmot_asp.training.sparsity_logs import SparsityLogs as SparsityLogs
     from tfmot_asp.training.strip import strip_pruning as strip_pruning
     from tfmot_asp.training.tf_asp.check import check_pruned_layers as check_pruned_layers
     from tfmot_asp.training.tf_asp.messages import SHOW_PERMUTATION_DEBUG_INFO as SHOW_PERMUTATION_DEBUG_INFO
