@@ -75,3 +75,30 @@ def test_the_lowest_versions_are_those_that_are_declared():
     assert set(pins) == set(declared)
     for name, lowest in declared.items():
         assert f"{pins[name]}.".startswith(f"{lowest}."), (name, pins[name], lowest)
+
+
+def test_reading_onnx_needs_no_tensorflow(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    floats = onnx.TensorProto.FLOAT
+    ends = [onnx.helper.make_tensor_value_info(name, floats, [1, 8]) for name in "xy"]
+    weight = onnx.helper.make_tensor("w", floats, [8, 8], [0.0, 1.0, 2.0, 0.0] * 16)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight]
+    )
+    onnx.save(onnx.helper.make_model(graph), str(tmp_path / "m.onnx"))
+    code = f"""
+import sys
+for name in ("tensorflow", "tf_keras", "keras"):
+    sys.modules[name] = None
+import tfmot_asp
+print([row.name for row in tfmot_asp.export.verify({str(tmp_path / "m.onnx")!r}).layers])
+"""
+    assert run(code) == "['w']"
+
+
+def test_a_function_is_not_hidden_by_its_module():
+    code = """
+import tfmot_asp.export.verify, tfmot_asp.export.onnx_files.read_onnx, tfmot_asp.export.saved_model
+print(callable(tfmot_asp.export.verify), callable(tfmot_asp.export.onnx), callable(tfmot_asp.export.saved_model))
+"""
+    assert run(code) == "True True True"

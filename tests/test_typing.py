@@ -43,7 +43,7 @@ def test_a_type_checker_knows_signatures_and_finds_misspelt_names():
     assert (ROOT / "tfmot_asp" / "py.typed").exists()
 
 
-@pytest.mark.parametrize("package", [tfmot_asp, permutation], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [tfmot_asp, permutation, tfmot_asp.export], ids=lambda package: package.__name__)
 def test_type_checkers_see_the_names_that_load(package):
     (block,) = [node for node in ast.parse(Path(package.__file__).read_text()).body if isinstance(node, ast.If)]
     seen = {alias.asname: node.module for node in block.body for alias in node.names}

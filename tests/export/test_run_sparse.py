@@ -11,7 +11,7 @@ import tfmot_asp
 from tests.hardware.fake_gpu import CuSparseLt, install
 from tfmot_asp.cli import main
 from tfmot_asp.export.run_sparse import run_sparse, weight_matrix
-from tfmot_asp.graph.gemms import Gemm
+from tfmot_asp.graph.gemm import Gemm
 
 
 @pytest.fixture

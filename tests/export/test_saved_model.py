@@ -10,7 +10,7 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import compiled, convnet, data, mlp
 from tfmot_asp.export.lowering.inference import inference_function
-from tfmot_asp.export.verify import load_signature
+from tfmot_asp.export.read_tensorflow import load_signature
 
 
 @pytest.fixture(scope="module")

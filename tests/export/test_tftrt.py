@@ -14,10 +14,10 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import mlp
 from tfmot_asp.export import tftrt as convert
+from tfmot_asp.export.read_tensorflow import load_signature
 from tfmot_asp.export.tensorrt import tf_trt
 from tfmot_asp.export.tensorrt.tf_trt import conversion_parameters, converter_arguments, why_not
 from tfmot_asp.export.tftrt import example_inputs
-from tfmot_asp.export.verify import load_signature
 
 
 @pytest.fixture(scope="module")

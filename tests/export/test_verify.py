@@ -12,7 +12,7 @@ from tf_keras import layers
 import tfmot_asp
 from tests.small_models import convnet, mlp
 from tfmot_asp import masks
-from tfmot_asp.export.verify import load_signature
+from tfmot_asp.export.read_tensorflow import load_signature
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.graph.trace import trace
@@ -322,3 +322,54 @@ def test_kernels_of_keras_3_have_the_paths_of_their_layers(tmp_path):
     model.save(tmp_path / "m.keras")
     names = [layer.name for layer in tfmot_asp.export.verify(tmp_path / "m.keras").layers]
     assert [name.removeprefix("net/") for name in names] == ["a/kernel", "b/kernel"]
+
+
+def test_a_weight_that_several_nodes_read_is_one_row(tmp_path):
+    """tf2onnx transposes such a kernel by a node, and then has a name of its own for it."""
+    pytest.importorskip("tf2onnx")
+    shared = layers.Conv2D(16, 3, padding="same", name="shared")
+    x = layers.Input((8, 8, 16))
+    model = tf_keras.Model(x, layers.Conv2D(8, 1, name="once")(shared(tf.nn.relu(shared(x)))))
+    shared.kernel.assign(sparse(shared.kernel, 2))
+    report = tfmot_asp.export.onnx(model, tmp_path / "m.onnx")
+    assert {row.name: (row.status, len(row.ops)) for row in report.layers} == {
+        "shared/kernel": ("sparse", 2),
+        "once/kernel": ("dense", 1),
+    }
+    assert "1 of 2 weights" in str(report)
+
+
+def test_weights_of_one_name_are_told_apart(tmp_path):
+    """Branches of a condition may call different weights alike."""
+    onnx = pytest.importorskip("onnx")
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+
+    def branch(name: str, weight: np.ndarray) -> onnx.GraphProto:
+        made = helper.make_tensor_value_info("y", floats, [1, 8])
+        node = helper.make_node("MatMul", ["x", "w"], ["y"], name=name)
+        return helper.make_graph([node], name, [], [made], [onnx.numpy_helper.from_array(weight, "w")])
+
+    dense = np.random.default_rng(0).normal(size=(8, 8)).astype("f")
+    halved = np.where(np.arange(8)[:, None] % 4 < 2, dense, 0)
+    choice = helper.make_node(
+        "If", ["which"], ["z"], then_branch=branch("then", dense), else_branch=branch("else", halved)
+    )
+    inputs = [helper.make_tensor_value_info("x", floats, [1, 8]), helper.make_tensor_value_info("which", 9, [])]
+    graph = helper.make_graph([choice], "g", inputs, [helper.make_tensor_value_info("z", floats, [1, 8])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(tmp_path / "m.onnx"))
+    rows = tfmot_asp.export.verify(tmp_path / "m.onnx").layers
+    assert {row.op: (row.name, row.status) for row in rows} == {"then": ("w", "dense"), "else": ("w", "sparse")}
+
+
+def test_constants_that_a_function_holds_are_named_by_their_product(tmp_path):
+    weight = tf.constant(np.random.default_rng(0).normal(size=(16, 8)).astype("f"))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 16])])
+    def serve(x):
+        return {"y": tf.matmul(x, weight, name="late")}
+
+    module = tf.Module()
+    module.weight = weight
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"serving_default": serve})
+    (row,) = tfmot_asp.export.verify(tmp_path / "m").layers
+    assert row.name == "constant of late"

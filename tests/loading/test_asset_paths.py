@@ -11,7 +11,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from tfmot_asp.export.verify import load_signature, verify
+from tfmot_asp.export.read_tensorflow import load_signature
+from tfmot_asp.export.verify import verify
 from tfmot_asp.loading import UnsafeModelError, check_saved_model, load_model
 
 INDEX = tf.lookup.TextFileIndex

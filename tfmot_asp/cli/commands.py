@@ -123,7 +123,8 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
 def verify(arguments: argparse.Namespace, console: Console) -> int:
     """Checks the pattern in a written file. Returns 1 if it does not hold."""
     import_modules(arguments.imports)
-    load_tensorflow()
+    if arguments.file.suffix.lower() != ".onnx":  # which is read without it
+        load_tensorflow()
     from tfmot_asp import export
 
     report = export.verify(arguments.file, sparsity_m_by_n=arguments.pattern, allow_unsafe=arguments.allow_unsafe)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp.graph.flatten import trace_function
-from tfmot_asp.graph.gemms import Gemm, find_gemms
+from tfmot_asp.graph.gemm import Gemm
+from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import Pattern
 from tfmot_asp.reports.verification import VerificationReport

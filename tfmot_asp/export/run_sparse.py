@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_asp.export.verify import gemms_in
-from tfmot_asp.graph.gemms import Gemm
+from tfmot_asp.graph.gemm import Gemm
 from tfmot_asp.hardware import libraries
 from tfmot_asp.hardware.sparse_device import TOLERANCE, SparseDevice
 from tfmot_asp.masks import standing

@@ -19,7 +19,8 @@ from tfmot_asp.export.lowering.inference import (
     outputs_differ,
     serving_function,
 )
-from tfmot_asp.export.verify import load_signature, verify
+from tfmot_asp.export.read_tensorflow import load_signature
+from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.gemms import find_gemms

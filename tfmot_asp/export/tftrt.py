@@ -18,8 +18,9 @@ import tensorflow as tf
 
 from tfmot_asp.export.calibration_data import calibration_batches
 from tfmot_asp.export.keywords import takes_aliases
+from tfmot_asp.export.read_tensorflow import load_signature
 from tfmot_asp.export.tensorrt.tf_trt import conversion_parameters, new_converter
-from tfmot_asp.export.verify import load_signature, verify
+from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
 from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.flatten import trace_function

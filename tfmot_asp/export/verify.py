@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfmot_asp.graph.flatten import trace_function
-from tfmot_asp.graph.gemms import Gemm, find_gemms
-from tfmot_asp.graph.inputs import known_inputs
-from tfmot_asp.graph.trace import concrete_function, trace, variables_of
+from tfmot_asp.graph.gemm import Gemm
 from tfmot_asp.hardware.libraries import tensorrt_obstacle
-from tfmot_asp.keras_models.modules import all_variables
-from tfmot_asp.keras_models.variables import underlying_variable
-from tfmot_asp.loading import check_saved_model, load_model
 from tfmot_asp.loading.formats import check_is_file, within_budget
-from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.reports.verification import VerificationReport, VerifiedLayer
@@ -26,7 +19,7 @@ from tfmot_asp.types import StrPath
 
 
 def verify(path: StrPath, *, sparsity_m_by_n: PatternLike = TWO_FOUR, allow_unsafe: bool = False) -> VerificationReport:
-    """Opens a written model and checks the weight of each matrix product in it.
+    """Opens a written model and checks the weights of its matrix products.
 
     Products and their weights are found in the graph, not by name: see ``tfmot_asp.graph.gemms``. Products inside
     control flow (the loops of recurrent layers, which no policy of this package prunes) are listed for ONNX and TFLite
@@ -55,7 +48,8 @@ def verify(path: StrPath, *, sparsity_m_by_n: PatternLike = TWO_FOUR, allow_unsa
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r} to verify")
-    return VerificationReport(str(path), pattern, tuple(_check(gemm, pattern) for gemm in gemms_in(path, allow_unsafe)))
+    weights = _by_weight(gemms_in(path, allow_unsafe))
+    return VerificationReport(str(path), pattern, tuple(_check(products, pattern) for products in weights))
 
 
 def gemms_in(path: Path, allow_unsafe: bool) -> list[Gemm]:
@@ -67,10 +61,14 @@ def gemms_in(path: Path, allow_unsafe: bool) -> list[Gemm]:
 def _read(path: Path, allow_unsafe: bool) -> list[Gemm]:
     suffix = path.suffix.lower()
     if path.is_dir():
-        return find_gemms(trace_function(load_signature(path, allow_unsafe)))
+        from tfmot_asp.export.read_tensorflow import read_saved_model  # here: it imports TensorFlow
+
+        return read_saved_model(path, allow_unsafe)
     check_is_file(path)
     if suffix in (".keras", ".h5", ".hdf5"):
-        return _gemms_of_model(load_model(path, allow_unsafe=allow_unsafe))
+        from tfmot_asp.export.read_tensorflow import read_keras
+
+        return read_keras(path, allow_unsafe)
     if suffix == ".onnx":
         from tfmot_asp.export.onnx_files.read_onnx import read_onnx
 
@@ -82,42 +80,28 @@ def _read(path: Path, allow_unsafe: bool) -> list[Gemm]:
     raise ValueError(f"{str(path)!r} is no SavedModel folder and no .keras, .h5, .onnx or .tflite file")
 
 
-def _gemms_of_model(model: Any) -> list[Gemm]:
-    """The matrix products of a Keras model; where its inputs leave sizes open, they stay so: kernels have theirs."""
-    known = known_inputs(model)
-    specs = [spec for spec in tf.nest.flatten(known) if isinstance(spec, tf.TensorSpec)]
-    if known is not None and any(spec.shape.rank is None or None in spec.shape.as_list()[1:] for spec in specs):
-        graph = trace_function(concrete_function(model, known), variables=variables_of(model))
-    else:
-        graph = trace(model)
-    # The variables that Keras 3 gives to layers of a subclassed model are all named "kernel"; their paths tell.
-    paths = {id(underlying_variable(v)): v.path for v in all_variables(model) if hasattr(v, "path")}
-    return find_gemms(graph, paths)
+def _by_weight(gemms: Iterable[Gemm]) -> list[list[Gemm]]:
+    """Products that read one weight in one way, together, in the order of the first of them."""
+    found: list[list[Gemm]] = []
+    by_name: dict[tuple[Any, ...], list[list[Gemm]]] = {}
+    for gemm in gemms:
+        read = (gemm.weight_name, gemm.type, gemm.reduction_axes, gemm.output_axes, gemm.groups, gemm.problem)
+        alike = by_name.setdefault(read, [])  # in a file's graphs several weights may have one name
+        products = next((products for products in alike if _same(products[0].weight, gemm.weight)), None)
+        if products is None:
+            products = []
+            alike.append(products)
+            found.append(products)
+        products.append(gemm)
+    return found
 
 
-def load_signature(path: Path, allow_unsafe: bool = False) -> Any:
-    """The ``serving_default`` function of a SavedModel.
-
-    Raises:
-        ValueError: if the folder is no readable SavedModel, or has no such signature.
-    """
-    check_saved_model(path, allow_unsafe=allow_unsafe)  # before TensorFlow runs what a SavedModel runs on loading
-    try:
-        loaded = tf.saved_model.load(str(path))
-    except Exception as error:  # damaged files fail in many ways, parse errors and missing ops among them
-        raise ValueError(f"{str(path)!r} cannot be read as a SavedModel: {first_line(error)}") from error
-    signatures = dict(loaded.signatures)
-    if "serving_default" not in signatures:
-        has = f"it has {sorted(signatures)}" if signatures else "it has none"
-        raise ValueError(
-            f"{str(path)!r} has no signature 'serving_default', {has}; tfmot_asp.export.saved_model adds it"
-        )
-    function = signatures["serving_default"]
-    function._loaded_object = loaded  # a signature does not keep its variables alive
-    return function
+def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
 
 
-def _check(gemm: Gemm, pattern: Pattern) -> VerifiedLayer:
+def _check(products: list[Gemm], pattern: Pattern) -> VerifiedLayer:
+    gemm = products[0]
     weight, axes = gemm.weight, gemm.reduction_axes
     shape: tuple[int, ...] = ()
     zeros, stripes, violations, why = 0.0, 0, None, ""
@@ -136,5 +120,6 @@ def _check(gemm: Gemm, pattern: Pattern) -> VerifiedLayer:
             why = tensorrt_obstacle(inputs, groups=gemm.groups, transposed=transposed)
             status = "sparse" if found.holds else "broken" if found.broken else "dense" if found.asks else "small"
     return VerifiedLayer(
-        gemm.weight_name, gemm.op, gemm.type, shape, axes, zeros, stripes, violations, status, why or None
+        *(gemm.weight_name, gemm.op, gemm.type, shape, axes, zeros, stripes, violations, status, why or None),
+        more_ops=tuple(product.op for product in products[1:]),
     )

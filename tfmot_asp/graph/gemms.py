@@ -7,40 +7,13 @@ transposes, reshapes and products with other constants lie between: what is chec
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from tfmot_asp.graph.constants import GraphConstants
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
+from tfmot_asp.graph.gemm import Gemm
+from tfmot_asp.graph.graph_constants import GraphConstants
 from tfmot_asp.graph.ops import product_of
 from tfmot_asp.graph.products import depends_on
-
-
-@dataclass(frozen=True, eq=False)
-class Gemm:
-    """One matrix product with a constant operand.
-
-    Attributes:
-        op: name of the op in the graph.
-        type: TensorFlow op type.
-        weight_name: name of the variable or constant that the weight comes from.
-        weight: the array that the product reads; None if it could not be computed.
-        reduction_axes: the weight's axes that are summed over, flattened row-major; empty for depthwise convolution.
-        output_axes: the weight's axes that become output channels.
-        groups: number of groups of a grouped convolution.
-        problem: why ``weight`` is None.
-    """
-
-    op: str
-    type: str
-    weight_name: str
-    weight: np.ndarray | None
-    reduction_axes: tuple[int, ...]
-    output_axes: tuple[int, ...]
-    groups: int = 1
-    problem: str | None = None
 
 
 def find_gemms(graph: Graph, names: Mapping[int, str] | None = None) -> list[Gemm]:
@@ -70,7 +43,7 @@ def find_gemms(graph: Graph, names: Mapping[int, str] | None = None) -> list[Gem
             seen.add(key)
             weight, problem = constants.read(tensor)
             groups = 1 if weight is None else product.groups(op, weight.shape)
-            name = (names or {}).get(source[1], source[0])
+            name = (names or {}).get(source[1], _shown(source[0], op))
             found.append(Gemm(op.name, op.type, name, weight, reduction_axes, output_axes, groups, problem))
     return found
 
@@ -85,4 +58,11 @@ def weight_names(graph: Graph) -> dict[str, str]:
     """For each product with a constant weight, by the op's name: what its weight is called."""
     varying, constants = depends_on(graph, graph.inputs), GraphConstants(graph)
     operands = ((op, weight_operand(op, varying)) for op in graph.ops)
-    return {op.name: constants.name(op.inputs[operand])[0] for op, operand in operands if operand is not None}
+    return {
+        op.name: _shown(constants.name(op.inputs[operand])[0], op) for op, operand in operands if operand is not None
+    }
+
+
+def _shown(name: str, op: Op) -> str:
+    """What to call a weight; one without a name, by the op that multiplies with it."""
+    return name or f"constant of {op.source.name}"

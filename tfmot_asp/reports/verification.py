@@ -12,11 +12,11 @@ from tfmot_asp.reports.table import axes_of, percent, sizes_of, table
 
 @dataclass(frozen=True)
 class VerifiedLayer:
-    """One matrix product of a written model.
+    """One weight of a written model, and the matrix products that read it.
 
     Attributes:
         name: of the variable or constant that holds the weight.
-        op: name of the op that multiplies with it.
+        op: name of the op that multiplies with it, the first if several do.
         type: of that op, as its format calls it: ``MatMul``, ``Conv``, ``FULLY_CONNECTED``, ...
         shape: of the weight as the op reads it.
         reduction_axes: its axes that the product sums over.
@@ -28,8 +28,9 @@ class VerifiedLayer:
             ``"depthwise"`` without a reduction axis; ``"unreadable"`` if the weight could not be computed.
         reason: what keeps TensorRT from a sparse kernel for it, by the rule of ``sparsity_report``, or why it is
             unreadable; None otherwise.
-        eligible: whether TensorRT said it could run the layer sparse; None before ``parse_tensorrt_log``.
+        eligible: whether TensorRT said it could run all of its ops sparse; None before ``parse_tensorrt_log``.
         picked: whether TensorRT chose to, by timing; None before ``parse_tensorrt_log``.
+        more_ops: names of further ops that multiply with it: a layer that is called several times.
     """
 
     name: str
@@ -44,6 +45,12 @@ class VerifiedLayer:
     reason: str | None
     eligible: bool | None = None
     picked: bool | None = None
+    more_ops: tuple[str, ...] = ()
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """All ops that multiply with it."""
+        return (self.op, *self.more_ops)
 
     @property
     def note(self) -> str:
@@ -63,7 +70,7 @@ class VerificationReport:
     Attributes:
         path: of the file.
         sparsity_m_by_n: the pattern that was checked.
-        layers: one row per matrix product with a constant weight.
+        layers: one row per constant weight of matrix products.
         notes: what else there is to say about the file: its size, the command that uses it.
     """
 

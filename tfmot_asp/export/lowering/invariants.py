@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.lowering.frozen import Frozen
-from tfmot_asp.graph.constants import GraphConstants
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
 from tfmot_asp.graph.flatten import trace_function
+from tfmot_asp.graph.graph_constants import GraphConstants
 from tfmot_asp.graph.products import depends_on
 
 logger = logging.getLogger(__name__)

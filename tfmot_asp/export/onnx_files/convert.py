@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
 from tfmot_asp.export.onnx_files.axis_names import Place, axis_names
-from tfmot_asp.export.onnx_files.onnx_graph import BATCH, Scope, import_onnx, node_name
+from tfmot_asp.export.onnx_files.onnx_graph import BATCH, Scope, bodies, import_onnx, node_name
 from tfmot_asp.export.onnx_files.rewrites import REWRITES
 from tfmot_asp.export.onnx_files.tensorrt_forms import suit_tensorrt
 from tfmot_asp.graph.flatten import trace_function
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 MIN_OPSET = 13
 DEFAULT_OPSET = 17
 
+_FOLDED = "const_fold_opt__"  # what tf2onnx calls a constant that it computed
 _NOISY = ("tf2onnx", "tensorflow")
 
 
@@ -123,7 +126,7 @@ def convert(
                 )
 
         try:
-            model = _optimized(converted).make_model("tfmot_asp")
+            model = _optimized(converted)
         except Exception as error:  # handlers fail in as many ways as there are ops
             raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
     gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
@@ -138,14 +141,52 @@ def convert(
     return model
 
 
-def _optimized(converted: Callable[[], Any]) -> Any:
-    """tf2onnx's optimizers on a graph, without copying it for each of them unless one fails."""
+def _optimized(converted: Callable[[], Any]) -> onnx.ModelProto:
+    """The model of a graph after tf2onnx's optimizers, without copying it for each of them unless one fails."""
     optimize = import_tf2onnx().optimizer.optimize_graph
+    graph = converted()
+    names = _transposed_constants(graph)
     try:
-        return optimize(converted(), catch_errors=False)
+        graph = optimize(graph, catch_errors=False)
     except Exception as error:
         logger.debug("An optimizer of tf2onnx failed, and is left out: %s", error)
-        return optimize(converted(), catch_errors=True)
+        graph = optimize(converted(), catch_errors=True)
+    model = graph.make_model("tfmot_asp")
+    _restore_names(model, names)
+    return model
+
+
+def _transposed_constants(graph: Any) -> dict[bytes, str]:
+    """Names of the constants that are to be transposed, by their values in any order.
+
+    A kernel that one product reads is transposed where it stands. One that several read gets a node for it, and a name
+    of tf2onnx's own once that is folded.
+    """
+    read = (node.inputs[0] for node in graph.get_nodes() if node.type == "Transpose")
+    return {_in_any_order(node.get_tensor_value(as_list=False)): node.name for node in read if node.is_const()}
+
+
+def _restore_names(model: onnx.ModelProto, names: Mapping[bytes, str]) -> None:
+    """Gives folded constants the names that they had, where these are free."""
+    to_array = import_onnx().numpy_helper.to_array
+    taken = {tensor.name for tensor in model.graph.initializer}
+    renamed: dict[str, str] = {}
+    for tensor in model.graph.initializer:
+        if names and tensor.name.startswith(_FOLDED):
+            name = names.get(_in_any_order(to_array(tensor)))
+            if name is not None and name not in taken:
+                taken.add(name)
+                renamed[tensor.name] = name
+                tensor.name = name
+    graphs = [model.graph]
+    for graph in graphs:  # which grows by the bodies of loops
+        for node in graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+            graphs.extend(bodies(node))
+
+
+def _in_any_order(values: np.ndarray) -> bytes:
+    return hashlib.sha256(np.sort(values, axis=None).tobytes()).digest()
 
 
 def _check_inputs(specs: Sequence[tf.TensorSpec]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from tfmot_asp.export.onnx_files.float32_parts import join_float32, normalizing_nodes
 from tfmot_asp.export.onnx_files.half_rounding import LARGEST
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, bodies, import_onnx, move_into_bodies, sort_nodes
-from tfmot_asp.graph.gemms import Gemm
+from tfmot_asp.graph.gemm import Gemm
 
 if TYPE_CHECKING:
     import onnx

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfmot_asp import einsum
 from tfmot_asp.export.onnx_files.onnx_graph import Scope, attributes, load_onnx, node_name
-from tfmot_asp.graph.gemms import Gemm
+from tfmot_asp.graph.gemm import Gemm
 
 if TYPE_CHECKING:
     import onnx

@@ -160,12 +160,13 @@ def _merge(result: TensorRTSparsity, report: VerificationReport) -> TensorRTSpar
     if not named:
         note = f"{result.summary}; which ones, the log does not say: build with --verbose"
         return replace(result, report=replace(report, notes=(*report.notes, note)))
-    eligible, picked = _all_parts(result.eligible), _all_parts(result.picked)
+    picked = _all_parts(result.picked)
+    eligible = _all_parts(result.eligible) | picked
     layers = tuple(
-        replace(layer, eligible=layer.op in eligible or layer.op in picked, picked=layer.op in picked)
+        replace(layer, eligible=eligible.issuperset(layer.ops), picked=picked.issuperset(layer.ops))
         for layer in report.layers
     )
-    ops = {layer.op for layer in report.layers}
+    ops = {op for layer in report.layers for op in layer.ops}
     every = dict.fromkeys((*result.eligible, *result.picked))
     unmatched = tuple(name for name in every if not _parts(name) & ops)
     notes = [result.summary]

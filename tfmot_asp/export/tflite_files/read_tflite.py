@@ -23,7 +23,7 @@ from tfmot_asp.export.tflite_files.tflite_file import (
 )
 from tfmot_asp.graph.budget import GRAPH_NODE, spend
 from tfmot_asp.graph.constants import Constants
-from tfmot_asp.graph.gemms import Gemm
+from tfmot_asp.graph.gemm import Gemm
 from tfmot_asp.graph.ops import PRODUCTS
 
 _Roles = tuple[tuple[int, ...], tuple[int, ...]]  # reduction axes, output axes
