@@ -31,7 +31,7 @@ def test_a_small_run(name, tmp_path, capsys):
     assert report.ok
     assert report.sparse >= 2
     printed = capsys.readouterr().out
-    assert str(report).splitlines()[-1] in printed
+    assert str(report).splitlines()[0] in printed
     assert all(f"{value:6.2f} % of " in printed for value in results.values())
 
 

@@ -43,7 +43,9 @@ def test_rows_say_what_holds_and_what_does_not(half_pruned):
 
 def test_the_table_is_aligned_and_the_dict_is_json(half_pruned):
     report = tfmot_asp.sparsity_report(half_pruned)
-    lines = [line for line in str(report).splitlines() if not line.startswith("  ")]  # reasons go on there
+    lines = report.to_text(None).splitlines()
+    assert lines[0] == "convnet: 1 of 2 prunable kernels are 2:4 along their reduction axis (4 kernels in all)"
+    lines = lines[lines.index("") + 1 :]
     column = lines[0].index("2:4")
     assert [line[column:].split("  ")[0] for line in lines[1:5]] == [
         "no, 144 of 144",
@@ -51,7 +53,6 @@ def test_the_table_is_aligned_and_the_dict_is_json(half_pruned):
         "no, 1 of 2,048",
         "no, 80 of 80",
     ]
-    assert lines[5] == "convnet: 1 of 2 prunable kernels are 2:4 along their reduction axis (4 kernels in all)"
     again = json.loads(json.dumps(report.to_dict()))
     assert again["layers"][1]["name"] == "conv"
     assert again["layers"][1]["holds"] is True
@@ -140,5 +141,4 @@ def test_reasons_are_written_out_whole_and_so_are_names():
     assert "a_depthwise_layer_with_a_long_name.depthwise_kernel" in text
     assert max(map(len, text.splitlines())) <= 120
     reason = "has a depthwise kernel, which sums over no channels, so it is no matrix product that Tensor Cores could"
-    start = text.splitlines()[0].index("prunable")
-    assert reason in " ".join(line[start:] for line in text.splitlines())
+    assert reason in " ".join(text.split())

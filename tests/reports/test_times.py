@@ -76,18 +76,19 @@ def test_precision_decides_which_sizes_and_which_times(model):
 def test_the_table_and_the_dict(model):
     plain, timed = (tfmot_asp.sparsity_report(model, batch_size=32, gpu=gpu) for gpu in (None, "H100"))
     text = str(timed)
-    assert text.startswith(f"{plain}\n")
-    lines = text.removeprefix(f"{plain}\n").splitlines()
-    assert lines[1] == "Estimated microseconds on NVIDIA H100 80GB HBM3 in fp16, dense and 2:4, of all calls"
+    lines = text.splitlines()
+    assert set(str(plain).splitlines()) <= set(lines)
+    lines = lines[lines.index("", len(str(plain).splitlines())) + 1 :]
+    assert lines[0] == "Estimated microseconds on NVIDIA H100 80GB HBM3 in fp16, dense and 2:4, of all calls"
     words = [line.split() for line in lines]
     (first,) = [row for row in words if row[:1] == ["shared"]]
     time = timed.layers[0].times[0]
     size = timed.layers[0].gemms[0]
     cells = (size.m, "x", size.n, "x", size.k, size.calls, f"{time.dense_us:.1f}", f"{time.sparse_us:.1f}")
     assert first[1:9] == list(map(str, cells))
-    assert any(line.endswith("dense, 24 outputs, no multiple of 16") for line in lines)
+    assert "dense, 24 outputs, no multiple of 16" in " ".join(text.split())
     assert f"x{timed.gain_prunable.speedup:.2f}" in text
-    assert max(map(len, lines)) <= 150
+    assert max(map(len, lines)) <= 120
     data = json.loads(json.dumps(timed.to_dict()))
     assert data == timed.to_dict()
     assert data["gpu"] == "NVIDIA H100 80GB HBM3"

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.reports.document import Document, Table
 from tfmot_asp.reports.plain_data import plain
-from tfmot_asp.reports.table import table
+from tfmot_asp.reports.readable import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class OutputChange:
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrationReport:
+class CalibrationReport(Report):
     """What pruning with data did; ``print`` it for a table.
 
     Attributes:
@@ -79,16 +80,14 @@ class CalibrationReport:
     seconds: float
     distillation: tuple[float, float] | None = None
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         rows = [
             (k.name, k.kind, f"{k.rows:,}" if k.rows else "-", *map(_share, (k.error_before, k.error_after)))
             + (f"{k.seconds:.1f}", k.note or "")
             for k in self.kernels
         ]
         counted = f"{self.samples:,} samples in {self.batches:,} batches"
-        lines = [f"Pruned by {self.method} ({self.effort}) on {counted}, {self.seconds:.0f} s", ""]
-        lines += table(("layer", "kind", "rows", "error by magnitude", "error now", "s", "note"), rows)
-        lines.append("")
+        lines = [f"Pruned by {self.method} ({self.effort}) on {counted}, {self.seconds:.0f} s"]
         for out in self.outputs:
             agreement = "" if out.agreement is None else f", largest at the same place {out.agreement:.1%}"
             lines.append(
@@ -100,7 +99,8 @@ class CalibrationReport:
             before, after = self.distillation
             lines.append(f"distillation: error of the outputs {_share(before)} -> {_share(after)}")
         lines.append("These numbers are of the calibration data; accuracy is measured on other data.")
-        return "\n".join(line.rstrip() for line in lines)
+        header = ("layer", "kind", "rows", "error by magnitude", "error now", "s", "note")
+        return Document(lines, [Table(header, rows)])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""

@@ -10,6 +10,9 @@ from tfmot_asp.cli.options import import_modules, input_shapes, policy, read_arr
 from tfmot_asp.cli.terminal import Console, load_tensorflow
 from tfmot_asp.cli.writing import HDF5, check_output, write_model
 from tfmot_asp.files import check_writable
+from tfmot_asp.reports.document import Document, Table
+
+SPARSITY, PERMUTATION = "Sparsity", "Permutation"  # titles of tables
 
 _MODEL_FORMATS = (".keras", *HDF5, "")
 _NOT_PLANNED = "No permutation could be planned: "
@@ -31,11 +34,10 @@ def inspect(arguments: argparse.Namespace, console: Console) -> int:
         **timed,
     )
     plan, refused = _planned(model, rule, shapes, arguments.pattern), _why_not_pruned(model, rule)
-    parts = [str(report), _plan_table(plan)]
-    if refused not in (None, plan["refused"]):
-        parts.append(f"`prune` refuses this model: {refused}")
+    refusal = [f"`prune` refuses this model: {refused}"] if refused not in (None, plan["refused"]) else []
+    document = Document.joined(report.document().titled(SPARSITY), _plan_document(plan), Document(refusal))
     data = {"model": str(arguments.model), "sparsity": report.to_dict(), "permutation": plan}
-    console.result("\n\n".join(parts), {**data, "pruning": {"refused": refused}})
+    console.result(document, {**data, "pruning": {"refused": refused}})
     return 0
 
 
@@ -63,7 +65,7 @@ def permute(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.report is not None:
         report.save(arguments.report)
     data = _permutation_data(report)
-    console.result(f"{report}\nWrote {arguments.output}", {"output": str(arguments.output), "permutation": data})
+    console.result(_with_output(arguments, report.document()), {"output": str(arguments.output), "permutation": data})
     return 0
 
 
@@ -99,11 +101,10 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
     if batch is None:
         report = dataclasses.replace(report, notes=())  # that sizes were left out; `inspect` has them
     _write(model, arguments)
-    parts = [str(permutation), ""] if permutation is not None else []
-    parts += [str(pruned.calibration), ""] if pruned.calibration is not None else []
-    parts += [str(report), f"Wrote {arguments.output}"]
+    parts = [] if permutation is None else [permutation.document().titled(PERMUTATION)]
+    parts += [] if pruned.calibration is None else [pruned.calibration.document().titled("Pruning on data")]
     console.result(
-        "\n".join(parts),
+        _with_output(arguments, *parts, report.document().titled(SPARSITY)),
         {
             "output": str(arguments.output),
             "permutation": None if permutation is None else _permutation_data(permutation),
@@ -130,14 +131,16 @@ def verify(arguments: argparse.Namespace, console: Console) -> int:
     report = export.verify(arguments.file, sparsity_m_by_n=arguments.pattern, allow_unsafe=arguments.allow_unsafe)
     if arguments.tensorrt_log is not None:
         report = export.parse_tensorrt_log(arguments.tensorrt_log, report).report or report
-    text, data, ok = str(report), report.to_dict(), report.ok
+    document, data, ok = report.document(), report.to_dict(), report.ok
     if arguments.tensorrt:
         taken = export.check_with_tensorrt(arguments.file)
-        text, data, ok = f"{text}\n\n{taken}", {**data, "tensorrt": taken.to_dict()}, ok and taken.ok
+        document = Document.joined(document, taken.document())
+        data, ok = {**data, "tensorrt": taken.to_dict()}, ok and taken.ok
     if arguments.on_gpu:
         ran = export.run_sparse(arguments.file, allow_unsafe=arguments.allow_unsafe)
-        text, data, ok = f"{text}\n\n{ran}", {**data, "on_gpu": ran.to_dict()}, ok and ran.ok
-    console.result(text, data)
+        document = Document.joined(document, ran.document())
+        data, ok = {**data, "on_gpu": ran.to_dict()}, ok and ran.ok
+    console.result(document, data)
     return 0 if ok else 1
 
 
@@ -164,7 +167,7 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
     picture = outline(plan, model)
     draw(picture, arguments.output)
     data = {"output": str(arguments.output), "ops": len(picture.ops)}
-    console.result(f"Drew {len(picture.ops)} ops to {arguments.output}", data)
+    console.result(Document([f"Drew {len(picture.ops)} ops to {arguments.output}"]), data)
     return 0
 
 
@@ -181,6 +184,11 @@ def load(arguments: argparse.Namespace) -> Any:
 
 def _write(model: Any, arguments: argparse.Namespace) -> None:
     write_model(model, arguments.output, force=arguments.force, allow_unsafe=arguments.allow_unsafe)
+
+
+def _with_output(arguments: argparse.Namespace, *documents: Document) -> Document:
+    """Documents, and what was written below their summaries."""
+    return Document.joined(*documents, Document([f"Wrote {arguments.output}"]))
 
 
 def _search_options(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -249,11 +257,9 @@ def _why_not_pruned(model: Any, rule: Any) -> str | None:
     return None
 
 
-def _plan_table(plan: dict[str, Any]) -> str:
-    from tfmot_asp.reports.table import table
-
+def _plan_document(plan: dict[str, Any]) -> Document:
     if plan["refused"] is not None:
-        return _NOT_PLANNED + plan["refused"]
+        return Document([_NOT_PLANNED + plan["refused"]])
     rows = [
         (
             layer["name"],
@@ -268,4 +274,5 @@ def _plan_table(plan: dict[str, Any]) -> str:
     count = len(plan["groups"])
     summary = f"{movable} of {len(rows)} prunable kernels would be permuted, in {count} group{'s' * (count != 1)}"
     summary += f"; `permute` needs up to {plan['memory'] / 1e9:.2g} GB of memory beside the model"
-    return "\n".join([summary, *table(("layer", "kind", "would be", "input channels", "why not"), rows)])
+    header = ("layer", "kind", "would be", "input channels", "why not")
+    return Document([summary], [Table(header, rows, PERMUTATION)])

@@ -50,7 +50,7 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
             sparsity_m_by_n=arguments.pattern,
             **given,
         )
-    console.result(str(report), {"output": str(arguments.output), **report.to_dict()})
+    console.result(report.document(), {"output": str(arguments.output), **report.to_dict()})
     if not report.sparse:
         console.note(f"No weight in it is {report.sparsity_m_by_n}: `tfmot-asp prune` comes first.")
     return 0

@@ -13,6 +13,8 @@ from tfmot_asp.cli.options import read_array
 from tfmot_asp.cli.terminal import Console
 from tfmot_asp.cli.writing import check_output
 from tfmot_asp.files import replacing
+from tfmot_asp.reports.document import Document
+from tfmot_asp.reports.table import Marked
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +38,15 @@ def search(arguments: argparse.Namespace, console: Console) -> int:
         progress=console.progress,
         time_limit=arguments.time_limit,
     )
-    lines = [str(result)]
+    lines = []
     if arguments.output is not None:
         _save(result.permutation, arguments.output)
         lines.append(f"Wrote {arguments.output}: new = np.take(old, permutation, axis={axis})")
     else:
-        lines.append(" ".join(map(str, result.permutation)))
+        lines.append(Marked(" ".join(map(str, result.permutation)), "whole"))
     output = None if arguments.output is None else str(arguments.output)
     data = {"weights": str(arguments.weights), "rows": matrix.shape[0], "output": output, **result.to_dict()}
-    console.result("\n".join(lines), data)
+    console.result(Document.joined(result.document(), Document(lines)), data)
     return 0
 
 

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import asdict
 
 from tfmot_asp.cli.terminal import Console
+from tfmot_asp.reports.document import Document, Table
 from tfmot_asp.reports.progress_bar import progress_bar
-from tfmot_asp.reports.table import table
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> int:
@@ -35,7 +35,9 @@ def measure(arguments: argparse.Namespace, console: Console) -> int:
         )
         for row in times.rows
     ]
-    lines = [f"Microseconds on {times.gpu} (driver {times.driver})", *table(header, rows)]
-    lines.append(f"Wrote {arguments.output}: give it to --gpu")
-    console.result("\n".join(lines), {"output": str(arguments.output), **asdict(times)})
+    summary = [
+        f"Microseconds on {times.gpu} (driver {times.driver})",
+        f"Wrote {arguments.output}: give it to --gpu",
+    ]
+    console.result(Document(summary, [Table(header, rows)]), {"output": str(arguments.output), **asdict(times)})
     return 0

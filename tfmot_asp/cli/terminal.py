@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -15,12 +16,14 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from tfmot_asp.loading.one_line import first_line
+from tfmot_asp.reports.document import Document
 from tfmot_asp.reports.plain_data import jsonable
-from tfmot_asp.reports.table import visible
+from tfmot_asp.reports.table import WIDTH, Paint, painted, plain, visible
 
 PROGRAM = "tfmot-asp"
 _LONGEST = 2000  # characters of an error
 
+_COLOURS = {"header": 1, "good": 32, "bad": 31, "warning": 33}  # bold, green, red, yellow
 _NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx", "onnx", "numba", "h5py")
 
 
@@ -29,6 +32,7 @@ class Console:
 
     Attributes:
         progress: whether to show progress bars.
+        width: of the lines that are printed; None if they may be of any length.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -36,7 +40,9 @@ class Console:
         self._quiet: bool = arguments.quiet
         self._verbose: bool = arguments.verbose
         self._debug: bool = arguments.debug
+        self._summary: bool = arguments.summary
         self._out: TextIO = sys.stdout
+        self.width: int | None = None if arguments.wide else _width(sys.stdout)
         self._scopes = contextlib.ExitStack()
         self.progress: bool = not arguments.quiet and sys.stderr.isatty()
 
@@ -50,16 +56,18 @@ class Console:
     def __exit__(self, *_: Any) -> None:
         self._scopes.close()
 
-    def result(self, text: str, data: dict[str, Any]) -> None:
-        """Prints a command's result: the text, or with ``--json`` the data."""
+    def result(self, document: Document, data: dict[str, Any]) -> None:
+        """Prints a command's result: the document, or with ``--json`` the data."""
         if self._json:
             text = json.dumps(jsonable(data), indent=1, allow_nan=False)
-        self._out.write(f"{_shown(text)}\n")
+        else:
+            text = document.to_text(self.width, tables=not self._summary, paint=paint_for(self._out))
+        self._out.write(f"{text}\n")
 
     def note(self, text: str) -> None:
         """Says something on standard error, unless ``--quiet``."""
         if not self._quiet:
-            sys.stderr.write(f"{_shown(text)}\n")
+            sys.stderr.write(f"{Document([text]).to_text(self.width)}\n")
 
     @contextlib.contextmanager
     def without_noise(self) -> Iterator[None]:
@@ -77,9 +85,9 @@ class Console:
 
     def error(self, text: str) -> None:
         """Says on standard error why the command ends, and with ``--json`` on standard output too."""
-        sys.stderr.write(f"{PROGRAM}: error: {_shown(text)}\n")
+        sys.stderr.write(f"{PROGRAM}: {_word('error:', 'bad')} {_shown(text)}\n")
         if self._json:
-            self.result("", {"error": text})
+            self.result(Document([]), {"error": text})
             self.flush()
 
     def failure(self, error: Exception) -> None:
@@ -105,6 +113,33 @@ class Console:
 def _shown(text: str) -> str:
     """Text with names from files in it, whose lines are ours."""
     return "\n".join(map(visible, text.split("\n")))
+
+
+def _word(text: str, mood: str) -> str:
+    """A word on standard error, in its colour."""
+    return painted(text, paint_for(sys.stderr), mood)
+
+
+def _width(stream: TextIO) -> int:
+    """Of the terminal, or as COLUMNS says; what is no terminal has lines of a fixed length."""
+    if stream.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size((WIDTH, 24)).columns
+    return WIDTH
+
+
+def paint_for(stream: TextIO) -> Paint:
+    """The colours of a stream: none of what is no terminal, nor where NO_COLOR or TERM=dumb asks for none."""
+    environment = os.environ
+    if environment.get("NO_COLOR"):
+        return plain
+    if environment.get("FORCE_COLOR"):
+        return _colour
+    dumb = environment.get("TERM") == "dumb" or (os.name == "nt" and "WT_SESSION" not in environment)
+    return _colour if stream.isatty() and not dumb else plain
+
+
+def _colour(text: str, mood: str) -> str:
+    return f"\x1b[{_COLOURS[mood]}m{text}\x1b[0m" if mood in _COLOURS and text else text
 
 
 def load_tensorflow() -> None:
@@ -147,7 +182,7 @@ class _Handler(logging.Handler):
     """Writes to standard error as it is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        level = _word(f"{record.levelname.lower()}:", "warning") + " " if record.levelno >= logging.WARNING else ""
         sys.stderr.write(f"{PROGRAM}: {level}{_shown(record.getMessage())}\n")
 
 
@@ -175,7 +210,7 @@ def _warnings() -> Iterator[None]:
     """Shows our own warnings, on one line, and hides those of libraries, which their users can do nothing about."""
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        sys.stderr.write(f"{PROGRAM}: warning: {_shown(str(message))}\n")
+        sys.stderr.write(f"{PROGRAM}: {_word('warning:', 'warning')} {_shown(str(message))}\n")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

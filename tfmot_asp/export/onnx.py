@@ -30,6 +30,7 @@ from tfmot_asp.files import replacing
 from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import PatternLike
+from tfmot_asp.reports.table import Marked
 from tfmot_asp.reports.verification import VerificationReport
 from tfmot_asp.types import CalibrationData, InputShapes, StrPath
 
@@ -192,7 +193,7 @@ def _finish(
     try:
         command = trtexec_command(path, tensorrt=tensorrt, batch_sizes=batch_sizes)
         logger.info("Wrote %s. Build the TensorRT engine with:\n%s", path, command)
-        notes.append(f"TensorRT: {command}")
+        notes.append(Marked(f"TensorRT: {command}", "whole"))
     except ValueError as error:  # open axes, whose sizes only the user knows
         logger.info("Wrote %s. For the trtexec command: %s", path, error)
         notes.append(f"TensorRT: tfmot_asp.export.trtexec_command({str(path)!r}, shapes=...); {error}")

@@ -14,7 +14,9 @@ from tfmot_asp.graph.gemm import Gemm
 from tfmot_asp.hardware import libraries
 from tfmot_asp.hardware.sparse_device import TOLERANCE, SparseDevice
 from tfmot_asp.masks import standing
-from tfmot_asp.reports.table import table
+from tfmot_asp.reports.document import Document, Table
+from tfmot_asp.reports.readable import Report
+from tfmot_asp.reports.table import Marked
 from tfmot_asp.types import StrPath
 
 _ROWS = 64
@@ -48,7 +50,7 @@ class ProductRun:
 
 
 @dataclass(frozen=True)
-class SparseRun:
+class SparseRun(Report):
     """What ``run_sparse`` found. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
 
     Attributes:
@@ -61,6 +63,8 @@ class SparseRun:
     gpu: str
     products: tuple[ProductRun, ...]
 
+    _ROWS = "products"
+
     @property
     def ok(self) -> bool:
         """Whether some product was run 2:4, and each of these agrees with the dense one."""
@@ -72,22 +76,21 @@ class SparseRun:
         rows = [{**asdict(product), "equal": product.equal} for product in self.products]
         return {"path": self.path, "gpu": self.gpu, "ok": self.ok, "products": rows}
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         rows = [
             (
                 product.name,
                 f"{product.n} x {product.k}",
                 "-" if product.error is None else f"{product.error:.1e}",
-                product.reason or ("equal" if product.equal else "DIFFERENT"),
+                product.reason or ("equal" if product.equal else Marked("DIFFERENT", "bad")),
             )
             for product in self.products
         ]
         ran = sum(product.error is not None for product in self.products)
         equal = sum(product.equal for product in self.products)
-        lines = table(("weight", "N x K", "error", "2:4 and dense"), rows)
-        return "\n".join(
-            [*lines, f"{self.path}: of {ran} products run 2:4 on {self.gpu}, {equal} equal the dense ones"]
-        )
+        summary = f"{self.path}: of {ran} products run 2:4 on {self.gpu}, {equal} equal the dense ones"
+        header = ("weight", "N x K", "error", "2:4 and dense")
+        return Document([Marked(summary, "good" if self.ok else "bad")], [Table(header, rows)])
 
 
 def run_sparse(path: StrPath, *, allow_unsafe: bool = False) -> SparseRun:

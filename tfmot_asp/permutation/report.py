@@ -16,7 +16,9 @@ from tfmot_asp.files import replacing
 from tfmot_asp.pattern import Pattern
 from tfmot_asp.permutation.picture.drawn import Outline
 from tfmot_asp.permutation.picture.plot import plot
-from tfmot_asp.reports.table import percent, table
+from tfmot_asp.reports.document import Document, Table
+from tfmot_asp.reports.readable import Report
+from tfmot_asp.reports.table import percent
 from tfmot_asp.types import InputShapes, Policy
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = "tfmot_asp permutation 1"
+_MUCH = 1 << 30  # bytes of memory that are worth a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,7 @@ class GroupEntry:
 
 
 @dataclasses.dataclass(frozen=True)
-class PermutationReport:
+class PermutationReport(Report):
     """The result of :func:`tfmot_asp.permute`. `str()` is a table.
 
     Attributes:
@@ -224,7 +227,7 @@ class PermutationReport:
         _check_same(self.fingerprint, plan.fingerprint())
         return [np.asarray(group.order, np.int64) for group in self.groups]
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         count = len(self.groups)
         summary = f"{self.permuted} of {self.prunable} prunable kernels permuted, in {count} group{'s' * (count != 1)}"
         unchanged = sum(layer.status == "unchanged" for layer in self.layers)
@@ -244,7 +247,10 @@ class PermutationReport:
             )
             for layer in self.layers
         ]
-        return "\n".join([summary, *table(header, rows)])
+        lines = [summary]
+        if self.memory is not None and self.memory > _MUCH:
+            lines.append(f"needed up to {self.memory / 1e9:.2g} GB of memory beside the model")
+        return Document(lines, [Table(header, rows)])
 
 
 def _check_same(stored: dict[str, Any], found: dict[str, Any]) -> None:

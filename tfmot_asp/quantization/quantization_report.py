@@ -12,8 +12,9 @@ from tfmot_asp.keras_models.wrappers import holds_quantized, unwrap
 from tfmot_asp.masks import standing
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.quantization.scheme import why_float
+from tfmot_asp.reports.document import Document, Table
 from tfmot_asp.reports.plain_data import plain
-from tfmot_asp.reports.table import table
+from tfmot_asp.reports.readable import Report
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class QuantizedKernel:
 
 
 @dataclass(frozen=True)
-class QuantizationReport:
+class QuantizationReport(Report):
     """The kernels of a model, in 8 bits or not. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
 
     Attributes:
@@ -75,7 +76,7 @@ class QuantizationReport:
             "layers": [plain(kernel) for kernel in self.layers],
         }
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         rows = [
             (
                 kernel.name,
@@ -88,9 +89,8 @@ class QuantizationReport:
             for kernel in self.layers
         ]
         summary = f"{self.model}: {len(self.layers) - len(self.left_out)} of {len(self.layers)} kernels in 8 bits"
-        return "\n".join(
-            [*table(("layer", "kind", "weights", str(self.sparsity_m_by_n), "kept", "why float"), rows), summary]
-        )
+        header = ("layer", "kind", "weights", str(self.sparsity_m_by_n), "kept", "why float")
+        return Document([summary], [Table(header, rows)])
 
 
 def quantization_report(model: Any, *, sparsity_m_by_n: PatternLike = TWO_FOUR) -> QuantizationReport:
@@ -105,12 +105,13 @@ def quantization_report(model: Any, *, sparsity_m_by_n: PatternLike = TWO_FOUR) 
 
     Example:
         >>> print(tfmot_asp.quantization_report(quantized))
+        convnet: 4 of 4 kernels in 8 bits
+        <BLANKLINE>
         layer  kind    weights  2:4  kept  why float
         stem   Conv2D  int8     no   no
         conv   Conv2D  int8     yes  yes
         fc     Dense   int8     yes  yes
         head   Dense   int8     yes  yes
-        convnet: 4 of 4 kernels in 8 bits
     """
     pattern = Pattern.of(sparsity_m_by_n)
     rows = []

@@ -75,6 +75,8 @@ def sparsity_report(
 
     Example:
         >>> print(tfmot_asp.sparsity_report(model, batch_size=32))
+        convnet: 0 of 3 prunable kernels are 2:4 along their reduction axis (4 kernels in all)
+        ...
         layer  kind    shape      axis  zeros   2:4                 kept |w|  prunable
         stem   Conv2D  3x3x3x16   2       0.0%  no, 144 of 144       82.5%    has 3 input channels; sparse ...
         conv   Conv2D  3x3x16x16  2       0.0%  no, 576 of 576       69.4%    yes

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from tfmot_asp.hardware import libraries
 from tfmot_asp.pattern import Pattern
 from tfmot_asp.reason import Reason
+from tfmot_asp.reports.document import Document, Table
 from tfmot_asp.reports.plain_data import plain
-from tfmot_asp.reports.table import axes_of, count_of, percent, sizes_of, table
-from tfmot_asp.reports.times_table import times_table
+from tfmot_asp.reports.readable import Report
+from tfmot_asp.reports.table import axes_of, count_of, percent, sizes_of
+from tfmot_asp.reports.times_table import times_summary, times_table
 
 if TYPE_CHECKING:
     from tfmot_asp.graph.kernel_work import OtherProduct
@@ -135,7 +137,7 @@ class EstimatedGain:
 
 
 @dataclass(frozen=True)
-class SparsityReport:
+class SparsityReport(Report):
     """The kernels of a model. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
 
     Attributes:
@@ -242,7 +244,7 @@ class SparsityReport:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         return render(self)
 
 
@@ -255,23 +257,25 @@ def _row_data(row: LayerSparsity) -> dict[str, Any]:
     return data
 
 
-def render(report: SparsityReport) -> str:
-    """The report as text: a table of the pattern, one of sizes with bounds for the model, one of times if there are."""
+def render(report: SparsityReport) -> Document:
+    """The report for reading: a table of the pattern, one of sizes with bounds for the model, one of times if any."""
     pattern = str(report.sparsity_m_by_n)
     header = ("layer", "kind", "shape", "axis", "zeros", pattern, "kept |w|", "prunable")
-    lines = table(header, [_pattern_cells(row) for row in report.layers])
-    lines.append(
+    lines = [
         f"{report.model}: {report.sparse} of {report.prunable} prunable kernels are {pattern} along their reduction "
-        f"axis ({len(report.layers)} kernels in all)"
-    )
+        f"axis ({len(report.layers)} kernel{'s' * (len(report.layers) != 1)} in all)"
+    ]
+    tables = [Table(header, [_pattern_cells(row) for row in report.layers])]
     if report.multiply_adds is not None:
-        lines += ["", *_sizes(report)]
-    if report.gpu is not None:
-        lines += times_table(report)
+        lines += _summary(report)
+        tables.append(_sizes(report))
+    if report.gain_now is not None:
+        lines += times_summary(report)
+        tables.append(times_table(report))
     lines += [f"Note: {note}" for note in report.notes[:_NOTES]]
     if len(report.notes) > _NOTES:
         lines.append(f"Note: and {len(report.notes) - _NOTES} more, see .notes")
-    return "\n".join(lines)
+    return Document(lines, tables)
 
 
 def _pattern_cells(row: LayerSparsity) -> tuple[str, ...]:
@@ -286,7 +290,7 @@ def _pattern_cells(row: LayerSparsity) -> tuple[str, ...]:
     return (row.name, row.kind, shape, axes, percent(row.zeros), pattern, percent(row.retained), prunable)
 
 
-def _sizes(report: SparsityReport) -> list[str]:
+def _sizes(report: SparsityReport) -> Table:
     """The table of sizes. Sources of its rules stand below it, by number."""
     sources: dict[str, int] = {}
 
@@ -298,8 +302,8 @@ def _sizes(report: SparsityReport) -> list[str]:
     header.append("sparse kernel in TensorRT")
     rows = [cells for row in report.layers for cells in _size_rows(row, cite)]
     shapes = ", ".join(f"({', '.join(map(str, shape))})" for shape in report.input_shapes or ())
-    lines = [f"Matrix products, M x N with sums over K, for inputs of shape {shapes}", *table(header, rows)]
-    return [*lines, *(f"[{number}] {source}" for source, number in sources.items()), *_summary(report)]
+    title = f"Matrix products, M x N with sums over K, for inputs of shape {shapes}"
+    return Table(header, rows, title, [f"[{number}] {source}" for source, number in sources.items()])
 
 
 def _size_rows(row: LayerSparsity, cite: Callable[[str], str]) -> list[tuple[str, ...]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tfmot_asp.reports.table import percent, table
+from tfmot_asp.reports.document import Table
+from tfmot_asp.reports.table import percent
 
 if TYPE_CHECKING:
     from tfmot_asp.hardware.product_times import ProductTime
@@ -13,24 +14,29 @@ if TYPE_CHECKING:
 _HEADER = ("layer", "M x N x K", "calls", "dense us", "2:4 us", "gain", "share", "faster")
 
 
-def times_table(report: SparsityReport) -> list[str]:
-    """Lines of the times of a report that has them."""
+def times_summary(report: SparsityReport) -> list[str]:
+    """What the times of a report that has them come to."""
     now, prunable = report.gain_now, report.gain_prunable
-    if now is None or prunable is None:
-        return []
-    rows = [cells for row in report.layers for cells in _rows(row, now.dense_us)]
-    others = sum(report.others_us or ())
-    lines = ["", f"Estimated microseconds on {report.gpu} in {report.precision}, dense and 2:4, of all calls"]
-    lines += table(_HEADER, rows)
-    if others:
-        lines.append(f"outside the kernels above: {_us(others)} us,{percent(others / now.dense_us, 0)}, always dense")
-    lines += [
+    assert now is not None
+    assert prunable is not None
+    return [
         f"Estimated gain of these products, each by the faster kernel ({report.gpu}, {report.precision}):",
         f"  with what is 2:4 now                   {_gain(now)}",
         f"  if all prunable kernels were 2:4       {_gain(prunable)}",
         "Of the products alone: what lies between them takes the same time as before, so the model gains less.",
     ]
-    return lines
+
+
+def times_table(report: SparsityReport) -> Table:
+    """The times of a report that has them."""
+    now, others = report.gain_now, sum(report.others_us or ())
+    assert now is not None
+    rows = [cells for row in report.layers for cells in _rows(row, now.dense_us)]
+    title = f"Estimated microseconds on {report.gpu} in {report.precision}, dense and 2:4, of all calls"
+    if not others:
+        return Table(_HEADER, rows, title)
+    outside = f"outside the kernels above: {_us(others)} us,{percent(others / now.dense_us, 0)}, always dense"
+    return Table(_HEADER, rows, title, [outside])
 
 
 def _rows(row: LayerSparsity, total: float) -> list[tuple[str, ...]]:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfmot_asp.pattern import Pattern
+from tfmot_asp.reports.document import Document, Table
 from tfmot_asp.reports.plain_data import plain
-from tfmot_asp.reports.table import axes_of, percent, sizes_of, table
+from tfmot_asp.reports.readable import Report
+from tfmot_asp.reports.table import Marked, axes_of, percent, sizes_of
+
+_BAD = ("broken", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class VerifiedLayer:
 
 
 @dataclass(frozen=True)
-class VerificationReport:
+class VerificationReport(Report):
     """What ``verify`` found. ``str()`` is a table; ``to_dict()`` is plain data for JSON.
 
     Attributes:
@@ -91,8 +95,7 @@ class VerificationReport:
         A dense layer is no failure: policies keep layers dense. Whether a layer that was to be sparse is dense shows in
         its row.
         """
-        bad = any(layer.status in ("broken", "unreadable") for layer in self.layers)
-        return self.sparse > 0 and not bad
+        return self.sparse > 0 and not any(layer.status in _BAD for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and numbers."""
@@ -105,7 +108,7 @@ class VerificationReport:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         # TensorRT's columns, once its log was read.
         read = any(layer.eligible is not None for layer in self.layers)
         answers = {None: "-", True: "yes", False: "no"}
@@ -119,7 +122,7 @@ class VerificationReport:
                 sizes_of(layer.shape),
                 axes_of(layer.reduction_axes),
                 percent(layer.zeros),
-                layer.status,
+                Marked(layer.status, "bad") if layer.status in _BAD else layer.status,
                 "-" if not layer.stripes else f"{layer.violations:,} of {layer.stripes:,}",
                 *answer,
                 layer.reason or "",
@@ -128,4 +131,4 @@ class VerificationReport:
         ]
         verdict = "ok" if self.ok else "NOT ok"
         summary = f"{self.path}: {self.sparse} of {len(self.layers)} weights are {self.sparsity_m_by_n}; {verdict}"
-        return "\n".join([*table(header, rows), summary, *self.notes])
+        return Document([Marked(summary, "good" if self.ok else "bad"), *self.notes], [Table(header, rows)])

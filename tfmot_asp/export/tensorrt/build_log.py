@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tfmot_asp.reports.document import Document, Table
+from tfmot_asp.reports.readable import Readable
 from tfmot_asp.reports.verification import VerificationReport
 
 # TensorRT 8 and 10 word them in these two ways; newer ones say how many, and in verbose logs which.
@@ -28,7 +30,7 @@ _FIRST_WITH_SPARSITY = 8.0  # compute capability of Ampere
 
 
 @dataclass(frozen=True)
-class TensorRTSparsity:
+class TensorRTSparsity(Readable):
     """What TensorRT says about sparsity. ``str()`` is text; ``to_dict()`` is plain data for JSON.
 
     Attributes:
@@ -59,11 +61,11 @@ class TensorRTSparsity:
             "report": None if self.report is None else self.report.to_dict(),
         }
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         if self.report is not None:
-            return str(self.report)
-        marked = [f"{'sparse' if name in self.picked else 'dense '}  {name}" for name in self.eligible]
-        return "\n".join([*marked, self.summary])
+            return self.report.document()
+        rows = [(name, "sparse" if name in self.picked else "dense") for name in self.eligible]
+        return Document([self.summary], [Table(("layer", "kernel"), rows)] if rows else [])
 
     @property
     def summary(self) -> str:

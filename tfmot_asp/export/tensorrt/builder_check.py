@@ -21,6 +21,9 @@ from tfmot_asp.export.onnx_files.onnx_graph import load_onnx
 from tfmot_asp.export.tensorrt import build_ahead
 from tfmot_asp.export.tensorrt.trtexec import DEFAULT_BATCH_SIZES, Shapes, check_batch_sizes, shape_profiles
 from tfmot_asp.files import temporary_folder
+from tfmot_asp.reports.document import Document
+from tfmot_asp.reports.readable import Readable
+from tfmot_asp.reports.table import Marked
 from tfmot_asp.types import StrPath
 
 MODULE = "tensorrt_rtx"
@@ -29,7 +32,7 @@ _SECONDS = 1800
 
 
 @dataclass(frozen=True)
-class TensorRTCheck:
+class TensorRTCheck(Readable):
     """What TensorRT made of a file. ``str()`` is a few lines; ``to_dict()`` is plain data for JSON.
 
     Attributes:
@@ -53,9 +56,10 @@ class TensorRTCheck:
         """Whether an engine was built."""
         return self.built
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         done = "parses and builds" if self.built else "parses, but does not build" if self.parsed else "does not parse"
-        return "\n".join([f"TensorRT for RTX {self.version}, {self.gpu}: {done}", *(f"  {r}" for r in self.refused)])
+        summary = f"TensorRT for RTX {self.version}, {self.gpu}: {done}"
+        return Document([Marked(summary, "good" if self.ok else "bad"), *(f"  {line}" for line in self.refused)])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.pattern import Pattern
+from tfmot_asp.reports.document import Document
+from tfmot_asp.reports.readable import Readable
 
 
 @dataclass(frozen=True, eq=False)
-class SearchResult:
+class SearchResult(Readable):
     """A channel order and what it is worth.
 
     Attributes:
@@ -58,11 +60,12 @@ class SearchResult:
             "finished": self.finished,
         }
 
-    def __str__(self) -> str:
+    def document(self) -> Document:
         gain = 100.0 * (self.retained_after / self.retained_before - 1.0) if self.retained_before else 0.0
         cut = "" if self.finished else ", cut short by time_limit"
-        return (
+        summary = (
             f"{len(self.permutation)} columns, {self.m_by_n}: efficacy {self.efficacy:.2f} %, retained magnitude "
             f"+{gain:.2f} % ({self.retained_before:.6g} -> {self.retained_after:.6g}), {self.seconds:.2f} s on "
             f"{self.device}, {self.effort}{cut}"
         )
+        return Document([summary])
