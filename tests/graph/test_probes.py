@@ -24,12 +24,23 @@ def test_open_axes_take_the_batch_sizes_and_the_first_size_that_works():
     specs = tf.TensorSpec((None, None, None, 3), name="image"), tf.TensorSpec((None,), tf.int32, name="ids")
     made = function(run, *specs)
     (one, expected), (three, _) = probes(made, batches=(1, 3))
-    assert one["image"].shape == (1, 64, 64, 3)
-    assert three["image"].shape == (3, 64, 64, 3)
+    assert one["image"].shape == (1, 64, 128, 3)  # of no one size, which would hide what is mixed up
+    assert three["image"].shape == (3, 64, 128, 3)
     assert set(np.unique(three["ids"])) <= {0, 1}
     again = made(**{name: tf.constant(value) for name, value in one.items()})
     np.testing.assert_array_equal(expected["y"], again["y"])
-    assert probes(made, open_sizes=()) == []  # no size is to be made up
+
+
+def test_axes_that_must_agree_do_and_sizes_grow_until_outputs_are_finite():
+    def run(query, key):
+        return tf.reduce_mean((query * key)[:, 30:], 1)  # of nothing that is shorter
+
+    specs = [tf.TensorSpec((None, None, 3), name=name) for name in ("query", "key")]
+    ((probe, expected),) = probes(function(run, *specs))
+    assert probe["query"].shape == probe["key"].shape == (1, 64, 3)
+    assert np.isfinite(expected["y"]).all()
+    ((_, never),) = probes(function(lambda x: tf.math.log(-1 - x * x), tf.TensorSpec((None, None), name="x")))
+    assert np.isnan(never["y"]).all()
 
 
 def test_integers_and_then_floats_are_zero_where_nothing_else_is_taken():

@@ -7,22 +7,19 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_asp.graph.inputs import input_specs, leaves_sizes_open
+from tfmot_asp.graph.open_axes import LONG, PAIRS
 from tfmot_asp.graph.probes import random_inputs
 from tfmot_asp.graph.trace import concrete_function
 
 REFUSALS = (TypeError, ValueError, tf.errors.OpError)
 """What a model raises that does not take a size."""
 
-# Pairs of sizes: the first to trace at, the second to see whether it matters. The last is for signals: no image gets so
-# large.
-_PAIRS = ((16, 24), (64, 96), (224, 256), (2048, 2560))
-_LARGEST_IMAGE = 256
 _TYPICAL_TEXT, _TYPICAL_IMAGE = 128, 224
 
 
 def pairs_of_sizes(model: Any) -> list[tuple[int, int]]:
     """Sizes to try for the open axes of a model, each with another, from small to large."""
-    return [(size, other) for size, other in _PAIRS if size <= _LARGEST_IMAGE or not _has_images(model)]
+    return [*PAIRS] if _has_images(model) else [*PAIRS, LONG]
 
 
 def typical_size(model: Any) -> int | None:

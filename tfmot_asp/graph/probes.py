@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.graph.inputs import has_open_batch
+from tfmot_asp.graph.open_axes import LONG, PAIRS, places_of, sized
 
 logger = logging.getLogger(__name__)
 
-# Tried in turn for open axes other than the batch: some models take no short sequence, some no long one.
-OPEN_SIZES = (16, 64, 224)
-
 NamedArrays = dict[str, np.ndarray]
+
+_SIGNAL = 3  # axes of an input that may be as long as a signal
 
 
 def draw(
@@ -42,37 +42,54 @@ def random_inputs(function: Any) -> list[Any]:
     return [tf.constant(draw(p.shape, p.dtype, rng, uniform=True), p.dtype) for p in placeholders]
 
 
-def probes(
-    function: Any, batches: Sequence[int] = (1,), open_sizes: Sequence[int] = OPEN_SIZES
-) -> list[tuple[NamedArrays, NamedArrays]]:
+def probes(function: Any, batches: Sequence[int] = (1,)) -> list[tuple[NamedArrays, NamedArrays]]:
     """Random inputs for a function, and its outputs for them.
 
     If the function refuses integers from {0, 1}, they are all 0; then floats are 0 too (they may be token ids, Keras'
-    default type).
+    default type). Open axes get sizes of their own if the function takes that, else one size, larger until outputs are
+    finite: what an average has nothing to average over is NaN.
 
     Args:
         function: a ``ConcreteFunction`` that takes its inputs, none of them strings, by name and returns a dict.
         batches: sizes of the batch, if the first axis of all inputs is open.
-        open_sizes: tried in turn for all other open axes; if there are none, such a function is not run.
 
     Returns:
         Pairs of inputs and expected outputs by name; none, with a warning, if no input can be made up.
     """
     specs = list(function.structured_input_signature[0])
-    sizes = batches if has_open_batch(specs) else (1,)
+    if any(spec.shape.rank is None or spec.dtype == tf.string for spec in specs):
+        logger.warning("Outputs are not compared: no input can be made up for strings, or without a number of axes")
+        return []
     problem: Exception | None = None
-    for (largest, floats), open_size in itertools.product(((1, True), (0, True), (0, False)), open_sizes or (None,)):
-        generator = np.random.default_rng(0)
-        try:
-            made = [
-                {spec.name: _value(spec, size, open_size, largest, floats, generator) for spec in specs}
-                for size in sizes
-            ]
-            return [(batch, outputs_of(function, batch)) for batch in made]
-        except (tf.errors.OpError, ValueError) as error:
-            problem = error
+    for largest, floats in ((1, True), (0, True), (0, False)):
+        infinite: list[tuple[NamedArrays, NamedArrays]] = []
+        for inputs in _sized_inputs(specs, batches):
+            generator = np.random.default_rng(0)
+            try:
+                made = [{spec.name: _value(spec, largest, floats, generator) for spec in batch} for batch in inputs]
+                found = [(batch, outputs_of(function, batch)) for batch in made]
+            except (tf.errors.OpError, ValueError) as error:
+                problem = error
+                continue
+            if all(np.isfinite(y).all() for _, outputs in found for y in outputs.values() if y.dtype.kind in "fc"):
+                return found
+            infinite = infinite or found
+        if infinite:
+            return infinite
     logger.warning("Outputs are not compared: no random input suits the model (%s)", _gist(problem))
     return []
+
+
+def _sized_inputs(specs: Sequence[tf.TensorSpec], batches: Sequence[int]) -> list[list[list[tf.TensorSpec]]]:
+    """Static inputs in the order in which to try them, each for all batch sizes."""
+    places = places_of(specs)
+    batches = batches if has_open_batch(specs) else batches[:1]
+    largest_rank = max((spec.shape.rank for spec in specs), default=0)
+    sizes = [size for size, _ in (*PAIRS, *([] if largest_rank > _SIGNAL else [LONG]))] if places else [1]
+    return [
+        [sized(specs, batch, {p: size * (n + 1 if apart else 1) for n, p in enumerate(places)}) for batch in batches]
+        for size, apart in itertools.product(sizes, (True, False) if len(places) > 1 else (False,))
+    ]
 
 
 def outputs_of(function: Any, batch: NamedArrays) -> NamedArrays:
@@ -81,18 +98,10 @@ def outputs_of(function: Any, batch: NamedArrays) -> NamedArrays:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def _value(
-    spec: tf.TensorSpec, size: int, open_size: int | None, largest: int, floats: bool, generator: np.random.Generator
-) -> np.ndarray:
-    if spec.shape.rank is None or spec.dtype == tf.string:
-        raise ValueError(f"no value can be made up for {spec}")
-    if open_size is None and None in spec.shape[1:]:
-        raise ValueError(f"the input {spec.name!r} leaves its shape {spec.shape} open")
-    opened = [size, *[open_size or 0] * (spec.shape.rank - 1)]
-    shape = [given if dim is None else int(dim) for given, dim in zip(opened, spec.shape, strict=False)]
+def _value(spec: tf.TensorSpec, largest: int, floats: bool, generator: np.random.Generator) -> np.ndarray:
     if spec.dtype.is_floating and not floats:
-        return np.zeros(shape, spec.dtype.as_numpy_dtype)
-    return draw(shape, spec.dtype, generator, largest=largest)
+        return np.zeros(spec.shape, spec.dtype.as_numpy_dtype)
+    return draw(spec.shape, spec.dtype, generator, largest=largest)
 
 
 def _gist(error: Exception | None) -> str:

@@ -193,7 +193,7 @@ def outputs_differ(function: Any, other: Any, allowed: float | None = None) -> s
         None if they agree (or no input can be made up for them), else which output differs and by how much.
     """
     with _remapping_off():
-        for probe, expected in probes(function, open_sizes=()):
+        for probe, expected in probes(function):
             got = outputs_of(other, probe)
             for name, value in expected.items():
                 if not is_compared(value):

@@ -12,24 +12,26 @@ from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.graph.flat_graph import Graph, Op, Tensor
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.graph_constants import GraphConstants
+from tfmot_asp.graph.open_axes import Group, at_two_sizes, groups_of
 from tfmot_asp.graph.products import depends_on
 
 logger = logging.getLogger(__name__)
-
-# Sizes for an open batch axis, and for every other open axis: large enough for image models, else small.
-_TRIALS = (((2, 128), (3, 160)), ((2, 16), (3, 24)))
 
 
 class Analysis:
     """A frozen graph at two sizes of its open axes: what agrees in both holds for all."""
 
-    def __init__(self, frozen: Frozen) -> None:
+    def __init__(self, frozen: Frozen, groups: Sequence[Group]) -> None:
         """Traces the graph.
+
+        Args:
+            frozen: the graph.
+            groups: of its open axes.
 
         Raises:
             ValueError: if the graph takes none of the sizes that are tried.
         """
-        first, second = _at_two_sizes(frozen)
+        first, second = _at_two_sizes(frozen, groups)
         self.graph: Graph = first
         self._twins = {id(a): b for a, b in _pairs(first, second)}
         self.varying = depends_on(first, first.inputs)
@@ -65,14 +67,27 @@ class Analysis:
         return self.constants.read(tensor)[0] if value is None and tensor.value is None else value
 
 
-def _at_two_sizes(frozen: Frozen) -> tuple[Graph, Graph]:
+def open_groups(frozen: Frozen) -> list[Group]:
+    """The open axes of a graph's inputs, in groups that must be of one size."""
+
+    def fits(specs: list[tf.TensorSpec]) -> bool:
+        try:
+            frozen.outline(specs)
+        except (ValueError, tf.errors.OpError):
+            return False
+        return True
+
+    return groups_of(frozen.specs, fits)
+
+
+def _at_two_sizes(frozen: Frozen, groups: Sequence[Group]) -> tuple[Graph, Graph]:
     if all(size is not None for spec in frozen.specs for size in spec.shape):
         graph = trace_function(frozen.outline(frozen.specs))
         return graph, graph
     problem: Exception | None = None
-    for trial in _TRIALS:
+    for trial in at_two_sizes(frozen.specs, groups):
         try:
-            first, second = (trace_function(frozen.outline(_sized(frozen.specs, *sizes))) for sizes in trial)
+            first, second = (trace_function(frozen.outline(specs)) for specs in trial)
         except (ValueError, tf.errors.OpError) as error:
             problem = error
             continue
@@ -80,14 +95,6 @@ def _at_two_sizes(frozen: Frozen) -> tuple[Graph, Graph]:
             return first, second
         problem = ValueError("its ops depend on the sizes of its inputs")
     raise ValueError(f"the graph cannot be analysed: {problem}")
-
-
-def _sized(specs: Sequence[tf.TensorSpec], batch: int, other: int) -> list[tf.TensorSpec]:
-    sized = []
-    for spec in specs:
-        sizes = [(batch if axis == 0 else other) if size is None else size for axis, size in enumerate(spec.shape)]
-        sized.append(tf.TensorSpec(sizes, spec.dtype, spec.name))
-    return sized
 
 
 def _pairs(first: Graph, second: Graph) -> list[tuple[Tensor, Tensor]]:

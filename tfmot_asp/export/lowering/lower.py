@@ -28,7 +28,7 @@ from tfmot_asp.export.lowering.einsum_products import lower_einsums
 from tfmot_asp.export.lowering.folding import fold_scales
 from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
-from tfmot_asp.export.lowering.invariants import Analysis
+from tfmot_asp.export.lowering.invariants import Analysis, open_groups
 from tfmot_asp.export.lowering.slices import SLICES, lower_slices
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.ops import EINSUM, product_of, types_of
@@ -66,9 +66,10 @@ def lower(
         steps.append(fold_scales)
     if weights_dtype is not None:
         steps.append(partial(_narrow, dtype=weights_dtype))
+    groups = open_groups(frozen)
     for step in steps:
         edit = frozen.edit()
-        step(Analysis(frozen), edit)
+        step(Analysis(frozen, groups), edit)
         frozen = frozen.edited(edit)
     return frozen
 

@@ -13,12 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
-from tfmot_asp.export.onnx_files.axis_names import Place, axis_names
+from tfmot_asp.export.onnx_files.axis_names import axis_names
 from tfmot_asp.export.onnx_files.onnx_graph import BATCH, Scope, bodies, import_onnx, node_name
 from tfmot_asp.export.onnx_files.rewrites import REWRITES
 from tfmot_asp.export.onnx_files.tensorrt_forms import suit_tensorrt
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.inputs import has_open_batch
+from tfmot_asp.graph.open_axes import Place
 
 if TYPE_CHECKING:
     import onnx

@@ -1,8 +1,10 @@
-"""Rewrites for tf2onnx: TensorFlow ops that it has no counterpart for, or a needlessly involved one.
+"""Rewrites for tf2onnx: TensorFlow ops that it has no counterpart for, a wrong one, or a needlessly involved one.
 
 - ``Erfc``, from exact GELU: tf2onnx knows ``Erf`` only.
 - ``Einsum`` of two activations, from attention: tf2onnx spells it out as some forty shape ops around the product;
   TensorRT recognises attention by its two matrix products.
+- ``FloorMod`` and ``FloorDiv`` of integers: what tf2onnx makes of them rounds towards zero, so that padding to a
+  multiple, ``-n % 32`` or ``-(-n // 32)``, comes out wrong.
 - Layer normalization, in its module.
 
 Each is a function of tf2onnx's graph and its nodes, as ``custom_rewriter`` takes them.
@@ -32,6 +34,27 @@ def rewrite_erfc(graph: Any, nodes: list[Any]) -> list[Any]:
         graph.make_node(
             "Sub", [one.output[0], erf.output[0]], outputs=outputs, name=node.name, shapes=[shape], dtypes=[dtype]
         )
+    return graph.get_nodes()
+
+
+def rewrite_floor(graph: Any, nodes: list[Any]) -> list[Any]:
+    """Remainder and quotient of integers, rounded down: ``Mod``, and ``(x - Mod(x, y)) / y``."""
+    for node in nodes:
+        if node.type not in ("FloorMod", "FloorDiv"):
+            continue
+        dtype, shape = graph.get_dtype(node.output[0]), graph.get_shape(node.output[0])
+        if dtype is None or np.dtype(_numpy_dtype(dtype)).kind not in "iu":
+            continue
+        (x, y), outputs = list(node.input), list(node.output)
+        kind, name = node.type, node.name
+        graph.remove_node(name)
+        made = {"shapes": [shape], "dtypes": [dtype]}
+        if kind == "FloorMod":
+            graph.make_node("Mod", [x, y], outputs=outputs, name=name, **made)
+            continue
+        remainder = graph.make_node("Mod", [x, y], name=f"{name}/Mod", **made)
+        whole = graph.make_node("Sub", [x, remainder.output[0]], name=f"{name}/Sub", **made)
+        graph.make_node("Div", [whole.output[0], y], outputs=outputs, name=name, **made)
     return graph.get_nodes()
 
 
@@ -102,7 +125,7 @@ def matmul_orders(equation: str | bytes) -> tuple[list[int], list[int], list[int
     )
 
 
-REWRITES = [rewrite_erfc, rewrite_einsum, rewrite_layer_norm]
+REWRITES = [rewrite_erfc, rewrite_floor, rewrite_einsum, rewrite_layer_norm]
 
 
 def _transposed(graph: Any, name: str, order: list[int], label: str) -> str:

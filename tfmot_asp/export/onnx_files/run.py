@@ -78,6 +78,9 @@ def run(
 
     Returns:
         Outputs by name, in the file's dtypes.
+
+    Raises:
+        RuntimeError: if the model does not take them.
     """
     types = {value.name: value.type for value in runner.get_inputs()}
     feeds = {}
@@ -85,7 +88,14 @@ def run(
         if name in types:  # an input that no output depends on may be left out
             feeds[name] = value.astype(np.float16) if types[name] == "tensor(float16)" else value
     names = [value.name for value in runner.get_outputs()]
-    found = dict(zip(names, runner.run(names, feeds), strict=True))
+    try:
+        found = dict(zip(names, runner.run(names, feeds), strict=True))
+    except Exception as error:  # onnxruntime's share no public class
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+        raise RuntimeError(
+            f"the ONNX model does not take inputs that the Keras model takes ({shapes}): {error}. If these are too "
+            "small for the model, pass input_shapes with typical sizes"
+        ) from error
     return {name: np.transpose(a, (0, 2, 3, 1)) if name in outputs_as_nchw else a for name, a in found.items()}
 
 
