@@ -1,5 +1,6 @@
 """What importing the package loads, and that its public names are real."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -63,6 +64,26 @@ def test_every_public_name_resolves_and_is_documented(name):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(AttributeError, match=r"no attribute 'permutee'; it has .*permute"):
         tfmot_asp.permutee  # noqa: B018
+
+
+def test_links_of_the_readme_are_absolute_on_the_index():
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    readme = (ROOT / "README.md").read_text()
+    described: dict = {"urls": {"Source": "https://host.example/owner/name/"}}
+    hook.ReadmeHook(str(ROOT), {}).update(described)
+    text = described["readme"]["text"]
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) == len(re.findall(r"\]\(([^)]+)\)", readme)) > 20
+    assert all(re.match(r"https?://|#", target) for target in targets)
+    links = re.findall(r"(!?)\[[^]]*\]\(https://host\.example/owner/name/(\w+)/HEAD/([^)]+)\)", text)
+    assert {kind for _, kind, _ in links} == {"blob", "raw"}
+    assert all((kind == "raw") == bool(picture) and (ROOT / path).exists() for picture, kind, path in links)
+    without: dict = {}
+    hook.ReadmeHook(str(ROOT), {}).update(without)
+    assert without["readme"]["text"] == readme
 
 
 def test_the_lowest_versions_are_those_that_are_declared():

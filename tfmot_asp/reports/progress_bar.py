@@ -15,7 +15,9 @@ def progress_bar(total: int, what: str, progress: bool | None, unit: str, unit_s
         progress: whether to show it; None: if stderr is a terminal.
         unit: what is counted. unit_scale: whether to count in thousands (k) and millions (M) of it.
     """
-    from tqdm.auto import tqdm
-
     show = sys.stderr.isatty() if progress is None else progress
+    if show:
+        from tqdm.auto import tqdm  # a widget in notebooks; it warns where there is no ipywidgets
+    else:
+        from tqdm import tqdm
     return tqdm(total=total, desc=what, unit=unit, unit_scale=unit_scale, disable=not show)
