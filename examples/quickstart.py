@@ -30,7 +30,7 @@ Kept = dict[str, tuple[float, float]]
 
 
 def build_model(width: int = 128, depth: int = 6) -> tf_keras.Model:
-    """Fully connected layers, with a usual small weight decay: it leaves some channels with far less weight than others."""
+    """Fully connected layers with a usual small weight decay, so that some channels end up with much less weight."""
     decay = tf_keras.regularizers.L2(1e-4)
     inputs = tf_keras.Input((8, 8, 1), name="image")
     x = layers.Flatten()(inputs)
@@ -103,6 +103,7 @@ def draw(path: pathlib.Path, runs: list[dict[str, float]], kept: list[Kept]) -> 
     for number, mean in enumerate(means):
         axes.annotate(f"{mean:.1f}", (number, mean), (10, 4), textcoords="offset points", color="tab:green")
     axes.set_xticks(range(len(STEPS)), [step.replace(", ", ",\n") for step in STEPS])
+    axes.set_xlim(-0.4, len(STEPS) - 0.4)
     axes.set_ylabel("% of test digits right")
     axes.set_title(f"Accuracy by step: mean ± standard error of {len(runs)} trainings (grey)")
 
@@ -116,7 +117,7 @@ def draw(path: pathlib.Path, runs: list[dict[str, float]], kept: list[Kept]) -> 
     axes.invert_yaxis()
     axes.set_xlim(60, None)
     axes.set_xlabel("% of the layer's weight magnitude that a 2:4 mask keeps (from 60 %)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     axes.set_title("What permutation saves, by layer")
 
     written = [path.with_name(f"{path.name}_{what}.png") for what in ("accuracy", "kept_magnitude")]
