@@ -96,6 +96,9 @@ def is_masked(variable: Any) -> bool:
     return mask is not None and not read(mask).all()
 
 
+_ON_PARAMETER_SERVERS = frozenset({"CachingVariable", "AggregatingVariable"})
+
+
 def _holders(variable: Any) -> list[Any]:
     """The objects whose ``_constraint`` the optimizers read.
 
@@ -104,6 +107,8 @@ def _holders(variable: Any) -> list[Any]:
     plain = underlying_variable(variable)
     if plain is not variable and "_constraint" in vars(variable):  # tf_keras' AutoCastVariable only forwards it
         return [variable]
+    while type(plain).__name__ in _ON_PARAMETER_SERVERS:  # these forward it too
+        plain = plain._v
     return list(getattr(plain, "values", None) or [plain]) if hasattr(plain, "_values") else [plain]
 
 
