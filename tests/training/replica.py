@@ -1,13 +1,15 @@
 """Trains a small model through every door, on the devices that the command line names, and prints what came of it.
 
-    python -m tests.training.replica one|mirrored|workers
+    python -m tests.training.replica one|mirrored|workers|servers|split|keras.distribution
 
 Run as a process of its own by ``test_devices.py``: logical devices must be set up before TensorFlow starts, and each
-worker of a cluster is a process. The cluster is in ``TF_CONFIG``.
+worker of a cluster is a process. The cluster is in ``TF_CONFIG``; that of parameter servers is in this process.
 """
 
 import hashlib
 import json
+import os
+import socket
 import sys
 
 import numpy as np
@@ -15,16 +17,33 @@ import tensorflow as tf
 
 STEPS = 6
 GLOBAL_BATCH = 8
+SERVERS = []  # kept while they serve
 
 
 def strategy_of(kind):
     if kind == "workers":
         return tf.distribute.MultiWorkerMirroredStrategy()
-    if kind == "mirrored":
+    if kind in ("servers", "split"):
+        return parameter_servers(split=kind == "split")
+    if kind != "one":
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-        return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if kind == "mirrored" else tf.distribute.get_strategy()
+
+
+def parameter_servers(split):
+    """Two workers and a parameter server, all in this process, as TensorFlow's own guide has them."""
+    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
+        for held in (a, b, c):
+            held.bind(("127.0.0.1", 0))
+        first, second, server = (f"127.0.0.1:{held.getsockname()[1]}" for held in (a, b, c))
+    cluster = tf.train.ClusterSpec({"worker": [first, second], "ps": [server]})
+    config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=4)  # with fewer they wait for each other
+    for job, index in (("worker", 0), ("worker", 1), ("ps", 0)):
+        SERVERS.append(tf.distribute.Server(cluster, job_name=job, task_index=index, protocol="grpc", config=config))
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
+    partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(2) if split else None
+    return tf.distribute.ParameterServerStrategy(resolver, variable_partitioner=partitioner)
 
 
 def model_of(keras):
@@ -122,8 +141,69 @@ def digest(arrays):
     return result.hexdigest()[:16]
 
 
+def on_servers(keras, make, strategy):
+    """Steps come when they come: only what it begins with, and what must hold in the end, is told."""
+    from tfmot_asp import masks
+
+    with strategy.scope():
+        try:
+            model, optimizer = make()
+        except ValueError as error:
+            return {"refused": str(error)}
+        model.compile(optimizer, "mse")
+    layers = [layer for layer in model.layers if "kernel" in str([v.name for v in layer.weights])]
+    kernels = [getattr(layer, "layer", layer).kernel for layer in layers]
+    start = digest(tf.convert_to_tensor(kernel).numpy() for kernel in kernels)
+    generator = np.random.default_rng(3)
+    x, y = (generator.standard_normal((48, size)).astype("f") for size in (16, 8))
+    try:
+        data = tf.data.Dataset.from_tensor_slices((x, y)).repeat().batch(GLOBAL_BATCH)
+        model.fit(data, epochs=2, steps_per_epoch=STEPS, verbose=0)
+    except ValueError as error:
+        return {"fit": str(error)}
+    values = [tf.convert_to_tensor(kernel).numpy() for kernel in kernels]
+    return {
+        "start": start,
+        "trained": digest(values) != start,
+        "violations": [masks.violations(value, 0) for value in values],
+    }
+
+
+def plain(keras):
+    return model_of(keras), keras.optimizers.SGD(0.05)
+
+
+def distributions():
+    """Keras 3's own, none first; on TensorFlow they leave variables where they are."""
+    import keras
+
+    devices = ["cpu:0", "cpu:1"]
+    mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], devices)
+    layout = keras.distribution.LayoutMap(mesh)
+    layout[".*kernel"] = (None, "model")
+    for distribution in (
+        None,
+        keras.distribution.DataParallel(devices=devices),
+        keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"),
+    ):
+        keras.distribution.set_distribution(distribution)
+        yield type(distribution).__name__, train(*doors()["trained, Keras 3"], tf.distribute.get_strategy())
+
+
 if __name__ == "__main__":
     strategy = strategy_of(sys.argv[1])  # before anything that starts TensorFlow
+    if sys.argv[1] in ("servers", "split"):
+        import keras
+        import tf_keras
+
+        every = {"plain": (tf_keras, lambda: plain(tf_keras)), "plain, Keras 3": (keras, lambda: plain(keras))}
+        result = {name: on_servers(*door, strategy) for name, door in {**every, **doors()}.items()}
+        sys.stdout.write(f"RESULT {json.dumps(result)}\n")
+        sys.stdout.flush()
+        os._exit(0)  # servers have no end
+    if sys.argv[1] == "keras.distribution":
+        sys.stdout.write(f"RESULT {json.dumps(dict(distributions()))}\n")
+        sys.exit()
     found = {"replicas": strategy.num_replicas_in_sync}
     for name, (keras, make) in doors().items():
         if sys.argv[1] != "workers" or "Keras 3" not in name:  # whose fit takes no data of several workers

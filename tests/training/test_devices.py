@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 DOORS = ("wrapper", "trained", "trained, Keras 3", "optimizer", "legacy optimizer")
-SECONDS = 480  # for all doors; a worker that waits in vain for the other must not hold up the tests for ever
+SECONDS = 1500  # for all doors; a worker that waits in vain must not hold up the tests for ever
 
 
 def start(kind, **environment):
@@ -94,6 +94,34 @@ def test_two_mirrored_replicas_train_as_one_device(one, mirrored, door):
 @pytest.mark.parametrize("door", [door for door in DOORS if "Keras 3" not in door])
 def test_two_workers_train_as_one_device(one, multi_worker, door):
     check(one, multi_worker, door)
+
+
+@pytest.mark.slow
+def test_parameter_servers(one):
+    """Two workers, each at its own pace: the same permutation, and 2:4 when an epoch has ended."""
+    found = results([start("servers")])[0]
+    dense = found["plain"]["violations"]
+    assert min(dense) > 0
+    assert "create_per_worker_dataset" in found["plain, Keras 3"]["fit"] == found["trained, Keras 3"]["fit"]
+    for door in DOORS:
+        if "Keras 3" not in door:
+            assert found[door] == {"start": one[door]["start"], "trained": True, "violations": [0] * len(dense)}
+
+
+@pytest.mark.slow
+def test_variables_that_are_split_over_parameter_servers_are_refused():
+    found = results([start("split")])[0]
+    assert found["plain"]["trained"]
+    for door in DOORS:
+        assert "make the ParameterServerStrategy without a variable_partitioner" in found[door]["refused"]
+
+
+@pytest.mark.slow
+def test_keras_distribution():
+    """On TensorFlow's backend it leaves weights and computations on one device."""
+    found = results([start("keras.distribution")])[0]
+    assert found["DataParallel"] == found["ModelParallel"] == found["NoneType"]
+    assert len(set(found["NoneType"]["masks"])) == 1
 
 
 def test_the_schedule_was_followed(one):

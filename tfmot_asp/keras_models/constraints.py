@@ -103,8 +103,14 @@ def _holders(variable: Any) -> list[Any]:
     """The objects whose ``_constraint`` the optimizers read.
 
     That is Keras 3's own variable; for tf_keras the ``tf.Variable`` inside, or each replica's of a distributed one.
+    Raises ValueError for one that is in several pieces.
     """
     plain = underlying_variable(variable)
+    if type(plain).__name__ == "ShardedVariable":
+        raise ValueError(
+            f"{plain.name!r} is split over parameter servers, and a mask is for a variable as a whole: make the "
+            "ParameterServerStrategy without a variable_partitioner, then the model in its scope"
+        )
     if plain is not variable and "_constraint" in vars(variable):  # tf_keras' AutoCastVariable only forwards it
         return [variable]
     while type(plain).__name__ in _ON_PARAMETER_SERVERS:  # these forward it too
