@@ -10,6 +10,7 @@ from tfmot_asp.graph.compare import SpreadError, SpreadErrors, largest_differenc
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.probes import NamedArrays, outputs_of, probes
 
+_SORTING = ("TopK", "NonMaxSuppression", "CombinedNonMaxSuppression")  # their results change places where values tie
 # Beside another of spread 1, int8 does not tell a channel that varies less from a constant, nor float16 from zero.
 _LEAST_IN_INT8, _LEAST_IN_HALF = 1e-3, 1e-6
 
@@ -19,6 +20,7 @@ class OutputCheck:
 
     Attributes:
         pairs: inputs, and the outputs that are expected for them.
+        advice: what to do about outputs that only changed places; empty unless something in the model sorts.
     """
 
     def __init__(
@@ -39,7 +41,12 @@ class OutputCheck:
         self.function, self.inputs_as_nchw, self.outputs_as_nchw = function, inputs_as_nchw, outputs_as_nchw
         self._uncompared = set(uncompared)
         self.pairs = [(batch, self._counting(outputs)) for batch, outputs in probes(function, batches=(1, 3))]
-        self._dtypes = {tensor.dtype.name for op in trace_function(function).ops for tensor in op.outputs}
+        ops = trace_function(function).ops
+        self._dtypes = {tensor.dtype.name for op in ops for tensor in op.outputs}
+        sorts = next((op.type for op in ops if op.type.startswith(_SORTING)), None)
+        self.advice = (
+            "" if sorts is None else f". {sorts} sorts in it: leave out with uncompared= what it only reorders"
+        )
 
     def add(self, batches: Iterable[NamedArrays]) -> None:
         """Adds inputs to compare on."""
@@ -60,7 +67,7 @@ class OutputCheck:
         if worst > allowed:
             raise RuntimeError(
                 f"the ONNX file does not compute what the model does: its output {name!r} differs by {worst:.1e} of "
-                f"its size, where {allowed:g} is allowed"
+                f"its size, where {allowed:g} is allowed{self.advice}"
             )
         return worst
 

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,6 +147,7 @@ def _optimized(converted: Callable[[], Any]) -> onnx.ModelProto:
     """The model of a graph after tf2onnx's optimizers, without copying it for each of them unless one fails."""
     optimize = import_tf2onnx().optimizer.optimize_graph
     graph = converted()
+    graph.update_proto = MethodType(_update_but_constants, graph)
     names = _transposed_constants(graph)
     try:
         graph = optimize(graph, catch_errors=False)
@@ -155,6 +157,16 @@ def _optimized(converted: Callable[[], Any]) -> onnx.ModelProto:
     model = graph.make_model("tfmot_asp")
     _restore_names(model, names)
     return model
+
+
+def _update_but_constants(graph: Any, external_tensor_storage: Any = None) -> None:
+    """In place of tf2onnx's method, which each of its optimizers calls: it also copies all constants into their nodes.
+
+    Nothing reads them there, and protocol buffers do not give the memory of what is replaced back.
+    """
+    for node in graph.get_nodes():
+        if not node.is_const():
+            node.update_proto(external_tensor_storage)
 
 
 def _transposed_constants(graph: Any) -> dict[bytes, str]:

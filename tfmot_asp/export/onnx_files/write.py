@@ -83,7 +83,7 @@ def write_float16(
             raise ValueError(f"in fp16 the model overflows on {what}: {overflows[0]}; {_ON_OVERFLOW}")
         raise ValueError(
             f"in fp16 the outputs differ from the Keras model's {error} on {what}: export it in fp32, or with "
-            "calibration_data that show what the model sees"
+            f"calibration_data that show what the model sees{check.advice}"
         )
     for overflow in overflows:
         logger.warning("In fp16 the model overflows on %s: %s", what, overflow)
@@ -115,12 +115,12 @@ def write_int8(
     if error.overall > _INT8_LIMIT:
         raise RuntimeError(
             f"in int8 the outputs differ from the Keras model's {error}, on calibration data. Try another "
-            "calibration_method, more data, or keep_float for sensitive layers"
+            f"calibration_method, more data, or keep_float for sensitive layers{check.advice}"
         )
     left = {gemm.op: plan.left.get(gemm.op, _NOT_QUANTIZED) for gemm in gemms if gemm.op not in plan.names}
     return [
         f"int8: {len(plan.weights)} of {len(gemms)} products quantized, {len(sparse & plan.names)} of them with their "
         f"output, on {data.samples} samples ({options.method}).",
         *(f"int8: {op} stays float32: {why}." for op, why in left.items()),
-        f"int8: outputs differ from the Keras model's {error}, on calibration data.",
+        *([f"int8: outputs differ from the Keras model's {error}, on calibration data."] if error.output else []),
     ]
