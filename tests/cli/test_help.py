@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tf_keras
@@ -25,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def subcommands():
-    (action,) = (action for action in make_parser()._actions if action.choices and action.dest != "help")
+    (action,) = (action for action in make_parser()._actions if action.choices)
     return dict(action.choices)
 
 
@@ -54,6 +55,12 @@ def files(tmp_path_factory):
     np.save(folder / "matrix.npy", generator.normal(size=(32, 16)))
     np.save(folder / "conv_kernel.npy", generator.normal(size=(3, 3, 16, 8)))
     np.save(folder / "images.npy", generator.normal(size=(16, 8, 8, 3)).astype(np.float32))
+    tfmot_asp.prune_low_magnitude(convnet(), permute=False).save(folder / "wrapped.keras")
+    convnet().save(folder / "copy.keras")
+    tfmot_asp.permute(convnet(), effort="fast").save(folder / "permuted.json")
+    three = keras.Sequential([keras.layers.Input((16,)), keras.layers.Dense(32), keras.layers.Dense(8)])
+    (folder / "model.json").write_text(three.to_json())
+    three.save_weights(folder / "model.weights.h5")
     with contextlib.suppress(ImportError):
         tfmot_asp.export.onnx(model, folder / "model.onnx")
     (folder / "build.log").write_text(
@@ -69,6 +76,10 @@ def needs(command):
     if "--to onnx" in command or "model.onnx" in command:
         pytest.importorskip("tf2onnx")
         pytest.importorskip("onnxruntime")
+    if command.split()[1] == "completion":
+        pytest.importorskip("shtab")
+    if "--to tftrt" in command:
+        pytest.skip("needs a TensorFlow with TensorRT, and a GPU")
     if command.endswith("--tensorrt"):
         pytest.importorskip("tensorrt_rtx")
     if command.split()[1] == "measure" and (why := sparse_device.why_not()) is not None:
@@ -83,7 +94,7 @@ def test_there_are_examples_of_every_command():
 @pytest.mark.parametrize("example", dict.fromkeys(examples()))
 def test_examples_work(example, files, tmp_path, monkeypatch, capsys):
     needs(example)
-    words = shlex.split(example)[1:]
+    words = shlex.split(example.partition(" > ")[0])[1:]
     outputs = {name for flag, name in itertools.pairwise(words) if flag in ("-o", "--report")}
     for file in files.iterdir():
         if file.name not in outputs:
@@ -99,7 +110,7 @@ def test_examples_work(example, files, tmp_path, monkeypatch, capsys):
 def test_the_commands_of_the_documentation_work(files, tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / "cli.md").read_text()
     commands = re.findall(r"^\$ (tfmot-asp .*)$", text, re.MULTILINE)
-    assert {command.split()[1] for command in commands} >= set(subcommands())
+    assert {command.split()[1] for command in commands} >= set(subcommands()) - {"completion"}
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     for name in ("sparse.keras", "model.onnx"):
         (tmp_path / name).unlink(missing_ok=True)

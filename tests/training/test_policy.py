@@ -44,7 +44,7 @@ REFUSED = {
     "has 2 groups": lambda: made(layers.Conv2D(16, 1, groups=2, name="x"), 1, 4, 4, 32),
     "depthwise kernel, which sums over no channels": lambda: made(layers.DepthwiseConv2D(1, name="x"), 1, 4, 4, 16),
     "is a transposed convolution": lambda: made(layers.Conv2DTranspose(16, 1, name="x"), 1, 4, 4, 16),
-    "Conv3D is not among the kinds to prune": lambda: made(layers.Conv3D(16, 1, name="x"), 1, 2, 2, 2, 16),
+    "Conv3D is not in kinds=": lambda: made(layers.Conv3D(16, 1, name="x"), 1, 2, 2, 2, 16),
     "is not built": lambda: layers.Dense(16, name="x"),
     "has no kernel": lambda: made(layers.ReLU(name="x"), 1, 16),
 }

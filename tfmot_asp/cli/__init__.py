@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tfmot_asp.cli.parser import make_parser
+from tfmot_asp.cli.parser import parse
 from tfmot_asp.cli.stopping import Terminated, terminable
-from tfmot_asp.cli.terminal import Console, closed_pipe
+from tfmot_asp.cli.terminal import Console, closed_pipe, fail
+from tfmot_asp.cli.usage import UsageError
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -42,9 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    given = sys.argv[1:] if argv is None else list(argv)
     try:
         try:
-            arguments = make_parser().parse_args(argv)
+            arguments = parse(argv)
+        except UsageError as error:
+            command = " ".join(["tfmot-asp help", *error.prog.split()[1:]])
+            fail(f"{error} (`{command}` has what there is)", error.prog, json="--json" in given)
+            return FAILED
         except SystemExit as end:  # argparse's way of ending, after usage errors, --help and --version
             sys.stdout.flush()
             return int(end.code or 0)

@@ -8,13 +8,12 @@ from typing import Any
 
 from tfmot_asp.cli.options import import_modules, input_shapes, policy, read_array, times, times_of_policy
 from tfmot_asp.cli.terminal import Console, load_tensorflow
-from tfmot_asp.cli.writing import HDF5, check_output, write_model
+from tfmot_asp.cli.writing import MODEL_FORMATS, check_output, write_model
 from tfmot_asp.files import check_writable
 from tfmot_asp.reports.document import Document, Table
 
 SPARSITY, PERMUTATION = "Sparsity", "Permutation"  # titles of tables
 
-_MODEL_FORMATS = (".keras", *HDF5, "")
 _NOT_PLANNED = "No permutation could be planned: "
 
 
@@ -22,6 +21,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> int:
     """What would be pruned and permuted, and what not, and why. Changes nothing."""
     timed = times(arguments)
     model = load(arguments)
+    from tfmot_asp.keras_models.quantized import quantized_layers
     from tfmot_asp.reports.sparsity import sparsity_report
 
     rule, shapes = policy(arguments, model), input_shapes(arguments.input_shape)
@@ -35,43 +35,56 @@ def inspect(arguments: argparse.Namespace, console: Console) -> int:
     )
     plan, refused = _planned(model, rule, shapes, arguments.pattern), _why_not_pruned(model, rule)
     refusal = [f"`prune` refuses this model: {refused}"] if refused not in (None, plan["refused"]) else []
-    document = Document.joined(report.document().titled(SPARSITY), _plan_document(plan), Document(refusal))
+    parts, quantization = [report.document().titled(SPARSITY), _plan_document(plan), Document(refusal)], None
+    if quantized_layers(model):
+        from tfmot_asp.quantization.quantization_report import quantization_report
+
+        found = quantization_report(model, sparsity_m_by_n=arguments.pattern)
+        quantization = found.to_dict()
+        parts.append(found.document().titled("Quantization"))
     data = {"model": str(arguments.model), "sparsity": report.to_dict(), "permutation": plan}
-    console.result(document, {**data, "pruning": {"refused": refused}})
+    console.result(Document.joined(*parts), {**data, "pruning": {"refused": refused}, "quantization": quantization})
     return 0
 
 
 def permute(arguments: argparse.Namespace, console: Console) -> int:
     """Reorders the channels of a model; the weights stay dense."""
-    check_output(arguments.output, arguments.model, force=arguments.force, formats=_MODEL_FORMATS)
+    check_output(arguments.output, arguments.model, force=arguments.force, formats=MODEL_FORMATS)
     for extra in (arguments.report, arguments.plot):
         if extra is not None and extra.exists() and not arguments.force:
             raise FileExistsError(f"{str(extra)!r} exists; give another name, or --force to replace it")
         if extra is not None:
             check_writable(extra)
     times_of_policy(arguments)
+    given = None if arguments.apply is None else _stored_report(arguments)
     model = load(arguments)
-    import tfmot_asp
+    rule, shapes = policy(arguments, model), input_shapes(arguments.input_shape)
+    if given is not None:
+        report = given.apply_to(model, policy=rule, input_shapes=shapes)
+        if arguments.plot is not None:
+            report.plot(arguments.plot)
+    else:
+        import tfmot_asp
 
-    report = tfmot_asp.permute(
-        model,
-        policy=policy(arguments, model),
-        input_shapes=input_shapes(arguments.input_shape),
-        sparsity_m_by_n=arguments.pattern,
-        plot_to_file=arguments.plot,
-        **_search_options(arguments, console),
-    )
-    _write(model, arguments)
+        report = tfmot_asp.permute(
+            model,
+            policy=rule,
+            input_shapes=shapes,
+            sparsity_m_by_n=arguments.pattern,
+            plot_to_file=arguments.plot,
+            **search_options(arguments, console),
+        )
+    write(model, arguments)
     if arguments.report is not None:
         report.save(arguments.report)
-    data = _permutation_data(report)
-    console.result(_with_output(arguments, report.document()), {"output": str(arguments.output), "permutation": data})
+    data = permutation_data(report)
+    console.result(written(arguments, report.document()), {"output": str(arguments.output), "permutation": data})
     return 0
 
 
 def prune(arguments: argparse.Namespace, console: Console) -> int:
     """Permutes a model, then prunes it: on data if there is some, else by setting the smallest weights to zero."""
-    check_output(arguments.output, arguments.model, force=arguments.force, formats=_MODEL_FORMATS)
+    check_output(arguments.output, arguments.model, force=arguments.force, formats=MODEL_FORMATS)
     if arguments.samples is not None and arguments.calibration_data is None:
         raise ValueError("--samples counts those of --calibration FILE, which was not given")
     timed = times(arguments)
@@ -80,7 +93,7 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
     import tfmot_asp
 
     shapes = input_shapes(arguments.input_shape)
-    options = {**_search_options(arguments, console), "input_shapes": shapes}
+    options = {**search_options(arguments, console), "input_shapes": shapes}
     rule, pattern = policy(arguments, model), arguments.pattern
     pruned = tfmot_asp.prune_trained_model(
         model,
@@ -100,14 +113,14 @@ def prune(arguments: argparse.Namespace, console: Console) -> int:
     )
     if batch is None:
         report = dataclasses.replace(report, notes=())  # that sizes were left out; `inspect` has them
-    _write(model, arguments)
+    write(model, arguments)
     parts = [] if permutation is None else [permutation.document().titled(PERMUTATION)]
     parts += [] if pruned.calibration is None else [pruned.calibration.document().titled("Pruning on data")]
     console.result(
-        _with_output(arguments, *parts, report.document().titled(SPARSITY)),
+        written(arguments, *parts, report.document().titled(SPARSITY)),
         {
             "output": str(arguments.output),
-            "permutation": None if permutation is None else _permutation_data(permutation),
+            "permutation": None if permutation is None else permutation_data(permutation),
             "calibration": None if pruned.calibration is None else pruned.calibration.to_dict(),
             "sparsity": report.to_dict(),
         },
@@ -171,6 +184,13 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _stored_report(arguments: argparse.Namespace) -> Any:
+    load_tensorflow()
+    from tfmot_asp.permutation.report import PermutationReport
+
+    return PermutationReport.load(arguments.apply)
+
+
 def load(arguments: argparse.Namespace) -> Any:
     """The model of the MODEL argument. Checks first what needs no TensorFlow."""
     from tfmot_asp.loading import load_model
@@ -182,16 +202,16 @@ def load(arguments: argparse.Namespace) -> Any:
     return load_model(arguments.model, allow_unsafe=arguments.allow_unsafe)
 
 
-def _write(model: Any, arguments: argparse.Namespace) -> None:
+def write(model: Any, arguments: argparse.Namespace) -> None:
     write_model(model, arguments.output, force=arguments.force, allow_unsafe=arguments.allow_unsafe)
 
 
-def _with_output(arguments: argparse.Namespace, *documents: Document) -> Document:
+def written(arguments: argparse.Namespace, *documents: Document) -> Document:
     """Documents, and what was written below their summaries."""
     return Document.joined(*documents, Document([f"Wrote {arguments.output}"]))
 
 
-def _search_options(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def search_options(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     return {
         "device": arguments.device,
         "effort": arguments.effort,
@@ -200,7 +220,7 @@ def _search_options(arguments: argparse.Namespace, console: Console) -> dict[str
     }
 
 
-def _permutation_data(report: Any) -> dict[str, Any]:
+def permutation_data(report: Any) -> dict[str, Any]:
     """The report without the outline of the model's ops, which is for drawing."""
     data: dict[str, Any] = dataclasses.replace(report, outline=None).to_dict()
     del data["outline"]

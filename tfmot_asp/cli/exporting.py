@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
-from tfmot_asp.cli.commands import load
+from tfmot_asp.cli.commands import load, written
 from tfmot_asp.cli.options import input_shapes, read_array
-from tfmot_asp.cli.terminal import Console
+from tfmot_asp.cli.terminal import Console, load_tensorflow
 from tfmot_asp.cli.writing import check_output
+from tfmot_asp.files import is_saved_model
+from tfmot_asp.pattern import TWO_FOUR
 
-_SUFFIXES = {"onnx": (".onnx",), "tflite": (".tflite",), "saved_model": ("",)}
+_SUFFIXES = {"onnx": (".onnx",), "tflite": (".tflite",), "saved_model": ("",), "tftrt": ("",)}
 _OPTIONS = {
     "onnx": (
         *("precision", "batch_size", "fold_batch_norm", "calibration_data", "opset", "float16_io"),
         *("inputs_as_nchw", "outputs_as_nchw", "uncompared"),
-        *("calibration_method", "percentile", "keep_float", "int8_weights", "tensorrt", "batch_sizes", "check"),
+        *("calibration_method", "percentile", "keep_float", "int8_weights", "tensorrt", "batch_sizes", "shapes"),
+        "check",
     ),
     "saved_model": ("precision", "batch_size", "fold_batch_norm"),
     "tflite": ("precision", "batch_size", "calibration_data", "io_dtype", "select_tf_ops", "uncompared"),
+    "tftrt": (
+        *("precision", "batch_size", "calibration_data", "max_workspace_size_bytes", "minimum_segment_size"),
+        *("maximum_cached_engines", "allow_build_at_runtime"),
+    ),
 }
 _FLAGS = {
     "fold_batch_norm": "no-fold-batch-norm",
     "calibration_data": "calibration",
     "tensorrt": "tensorrt-version",
+    "allow_build_at_runtime": "no-build-at-runtime",
 }
 _INT8_NEEDS_DATA = "int8 needs --calibration: typical inputs, as an .npy file, or .npz with an array per input"
 
@@ -35,6 +44,8 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
     check_output(arguments.output, arguments.model, force=arguments.force, formats=_SUFFIXES[target])
     if "calibration_data" in given:
         given["calibration_data"] = read_array(given["calibration_data"])
+    if target == "tftrt":
+        return _tftrt(arguments, given, console)
     model = load(arguments)
     from tfmot_asp import export as exporters
     from tfmot_asp.keras_models.quantized import quantized_layers
@@ -56,6 +67,38 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _tftrt(arguments: argparse.Namespace, given: dict[str, Any], console: Console) -> int:
+    """By a SavedModel: the one that is given, or one that is made of the Keras model."""
+    load_tensorflow()
+    from tfmot_asp import export as exporters
+    from tfmot_asp.export.tensorrt.tf_trt import check_available
+    from tfmot_asp.files import temporary_folder
+
+    check_available()
+    shapes, batch = input_shapes(arguments.input_shape), given.pop("batch_size", None)
+    pattern, allow_unsafe = arguments.pattern or TWO_FOUR, arguments.allow_unsafe
+    with temporary_folder() as folder:
+        source = arguments.model
+        if not is_saved_model(source) or (source / "keras_metadata.pb").exists():
+            source = folder / "saved_model"
+            exporters.saved_model(
+                load(arguments), source, batch_size=batch, input_shapes=shapes, sparsity_m_by_n=arguments.pattern
+            )
+        report = exporters.verify(source, sparsity_m_by_n=pattern, allow_unsafe=allow_unsafe)
+        exporters.tftrt(
+            source,
+            arguments.output,
+            **given,
+            input_shapes=shapes,
+            overwrite=arguments.force,
+            allow_unsafe=allow_unsafe,
+            sparsity_m_by_n=pattern,
+        )
+    report = dataclasses.replace(report, path=str(arguments.model))
+    console.result(written(arguments, report.document()), {"output": str(arguments.output), **report.to_dict()})
+    return 0
+
+
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, with values as the library takes them; all go with the target."""
     target = arguments.to
@@ -67,6 +110,8 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--{flag} goes with {fitting}, not with --to {target}")
     if given.get("batch_size") == "open":
         given["batch_size"] = None
+    if "shapes" in given:
+        given["shapes"] = dict(given["shapes"])
     if given.get("precision") == "int8" and target == "saved_model":
         raise ValueError("--to saved_model writes fp32 or fp16, not int8")
     if given.get("precision") == "int8" and "calibration_data" not in given and target == "onnx":

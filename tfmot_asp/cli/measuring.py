@@ -10,6 +10,21 @@ from tfmot_asp.reports.document import Document, Table
 from tfmot_asp.reports.progress_bar import progress_bar
 
 
+def estimate(arguments: argparse.Namespace, console: Console) -> int:
+    """Says what one product takes, dense and 2:4."""
+    from tfmot_asp.hardware.cost_model import estimate as estimate_product
+
+    sizes, gpu, precision = (arguments.m, arguments.n, arguments.k), arguments.gpu, arguments.precision
+    found = estimate_product(*sizes, precision=precision, gpu=gpu)
+    summary = (
+        f"{' x '.join(map(str, sizes))} on {gpu} in {precision}: dense {found.dense_us:.1f} us, 2:4 "
+        f"{found.sparse_us:.1f} us; x{found.speedup:.2f}, give or take {found.error:.0%}"
+    )
+    data = {"gpu": gpu, "precision": precision, **asdict(found), "speedup": found.speedup}
+    console.result(Document([summary]), dict(zip("MNK", sizes, strict=True)) | data)
+    return 0
+
+
 def measure(arguments: argparse.Namespace, console: Console) -> int:
     """Times products dense and 2:4, and writes the table that ``--gpu FILE.json`` takes."""
     from tfmot_asp.hardware.cost_model import PRECISIONS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import fnmatch
 import importlib
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_asp.cli.usage import did_you_mean
 from tfmot_asp.hardware.cost_model import cost_model
 from tfmot_asp.hardware.precision import PRECISIONS, check_precision
 from tfmot_asp.hardware.rule import SUPPORTED_KINDS, PruneForSparseTensorCores
@@ -42,7 +42,8 @@ def kinds(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     unknown = [name for name in names if name not in SUPPORTED_KINDS]
     if unknown or not names:
-        raise argparse.ArgumentTypeError(f"{text!r}: kinds are {', '.join(SUPPORTED_KINDS)}")
+        guess = "".join(did_you_mean(name, SUPPORTED_KINDS) for name in unknown[:1])
+        raise argparse.ArgumentTypeError(f"{text!r}: kinds are {', '.join(SUPPORTED_KINDS)}{guess}")
     return names
 
 
@@ -76,6 +77,14 @@ def batches(text: str) -> tuple[int, ...]:
     if len(sizes) != 3 or list(sizes) != sorted(sizes):
         raise argparse.ArgumentTypeError(f"{text!r} is not smallest, most frequent and largest batch, such as 1,32,64")
     return sizes
+
+
+def axis_sizes(text: str) -> tuple[str, tuple[int, ...]]:
+    """The three sizes of an open axis: ``"sequence=16,128,512"`` is ("sequence", (16, 128, 512))."""
+    name, equals, sizes = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no axis with three sizes, such as sequence=16,128,512")
+    return name, batches(sizes)
 
 
 def seconds(text: str) -> float:
@@ -149,8 +158,7 @@ def policy(arguments: argparse.Namespace, model: Any) -> PruneForSparseTensorCor
     names = sorted({name for name, _ in layers} | {str(layer.name) for _, layer in layers})
     for wanted in arguments.skip:
         if not fnmatch.filter(names, wanted):
-            close = difflib.get_close_matches(wanted, names, n=3)
-            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            hint = did_you_mean(wanted, names, several=3)
             raise ValueError(f"--skip {wanted!r}: the model has no such layer{hint} (`inspect` lists them)")
     skipped = [
         layer

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from tfmot_asp.cli.wording import spoken
 from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.reports.document import Document
 from tfmot_asp.reports.plain_data import jsonable
@@ -59,15 +60,19 @@ class Console:
     def result(self, document: Document, data: dict[str, Any]) -> None:
         """Prints a command's result: the document, or with ``--json`` the data."""
         if self._json:
-            text = json.dumps(jsonable(data), indent=1, allow_nan=False)
+            text = _json_text(data)
         else:
-            text = document.to_text(self.width, tables=not self._summary, paint=paint_for(self._out))
+            text = document.worded(spoken).to_text(self.width, tables=not self._summary, paint=paint_for(self._out))
         self._out.write(f"{text}\n")
+
+    def raw(self, text: str, data: dict[str, Any]) -> None:
+        """The same for text that is for another program."""
+        self._out.write(f"{_json_text(data) if self._json else text}\n")
 
     def note(self, text: str) -> None:
         """Says something on standard error, unless ``--quiet``."""
         if not self._quiet:
-            sys.stderr.write(f"{Document([text]).to_text(self.width)}\n")
+            sys.stderr.write(f"{Document([spoken(text)]).to_text(self.width)}\n")
 
     @contextlib.contextmanager
     def without_noise(self) -> Iterator[None]:
@@ -85,10 +90,7 @@ class Console:
 
     def error(self, text: str) -> None:
         """Says on standard error why the command ends, and with ``--json`` on standard output too."""
-        sys.stderr.write(f"{PROGRAM}: {_word('error:', 'bad')} {_shown(text)}\n")
-        if self._json:
-            self.result(Document([]), {"error": text})
-            self.flush()
+        fail(text, json=self._json, out=self._out)
 
     def failure(self, error: Exception) -> None:
         """The same, for an exception, after where it comes from with ``--debug``."""
@@ -100,7 +102,7 @@ class Console:
         known = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
         if not isinstance(error, known):
             text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
-        self.error(text)
+        self.error(spoken(text))
 
     def flush(self) -> None:
         """Makes sure that the output has arrived, or raises BrokenPipeError."""
@@ -108,6 +110,19 @@ class Console:
 
     def _level(self) -> int:
         return logging.ERROR if self._quiet else logging.INFO if self._verbose else logging.WARNING
+
+
+def fail(text: str, prog: str = PROGRAM, *, json: bool, out: TextIO | None = None) -> None:
+    """Says on standard error why a command ends, and if ``json`` as a document too."""
+    sys.stderr.write(f"{prog}: {_word('error:', 'bad')} {_shown(text)}\n")
+    if json:
+        out = out or sys.stdout
+        out.write(f"{_json_text({'error': text})}\n")
+        out.flush()
+
+
+def _json_text(data: dict[str, Any]) -> str:
+    return json.dumps(jsonable(data), indent=1, allow_nan=False)
 
 
 def _shown(text: str) -> str:
@@ -183,7 +198,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = _word(f"{record.levelname.lower()}:", "warning") + " " if record.levelno >= logging.WARNING else ""
-        sys.stderr.write(f"{PROGRAM}: {level}{_shown(record.getMessage())}\n")
+        sys.stderr.write(f"{PROGRAM}: {level}{_shown(spoken(record.getMessage()))}\n")
 
 
 @contextlib.contextmanager
@@ -210,7 +225,7 @@ def _warnings() -> Iterator[None]:
     """Shows our own warnings, on one line, and hides those of libraries, which their users can do nothing about."""
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        sys.stderr.write(f"{PROGRAM}: {_word('warning:', 'warning')} {_shown(str(message))}\n")
+        sys.stderr.write(f"{PROGRAM}: {_word('warning:', 'warning')} {_shown(spoken(str(message)))}\n")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -11,6 +11,7 @@ from tfmot_asp.files import check_writable, is_free, is_saved_model, replacing, 
 from tfmot_asp.loading.one_line import first_line
 
 HDF5 = (".h5", ".hdf5")
+MODEL_FORMATS = (".keras", *HDF5, "")
 _HDF5_ENTRY, _HDF5_REST = 8 << 10, 256 << 10  # bytes, at most, that a file has besides each weight, and in all
 
 

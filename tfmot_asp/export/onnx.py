@@ -21,6 +21,7 @@ from tfmot_asp.export.tensorrt.builder_check import check_installed, check_with_
 from tfmot_asp.export.tensorrt.trtexec import (
     DEFAULT_BATCH_SIZES,
     DEFAULT_TENSORRT,
+    Shapes,
     check_batch_sizes,
     check_tensorrt,
     trtexec_command,
@@ -58,6 +59,7 @@ def onnx(
     int8_weights: bool = False,
     tensorrt: int | str = DEFAULT_TENSORRT,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    shapes: Shapes | None = None,
     check: str | None = None,
     sparsity_m_by_n: PatternLike | None = None,
     overwrite: bool = False,
@@ -102,8 +104,9 @@ def onnx(
         int8_weights: with int8, store weights in int8: a quarter of the size, for TensorRT 10 and later.
         tensorrt: version of TensorRT that the noted command is for, such as ``11`` or ``"8.6"``.
         batch_sizes: smallest, most frequent and largest batch in that command, where the batch is open.
+        shapes: sizes for other open axes in that command, as in ``trtexec_command``.
         check: ``"tensorrt"`` has TensorRT's own parser and builder take the file before it gets its name, without a
-            GPU; see ``check_with_tensorrt``, which takes files that leave more than the batch open.
+            GPU; see ``check_with_tensorrt``.
         sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
             keep; by default that of its pruning wrappers, and 2:4 for a model without.
         overwrite: replace an existing file.
@@ -161,12 +164,12 @@ def onnx(
         report = verify(written, sparsity_m_by_n=pattern, allow_unsafe=True)
         check_nothing_lost(original, report, "the ONNX file")
         if check:
-            taken = check_with_tensorrt(written, batch_sizes=batch_sizes)
+            taken = check_with_tensorrt(written, batch_sizes=batch_sizes, shapes=shapes)
             if not taken.ok:
                 raise RuntimeError(f"{str(path)!r} is not written: {taken}")
             notes.append(str(taken))
         notes += [f"Output {name!r} was not compared with the model's." for name in left_out]
-    return _finish(report, path, notes, tensorrt, batch_sizes)
+    return _finish(report, path, notes, tensorrt=tensorrt, batch_sizes=batch_sizes, shapes=shapes)
 
 
 def _names(keep_float: Iterable[str]) -> Sequence[str]:
@@ -187,14 +190,12 @@ def _check_arguments(path: Path, precision: str, float16_io: bool, int8: Int8Opt
         raise ValueError(f"percentile must be above 50 and at most 100, got {int8.percentile!r}")
 
 
-def _finish(
-    report: VerificationReport, path: Path, notes: list[str], tensorrt: int | str, batch_sizes: Sequence[int]
-) -> VerificationReport:
+def _finish(report: VerificationReport, path: Path, notes: list[str], **options: Any) -> VerificationReport:
     try:
-        command = trtexec_command(path, tensorrt=tensorrt, batch_sizes=batch_sizes)
+        command = trtexec_command(path, **options)
         logger.info("Wrote %s. Build the TensorRT engine with:\n%s", path, command)
         notes.append(Marked(f"TensorRT: {command}", "whole"))
     except ValueError as error:  # open axes, whose sizes only the user knows
         logger.info("Wrote %s. For the trtexec command: %s", path, error)
-        notes.append(f"TensorRT: tfmot_asp.export.trtexec_command({str(path)!r}, shapes=...); {error}")
+        notes.append(f"TensorRT: {error}, for the trtexec command")
     return replace(report, path=str(path), notes=(*report.notes, *notes))

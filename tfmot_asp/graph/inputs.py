@@ -150,6 +150,7 @@ def _unbatched(shapes: Any, dtype: str) -> Any:
 def _given_inputs(model: Any, shapes: Any, batch_size: int) -> tuple[tuple, dict]:
     """The arguments for `input_shapes`: one structure, or one for each argument if `call` takes several."""
     known = known_inputs(model)
+    _check_batch(shapes, known)
     one = known[0][0] if known and known[0] else None
     parameters = _parameters(model)
     if isinstance(shapes, Mapping) and not isinstance(one, Mapping) and shapes and set(shapes) <= set(parameters):
@@ -165,6 +166,17 @@ def _given_inputs(model: Any, shapes: Any, batch_size: int) -> tuple[tuple, dict
         several = known[0] if known and len(known[0]) == len(shapes) else [None] * len(shapes)
         return tuple(_from_shapes(s, k, batch_size) for s, k in zip(shapes, several, strict=True)), {}
     return (_from_shapes(shapes, one, batch_size),), {}
+
+
+def _check_batch(shape: Any, known: tuple[tuple, dict] | None) -> None:
+    """Refuses the shape of a single sample, which Keras does in many lines."""
+    leaves = tf.nest.flatten(known) if known else []
+    if len(leaves) != 1 or not _is_shape(shape):
+        return
+    dims = shape_list(getattr(leaves[0], "shape", None))
+    if dims and dims[0] is None and len(dims) == len(shape) + 1 and leaves[0].shape[1:].is_compatible_with(shape):
+        batched = (1, *shape)
+        raise ValueError(f"input_shapes={tuple(shape)} lacks the batch, which comes first: input_shapes={batched}")
 
 
 def _named(structure: Any, argument: str) -> Any:

@@ -233,7 +233,7 @@ class PruneForSparseTensorCores:
         if kind in _REFUSED:
             return _REFUSED[kind]
         if (needed := "EinsumDense" if kind in ATTENTION_KINDS else kind) not in self.kinds:
-            return f"is kept dense: {needed} is not among the kinds to prune ({', '.join(self.kinds)})"
+            return f"is kept dense: {needed} is not in kinds={tuple(self.kinds)}"
         if not inner.built:
             return "is not built, so its input size is unknown; call the model on a batch or build it first"
         if getattr(inner, "lora_enabled", False):

@@ -35,9 +35,18 @@ def keras_of(version: Any) -> Any:
 
 @contextlib.contextmanager
 def trusting(
-    config: Any, keras: Any, allow_unsafe: bool, path: Path, *, resolves_by_import: bool = True
+    config: Any,
+    keras: Any,
+    allow_unsafe: bool,
+    path: Path,
+    *,
+    resolves_by_import: bool = True,
+    weightless: bool = False,
 ) -> Iterator[None]:
-    """A scope in which a config may be built: it was checked, and the wrappers that it needs are registered."""
+    """A scope in which a config may be built: it was checked, and the wrappers that it needs are registered.
+
+    Variables count as memory that the file asks for, unless the model is built without weights.
+    """
     spend_on_objects(config)
     with contextlib.ExitStack() as scopes:
         for scope in _wrapper_scopes(names_in(config)) if keras.__name__ == "tf_keras" else ():
@@ -49,7 +58,8 @@ def trusting(
                 raise
             except ValueError as error:
                 raise type(error)(f"{str(path)!r} is not loaded: {first_line(error, 800)}") from None
-            scopes.enter_context(counted_variables())
+            if not weightless:
+                scopes.enter_context(counted_variables())
         yield
 
 

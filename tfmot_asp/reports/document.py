@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from tfmot_asp.reports.table import WIDTH, Paint, painted, plain, table, visible, wrapped
+from tfmot_asp.reports.table import WIDTH, Marked, Paint, painted, plain, table, visible, wrapped
 
 _LEFT = "text-align:left;vertical-align:top"
 
@@ -49,6 +49,23 @@ class Document:
         """The same with a title for its first table, for where it stands among others."""
         tables = [replace(one, title=one.title or ("" if i else title)) for i, one in enumerate(self.tables)]
         return Document(self.summary, tables)
+
+    def worded(self, change: Callable[[str], str]) -> Document:
+        """The same in other words; marks stay."""
+
+        def changed(texts: Sequence[str]) -> list[str]:
+            moods = [getattr(text, "mood", "") for text in texts]
+            said = (text if mood == "whole" else change(text) for text, mood in zip(texts, moods, strict=True))
+            return [Marked(text, mood) if mood else text for text, mood in zip(said, moods, strict=True)]
+
+        tables = [
+            replace(one, rows=[changed(row) for row in one.rows], below=changed(one.below)) for one in self.tables
+        ]
+        return Document(changed(self.summary), tables)
+
+    def with_line(self, line: str) -> Document:
+        """The same with one more line in its summary."""
+        return Document([*self.summary, line], self.tables)
 
     def to_text(self, width: int | None = WIDTH, *, tables: bool = True, paint: Paint = plain) -> str:
         """The document as text.

@@ -42,12 +42,17 @@ def new_converter(source: Path, parameters: dict[str, Any], *, dynamic: bool) ->
     Raises:
         RuntimeError: if this TensorFlow, or this machine, cannot convert.
     """
-    if (problem := why_not()) is not None:
-        raise RuntimeError(f"{problem}. {_ELSEWHERE}")
+    check_available()
     try:
         return tf.experimental.tensorrt.Converter(**converter_arguments(source, parameters, dynamic=dynamic))
     except RuntimeError as error:
         raise RuntimeError(f"TensorFlow {tf.__version__} cannot convert: {error}. {_ELSEWHERE}") from error
+
+
+def check_available() -> None:
+    """Raises RuntimeError if TF-TRT cannot run here, with what can."""
+    if (problem := why_not()) is not None:
+        raise RuntimeError(f"{problem}. {_ELSEWHERE}")
 
 
 def converter_arguments(source: Any, parameters: dict[str, Any], *, dynamic: bool) -> dict[str, Any]:
