@@ -5,7 +5,7 @@
 keras_hub keeps the keys and values of seen tokens in a cache, through ``call_with_cache``. The same function is
 exported twice: for a whole prompt, and for one token. What is around it, tokenizer, sampler and loop, stays Python. The
 model is a tiny Gemma with random weights, so nothing is downloaded; with ``GemmaCausalLM.from_preset`` in its place the
-rest stays as it is. Needs ``pip install "tfmot-asp[onnx]" keras-hub``.
+rest stays as it is. Needs ``pip install ".[onnx]" keras-hub``.
 """
 
 from __future__ import annotations

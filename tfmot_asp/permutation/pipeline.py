@@ -90,7 +90,7 @@ def permute(
             here.
 
     Returns:
-        A :class:`PermutationReport`: per layer what was done and why not.
+        A ``PermutationReport``: per layer what was done and why not.
 
     Raises:
         TypeError: if `model` is not a model, or an option is of a wrong type.
