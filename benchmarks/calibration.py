@@ -18,16 +18,16 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from browser_models import CASES as BROWSER_CASES
+from measured import Measured
 from trained_models import CASES as PYTHON_CASES
 from trained_models import Case, Places
 
@@ -39,13 +39,18 @@ Prune = Callable[[Case, Any], None]
 RULE = tfmot_asp.SparseTensorCoreRule(kinds=SUPPORTED_KINDS)
 
 
+def tfmot_layers(model: Any, policy: Any) -> list[Any]:
+    """The layers that are to be pruned and of a kind that tfmot masks 2:4 along the axis that is summed over."""
+    layers = model._flatten_layers(include_self=False, recursive=True)
+    return [layer for layer in layers if type(layer).__name__ in ("Dense", "Conv2D") and policy.why(layer) is None]
+
+
 def tfmot_one_shot(case: Case, policy: Any) -> None:
     """tfmot's own 2:4 masks, on the same layers as far as tfmot knows their kind."""
-    wrapped = []
+    chosen, wrapped = {id(layer) for layer in tfmot_layers(case.model, policy)}, []
 
     def wrap(layer: Any) -> Any:
-        kind = type(layer).__name__
-        if kind in ("Dense", "Conv2D") and policy.why(layer) is None:
+        if id(layer) in chosen:
             layer = tfmot.sparsity.keras.prune_low_magnitude(
                 layer, pruning_schedule=tfmot.sparsity.keras.ConstantSparsity(0.5, 0), sparsity_m_by_n=(2, 4)
             )
@@ -106,21 +111,21 @@ class Peak:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure(name: str, places: Places, seeds: range, methods: list[str]) -> None:
-    """Prints the table of a case."""
+def measure(name: str, places: Places, seeds: range, methods: Mapping[str, Prune | None]) -> Measured:
+    """Runs a case with each method and seed.
+
+    Raises:
+        FileNotFoundError: if a package is missing, with the command that brings it.
+    """
     rows: dict[str, list[list[float]]] = {method: [] for method in methods}
     refused: dict[str, str] = {}
-    titles: list[str] = []
+    figures: dict[str, float] = {}
     for seed in seeds:
-        try:
-            case = CASES[name](places, seed)
-        except FileNotFoundError as missing:
-            print(f"\n{name}: needs {missing}", flush=True)
-            return
+        case = CASES[name](places, seed)
         weights = case.model.get_weights()
-        for method in methods:
+        for method, prune in methods.items():
             case.model.set_weights(weights)
-            prune, cpu = METHODS[method], time.process_time()
+            cpu = time.process_time()
             try:
                 with Peak() as peak:
                     if prune is not None:
@@ -130,46 +135,64 @@ def measure(name: str, places: Places, seeds: range, methods: list[str]) -> None
             except (TypeError, ValueError) as error:
                 refused[method] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
                 continue
-            titles = list(figures)
             rows[method].append([*figures.values(), cpu, peak.mebibytes])
         case.model.set_weights(weights)
-        title = case.title
         kernels = len(tfmot_asp.prune_trained_model(case.model, policy=RULE, permute=False).masks)
+        by_tfmot = len(tfmot_layers(case.model, RULE))
         size = case.model.count_params()
         tf_keras.backend.clear_session()
-    print(f"\n{name}: {title}")
-    print(f"{size:,} weights, {kernels} kernels pruned, {len(case.calibration)} samples {case.calibration.shape[1:]}")
-    print(f"{'':26}" + "".join(f"{title:>24}" for title in [*titles, "processor s", "MiB"]))
-    for method in methods:
-        if not rows[method]:
-            print(f"{method:26}{refused.get(method, '')}")
+    return Measured(case.title, size, kernels, by_tfmot, case.calibration.shape, list(figures), rows, refused)
+
+
+def show(name: str, measured: Measured) -> None:
+    """Prints the table of a case."""
+    print(f"\n{name}: {measured.title}")
+    count, *shape = measured.samples
+    print(f"{measured.weights:,} weights, {measured.kernels} kernels pruned, {count} samples {tuple(shape)}")
+    print(f"{'':26}" + "".join(f"{title:>24}" for title in [*measured.figures, "processor s", "MiB"]))
+    for method, rows in measured.rows.items():
+        if not rows:
+            print(f"{method:26}{measured.refused.get(method, '')}")
             continue
-        values = np.array(rows[method])
-        error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.full(values.shape[1], np.nan)
-        cells = [f"{m:.4f} ± {e:.4f}" for m, e in zip(values.mean(0)[:-2], error, strict=False)]
-        cells += [f"{m:.1f}" for m in values.mean(0)[-2:]]
+        mean, error = measured.mean(method), measured.error(method)
+        cells = [f"{m:.4f} ± {e:.4f}" for m, e in zip(mean[:-2], error, strict=False)]
+        cells += [f"{m:.1f}" for m in mean[-2:]]
         print(f"{method:26}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+
+
+def machine() -> str:
+    """Hardware and versions."""
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"TensorFlow {tf.__version__}, tfmot {tfmot.__version__}, tfmot_asp {tfmot_asp.__version__}"
+    )
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where models lie, and which to take."""
+    trained = pathlib.Path(tempfile.gettempdir()) / "tfmot_asp_trained_models"
+    parser.add_argument("--packages", type=pathlib.Path, default=pathlib.Path("packages"), help="where models lie")
+    parser.add_argument(
+        "--trained", type=pathlib.Path, default=trained, help="keeps what is trained here (default: temporary)"
+    )
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--seeds", type=int, default=3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", type=pathlib.Path, default=pathlib.Path("packages"), help="where models lie")
-    parser.add_argument("--trained", type=pathlib.Path, help="keeps what is trained here (default: temporary)")
-    parser.add_argument(
-        "--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE", help=", ".join(CASES)
-    )
+    add_places(parser)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    trained = args.trained or pathlib.Path(tempfile.gettempdir()) / "tfmot_asp_trained_models"
     print(f"$ python benchmarks/calibration.py {' '.join(sys.argv[1:])}".rstrip())
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"TensorFlow {tf.__version__}, tfmot {tfmot.__version__}, tfmot_asp {tfmot_asp.__version__}"
-    )
+    print(machine())
     print("mean ± standard error over seeds of figures on samples that no method has seen")
-    for name in args.cases:
-        measure(name, Places(args.packages, trained), range(args.seeds), args.methods)
+    methods = {name: METHODS[name] for name in args.methods}
+    for name in args.cases or CASES:
+        try:
+            show(name, measure(name, Places(args.packages, args.trained), range(args.seeds), methods))
+        except FileNotFoundError as missing:
+            print(f"\n{name}: needs {missing}", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,14 @@ class Case:
         model: as trained.
         calibration: unlabelled samples, as the model takes them.
         evaluate: gives the figures of a model with changed weights, on samples that are not in ``calibration``.
+        fine_tune: trains the model on with labels, on nothing that ``evaluate`` looks at; None where there are none.
     """
 
     title: str
     model: tf_keras.Model
     calibration: np.ndarray
     evaluate: Evaluate
+    fine_tune: Callable[[tf_keras.Model], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,14 +193,14 @@ def digits_resnet(places: Places, seed: int, blocks: int, width: int) -> Case:
     x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
     model = tf_keras.Model(image, x)
 
-    def train() -> None:
-        epochs, batch = 30, 64
-        rate = tf_keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x_train) // batch))
+    def train(model: tf_keras.Model, epochs: int, start: float) -> None:
+        batch = 64
+        rate = tf_keras.optimizers.schedules.CosineDecay(start, epochs * -(-len(x_train) // batch))
         loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(tf_keras.optimizers.Adam(rate), loss)
         model.fit(x_train, y_train, batch, epochs, verbose=0)
 
-    places.train_once(f"digits_resnet_{blocks}_{width}_{seed}", model, train)
+    places.train_once(f"digits_resnet_{blocks}_{width}_{seed}", model, lambda: train(model, 30, 2e-3))
     dense = predict(model, x_test)
 
     def evaluate(model: tf_keras.Model) -> dict[str, float]:
@@ -212,6 +214,7 @@ def digits_resnet(places: Places, seed: int, blocks: int, width: int) -> Case:
         model,
         x_train[chosen],
         evaluate,
+        lambda model: train(model, 10, 1e-3),
     )
 
 
@@ -238,14 +241,14 @@ def denoiser(places: Places, seed: int) -> Case:
     def noisy(clean: np.ndarray, seed: int) -> np.ndarray:
         return clean + np.random.default_rng(seed).normal(0, 0.15, clean.shape).astype(np.float32)
 
-    def train() -> None:
-        clean = crops(places, 1024, 32, 1000, test=False)
-        rate = tf_keras.optimizers.schedules.CosineDecay(3e-3, 8 * 64)
+    def train(model: tf_keras.Model, epochs: int, start: float, seed: int) -> None:
+        clean = crops(places, 1024, 32, seed, test=False)
+        rate = tf_keras.optimizers.schedules.CosineDecay(start, epochs * 64)
         model.compile(tf_keras.optimizers.Adam(rate), "mse")
-        for epoch in range(8):
-            model.fit(noisy(clean, 1000 + epoch), clean, 16, verbose=0)
+        for epoch in range(epochs):
+            model.fit(noisy(clean, seed + epoch), clean, 16, verbose=0)
 
-    places.train_once("denoiser", model, train)
+    places.train_once("denoiser", model, lambda: train(model, 8, 3e-3, 1000))
     clean = crops(places, 128, 32, 0, test=True)
     images = noisy(clean, 0)
     dense = predict(model, images)
@@ -259,6 +262,7 @@ def denoiser(places: Places, seed: int) -> Case:
         model,
         noisy(crops(places, 128, 32, seed, test=False), seed + 1),
         evaluate,
+        lambda model: train(model, 4, 1e-3, 2000 + 100 * seed),
     )
 
 
@@ -289,14 +293,14 @@ def next_letter(places: Places, seed: int) -> Case:
     model = tf_keras.Model(letters, layers.Dense(len(_LETTERS))(layers.LayerNormalization()(x)))
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-    def train() -> None:
-        steps, batch = 1000, 32
-        x_train, y_train = pieces(train_text, steps * batch, 1000)
-        rate = tf_keras.optimizers.schedules.CosineDecay(1e-3, steps, warmup_steps=100, warmup_target=2e-3)
+    def train(model: tf_keras.Model, steps: int, top: float, seed: int) -> None:
+        batch = 32
+        x_train, y_train = pieces(train_text, steps * batch, seed)
+        rate = tf_keras.optimizers.schedules.CosineDecay(top / 2, steps, warmup_steps=steps // 10, warmup_target=top)
         model.compile(tf_keras.optimizers.Adam(rate), loss)
         model.fit(x_train, y_train, batch, verbose=0)
 
-    places.train_once("next_letter", model, train)
+    places.train_once("next_letter", model, lambda: train(model, 1000, 2e-3, 1000))
     x_test, y_test = pieces(test_text, 256, 0)
     dense = predict(model, x_test)
 
@@ -314,6 +318,7 @@ def next_letter(places: Places, seed: int) -> Case:
         model,
         pieces(train_text, 256, seed)[0],
         evaluate,
+        lambda model: train(model, 300, 1e-3, 2000 + seed),
     )
 
 

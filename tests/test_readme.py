@@ -3,6 +3,8 @@
 import ast
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -54,3 +56,12 @@ def test_every_example_is_python_and_names_what_there_is(page):
 def test_every_page_is_linked_from_the_readme():
     linked = set(re.findall(r"\((docs/\w+\.md)", PAGES[0].read_text()))
     assert linked == {str(page.relative_to(ROOT)) for page in PAGES[2:]}
+
+
+@pytest.mark.parametrize(("page", "options"), [("README.md", ["--short"]), ("docs/models.md", [])])
+def test_tables_of_models_are_those_of_the_results(page, options):
+    """`benchmarks/models_table.py` prints them, of what `benchmarks/models.py` measured."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "models_table.py"), *options]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (shown,) = re.findall(r"<!-- models_table.py.* -->\n(.*?)<!-- end -->", (ROOT / page).read_text(), re.DOTALL)
+    assert shown == made
