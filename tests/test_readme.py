@@ -63,5 +63,5 @@ def test_tables_of_models_are_those_of_the_results(page, options):
     """`benchmarks/models_table.py` prints them, of what `benchmarks/models.py` measured."""
     command = [sys.executable, str(ROOT / "benchmarks" / "models_table.py"), *options]
     made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (shown,) = re.findall(r"<!-- models_table.py.* -->\n(.*?)<!-- end -->", (ROOT / page).read_text(), re.DOTALL)
+    (shown,) = re.findall(r"<!-- models_table.py.* -->\n\n(.*?)\n<!-- end -->", (ROOT / page).read_text(), re.DOTALL)
     assert shown == made
