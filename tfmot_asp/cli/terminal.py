@@ -33,7 +33,8 @@ class Console:
 
     Attributes:
         progress: whether to show progress bars.
-        width: of the lines that are printed; None if they may be of any length.
+        width: of the lines of tables; None if they may be of any length.
+        prose: of the other lines.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -43,7 +44,9 @@ class Console:
         self._debug: bool = arguments.debug
         self._summary: bool = arguments.summary
         self._out: TextIO = sys.stdout
-        self.width: int | None = None if arguments.wide else _width(sys.stdout)
+        known = _width(sys.stdout)
+        self.width: int | None = None if arguments.wide else known or WIDTH
+        self.prose: int | None = None if arguments.wide else known
         self._scopes = contextlib.ExitStack()
         self.progress: bool = not arguments.quiet and sys.stderr.isatty()
 
@@ -62,7 +65,9 @@ class Console:
         if self._json:
             text = _json_text(data)
         else:
-            text = document.worded(spoken).to_text(self.width, tables=not self._summary, paint=paint_for(self._out))
+            text = document.worded(spoken).to_text(
+                self.width, self.prose, tables=not self._summary, paint=paint_for(self._out)
+            )
         self._out.write(f"{text}\n")
 
     def raw(self, text: str, data: dict[str, Any]) -> None:
@@ -72,7 +77,7 @@ class Console:
     def note(self, text: str) -> None:
         """Says something on standard error, unless ``--quiet``."""
         if not self._quiet:
-            sys.stderr.write(f"{Document([spoken(text)]).to_text(self.width)}\n")
+            sys.stderr.write(f"{Document([spoken(text)]).to_text(prose=self.prose)}\n")
 
     @contextlib.contextmanager
     def without_noise(self) -> Iterator[None]:
@@ -135,11 +140,11 @@ def _word(text: str, mood: str) -> str:
     return painted(text, paint_for(sys.stderr), mood)
 
 
-def _width(stream: TextIO) -> int:
-    """Of the terminal, or as COLUMNS says; what is no terminal has lines of a fixed length."""
+def _width(stream: TextIO) -> int | None:
+    """Of the terminal, or as COLUMNS says; None if there is none."""
     if stream.isatty() or os.environ.get("COLUMNS"):
         return shutil.get_terminal_size((WIDTH, 24)).columns
-    return WIDTH
+    return None
 
 
 def paint_for(stream: TextIO) -> Paint:

@@ -67,20 +67,23 @@ class Document:
         """The same with one more line in its summary."""
         return Document([*self.summary, line], self.tables)
 
-    def to_text(self, width: int | None = WIDTH, *, tables: bool = True, paint: Paint = plain) -> str:
+    def to_text(
+        self, width: int | None = WIDTH, prose: int | None = None, *, tables: bool = True, paint: Paint = plain
+    ) -> str:
         """The document as text.
 
         Args:
-            width: of a line; None: nothing is wrapped.
+            width: of a line of a table; None: nothing is wrapped.
+            prose: of the other lines; by default these are not wrapped, so that a program finds what is in them.
             tables: whether to show more than the summary.
             paint: colours of a terminal.
         """
-        lines = [line for text in self.summary for line in _wrapped(text, width, paint)]
+        lines = [line for text in self.summary for line in _wrapped(text, prose, paint)]
         for one in self.tables if tables else ():
             lines += [""] if lines else []
-            lines += _wrapped(one.title, width, paint) if one.title else []
+            lines += _wrapped(one.title, prose, paint) if one.title else []
             lines += table(one.header, one.rows, width, paint)
-            lines += [line for text in one.below for line in _wrapped(text, width, paint)]
+            lines += [line for text in one.below for line in _wrapped(text, prose, paint)]
         return "\n".join(lines)
 
     def to_html(self) -> str:

@@ -17,7 +17,7 @@ class Readable(ABC):
         """What is shown: a summary, then tables."""
 
     def to_text(self, width: int | None = WIDTH, *, tables: bool = True) -> str:
-        """The report as text; ``str()`` is that of 120 columns.
+        """The report as text. In ``str()`` tables have 120 columns, and other lines are as long as they are.
 
         Args:
             width: of a line: what is longer goes on below itself, words stay whole. None: a row is a line.
@@ -26,10 +26,10 @@ class Readable(ABC):
         Example:
             >>> print(report.to_text(80))
         """
-        return self.document().to_text(width, tables=tables)
+        return self.document().to_text(width, width, tables=tables)
 
     def __str__(self) -> str:
-        return self.to_text()
+        return self.document().to_text()
 
     def _repr_html_(self) -> str:
         return self.document().to_html()
