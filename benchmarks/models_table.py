@@ -35,15 +35,12 @@ NAMES = {
 
 def table(results: dict[str, Any], methods: Sequence[str] = METHODS) -> list[str]:
     """Lines of the table in Markdown."""
-    short = tuple(methods) == SHORT
-    columns = ["model", *([] if short else ["weights"]), "figure", *methods]
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * (len(columns) - len(methods))}{' ---: |' * len(methods)}"]
+    lines = [f"| model | figure | {' | '.join(methods)} |", f"| --- | --- |{' ---: |' * len(methods)}"]
     for name, case in results["cases"].items():
         measured = Measured(**case)
         figure = FIGURES.get(name, measured.figures[0])
-        described = [NAMES[name]] if short else [measured.title, f"{measured.weights / 1e6:.2f} M"]
         cells = [_cell(measured, method, figure) for method in methods]
-        lines.append(f"| {' | '.join([*described, figure, *cells])} |")
+        lines.append(f"| {NAMES[name]}, {measured.weights / 1e6:.2f} M | {figure} | {' | '.join(cells)} |")
     return lines
 
 
