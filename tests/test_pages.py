@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Elsewhere: README.md in test_readme, the scripts side by side in test_coming_from, keras_hub in test_keras_hub.
 ELSEWHERE = {"README", "from_tfmot", "from_tf_asp", "from_apex", "from_model_optimizer", "keras_hub"}
-QUICK = {"CONTRIBUTING", "export", "search", "training"}
+QUICK = {"CONTRIBUTING", "cli", "export", "large_models", "search", "tensorrt", "training"}
 NEEDS = {"export.tftrt(": why_no_tf_trt, "run_sparse(": why_no_sparse_device}
 LOG = """[I] [TRT] (Sparsity) Layers eligible for sparse math: conv, scores
 [I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers: scores
