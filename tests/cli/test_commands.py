@@ -455,7 +455,11 @@ def test_plot(here, run, fails):
     assert code == 0
     assert "Drew" in out
     assert "digraph" in (here / "graph.dot").read_text()
+    assert "convnet: plan, nothing was changed: 3 of 3 prunable kernels would be permuted, in 2 groups" in out
     fails("plot", "model.keras", "-o", "graph.dot", because="exists")
+    tf_keras.Sequential([layers.Input((3,)), layers.Dense(3)]).save("tiny.keras")
+    assert "no kernel would be pruned" in run("plot", "tiny.keras", "-o", "tiny.dot")[1]
+    assert "stays dense: has 3 input features" in (here / "tiny.dot").read_text()
     assert json.loads(run("plot", "model.keras", "-o", "graph.dot", "--force", "--json")[1])["output"] == "graph.dot"
     fails("plot", "model.keras", "-o", "graph.bmp", because="its suffix '.bmp' is none of")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -76,6 +77,17 @@ def test_the_table():
     assert lines[1:3] == ["", "layer  kind    status    kept before  kept after  why"]
     assert [line.split()[0] for line in lines[3:]] == ["stem", "body", "head"]
     assert "fed by input 0 'image' of the model" in lines[3]
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz")
+def test_a_notebook_shows_the_picture(monkeypatch):
+    report = permute(small(), effort="fast", policy=POLICY, progress=False)
+    picture = report.plot()
+    assert "<svg" in picture._repr_svg_()
+    assert "prunable kernels permuted" in repr(picture)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="showing a picture needs Graphviz"):
+        report.plot()
 
 
 @pytest.mark.parametrize("k", [tf_keras, keras], ids=["tf_keras", "keras3"])

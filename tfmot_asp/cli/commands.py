@@ -176,11 +176,12 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
         policy=policy(arguments, model),
         input_shapes=input_shapes(arguments.input_shape),
         sparsity_m_by_n=arguments.pattern,
+        may_be_empty=True,
     )
-    picture = outline(plan, model)
+    picture = outline(plan, model, planned=True)
     draw(picture, arguments.output)
     data = {"output": str(arguments.output), "ops": len(picture.ops)}
-    console.result(Document([f"Drew {len(picture.ops)} ops to {arguments.output}"]), data)
+    console.result(Document([picture.title, f"Drew {len(picture.ops)} ops to {arguments.output}"]), data)
     return 0
 
 

@@ -143,16 +143,18 @@ def plan_model(
     optimizer: Any = None,
     merged: Mapping[int, Runs] | None = None,
     has_weights: bool = True,
+    may_be_empty: bool = False,
 ) -> ModelPlan:
     """Plans the permutation of `model`. See :func:`tfmot_asp.permute` for the arguments and what it raises.
 
     `merged` says of which variables some axes are taken as one, as a plan's axes have it; by default those of
     `merged_axes` whose slots in the optimizers of the model can follow. Without `has_weights` its architecture is all
-    that counts: no weight is read, and the model is not run.
+    that counts: no weight is read, and the model is not run. Of a model without a kernel to prune there is a plan only
+    if it `may_be_empty`, for its picture.
     """
     pattern = Pattern.of(sparsity_m_by_n)
     chosen, dense = _kernels(model, policy, input_shapes)
-    if not chosen:
+    if not chosen and not may_be_empty:
         reasons = "; ".join(str(d.reason) for d in dense[:5]) + ("; ..." if len(dense) > 5 else "")
         raise ValueError(
             f"{_title(model)} has no layer that the policy would prune, so there is nothing to permute for. "

@@ -15,7 +15,7 @@ import numpy as np
 from tfmot_asp.files import replacing
 from tfmot_asp.pattern import Pattern
 from tfmot_asp.permutation.picture.drawn import Outline
-from tfmot_asp.permutation.picture.plot import plot
+from tfmot_asp.permutation.picture.plot import Picture, plot
 from tfmot_asp.reports.document import Document, Table
 from tfmot_asp.reports.readable import Report
 from tfmot_asp.reports.table import percent
@@ -167,13 +167,16 @@ class PermutationReport(Report):
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a report saved by tfmot_asp {FORMAT!r}: {error}") from error
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Picture | None:
         """Draws the model's ops: what was permuted, what carries the permutation, and what blocked the rest.
 
         Needs no model: a report that was saved and loaded draws the same picture.
 
         Args:
             path: ends in .png, .svg or .pdf, for which Graphviz must be installed, or in .dot (its input).
+
+        Returns:
+            Without a path, a picture that notebooks show; else None.
 
         Raises:
             ValueError: if the suffix is another, or the report knows no ops.
@@ -184,7 +187,10 @@ class PermutationReport(Report):
         """
         if self.outline is None:
             raise ValueError("this report carries no outline of its model to draw: make it anew with tfmot_asp.permute")
+        if path is None:
+            return Picture(self.outline)
         plot(self.outline, path)
+        return None
 
     def apply_to(
         self,

@@ -24,7 +24,8 @@ from tests.permutation.picture.drawn import (
     numbers,
     of,
 )
-from tfmot_asp.permutation.picture.outline import ranges
+from tfmot_asp.permutation.picture.outline import outline, ranges
+from tfmot_asp.permutation.plan import plan_model
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
@@ -193,6 +194,20 @@ def test_nested_models_and_repeated_calls_are_placed_by_path():
 def test_title_counts():
     _, drawn = described(lrn())
     assert drawn.title == "with_lrn: 1 of 2 prunable kernels permuted, in 1 group"
+    plan, _ = described(lrn())
+    said = "with_lrn: plan, nothing was changed: 1 of 2 prunable kernels would be permuted, in 1 group"
+    assert outline(plan, lrn(), planned=True).title == said
+
+
+def test_what_keeps_every_kernel_dense_is_drawn():
+    model = tf_keras.Sequential([layers.Input((3,)), layers.Dense(3, name="small")])
+    with pytest.raises(ValueError, match="has no layer that the policy would prune"):
+        plan_model(model)
+    drawn = outline(plan_model(model, may_be_empty=True), model, planned=True)
+    assert drawn.title.endswith("plan, nothing was changed: no kernel would be pruned")
+    (product,) = (op for op in drawn.ops if op.type == "MatMul")
+    assert (product.role, product.sparse) == ("still", False)
+    assert product.note.startswith("has 3 input features")
 
 
 @given(st.sets(st.integers(0, 40)))

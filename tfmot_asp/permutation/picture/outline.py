@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.ops import CHOICES, DEPTHWISE, LOOPS, product_of
+from tfmot_asp.keras_models.kernels import layers_with_kernels
 from tfmot_asp.permutation.axes import Nested
 from tfmot_asp.permutation.picture.drawn import DrawnOp, Outline
 from tfmot_asp.permutation.picture.scopes import Scopes
@@ -33,31 +34,51 @@ _HANDS_ON = (
 )
 
 
-def outline(plan: ModelPlan, model: Any = None) -> Outline:
+def outline(plan: ModelPlan, model: Any = None, *, planned: bool = False) -> Outline:
     """Describes a planned model for drawing.
 
     Args:
         plan: of the model, with its axes.
         model: for the names of its layers, which the graph knows only as name scopes. The picture's labels depend on
             names; nothing else does.
+        planned: whether the plan is all there is: nothing was permuted.
     """
-    builder = _Builder(plan, Scopes(plan, model))
+    builder = _Builder(plan, Scopes(plan, model), _why_dense(plan, model))
     ops = builder.run()
     movable, kernels = plan.plan.movable, plan.plan.kernels
     name = getattr(model, "name", None) or (type(model).__name__ if model is not None else "model")
     permuted, groups = sum(m > 0 for m in movable), len(plan.plan.groups)
     kernel_word = "kernel" if len(kernels) == 1 else "kernels"
-    title = f"{name}: {permuted} of {len(kernels)} prunable {kernel_word} permuted, in {groups} group"
-    return Outline(title + ("" if groups == 1 else "s"), tuple(ops))
+    done = "would be permuted" if planned else "permuted"
+    title = f"{permuted} of {len(kernels)} prunable {kernel_word} {done}, in {groups} group{'s' * (groups != 1)}"
+    if not kernels:
+        title = "no kernel would be pruned"
+    if planned:
+        title = f"plan, nothing was changed: {title}"
+    return Outline(f"{name}: {title}", tuple(ops))
+
+
+def _why_dense(plan: ModelPlan, model: Any) -> dict[int, str]:
+    """Of a model without prunable kernels: why each kernel stays dense, by the position of its variable."""
+    if plan.plan.kernels or model is None:
+        return {}
+    reasons = {layer.name: layer.reason.why for layer in plan.dense}
+    found = {}
+    for layer in layers_with_kernels(model):
+        for kernel in layer.kernels:
+            if (variable := plan.graph.variable_index(kernel.variable)) is not None and layer.name in reasons:
+                found[variable] = reasons[layer.name]
+    return found
 
 
 class _Builder:
     """Walks the ops once, in execution order."""
 
-    def __init__(self, plan: ModelPlan, scopes: Scopes):
+    def __init__(self, plan: ModelPlan, scopes: Scopes, why_dense: dict[int, str]):
         self.plan = plan
         self.axes = plan.axes
         self.scopes = scopes
+        self.why_dense = why_dense
         self.carried = _Carried(plan)
         self.pins = _pins_by_op(plan, self.carried)
         self.kernel_of = {k.variable: i for i, k in enumerate(plan.plan.kernels)}
@@ -132,7 +153,9 @@ class _Builder:
         if gemm and kernels:
             takes, axes, note = self._kernel(kernels[0], gives, note)
             role, sparse = "gemm", True
-        elif gemm and per_axis:
+        elif gemm and not note:
+            note = next((self.why_dense[v] for v in sorted(variables) if v in self.why_dense), "")
+        if gemm and not kernels and per_axis:
             axes = _letters(per_axis, takes, gives)
             role = "gemm" if axes else "applies"
         if causes:

@@ -56,12 +56,40 @@ def check_plot_path(path: str | os.PathLike[str]) -> str:
     if os.path.isdir(name):
         raise IsADirectoryError(f"cannot draw to {name!r}: it is a folder; give the name of a file in it")
     load_pydot()
-    if suffix in RENDERED and shutil.which("dot") is None:
+    if suffix in RENDERED:
+        _check_graphviz(f"drawing {name!r}")
+    return suffix
+
+
+def _check_graphviz(what: str) -> None:
+    if shutil.which("dot") is None:
         raise RuntimeError(
-            f"drawing {name!r} needs Graphviz, whose program 'dot' is not on the PATH. Install it (apt-get install "
+            f"{what} needs Graphviz, whose program 'dot' is not on the PATH. Install it (apt-get install "
             "graphviz, brew install graphviz, conda install graphviz), or write a .dot file, which needs no Graphviz"
         )
-    return suffix
+
+
+class Picture:
+    """The picture of a permutation, which notebooks show.
+
+    Args:
+        outline: what is drawn.
+
+    Raises:
+        ImportError: without pydot.
+        RuntimeError: without Graphviz.
+    """
+
+    def __init__(self, outline: Outline) -> None:
+        load_pydot()
+        _check_graphviz("showing a picture")
+        self.outline = outline
+
+    def __repr__(self) -> str:
+        return f"<picture of {self.outline.title}>"
+
+    def _repr_svg_(self) -> str:
+        return _render(to_dot(self.outline).to_string(), "svg", 0, self.outline.title).decode()
 
 
 def plot(outline: Outline, path: str | os.PathLike[str]) -> None:

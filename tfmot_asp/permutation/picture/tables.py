@@ -241,7 +241,8 @@ def _notes(line: Sequence[Cell]) -> list[str]:
     notes = []
     for cell in line:
         if cell.op.note:
-            text = ("pins: " if cell.op.role == "pins" else "input channels stay: ") + cell.op.note
+            stays = "input channels stay: " if cell.op.sparse else "stays dense: "
+            text = ("pins: " if cell.op.role == "pins" else stays) + cell.op.note
             notes += textwrap.wrap(text, 72, max_lines=2, placeholder=" …")
     return notes
 
