@@ -40,6 +40,22 @@ class Swap(layers.Layer):
         return tf.reshape(x, (-1, width, height, 4)) + tf.cast(height, tf.float32)
 
 
+class Shape(layers.Layer):
+    """Which side is longer, and how often the other fits into it."""
+
+    def call(self, x):
+        height, width = tf.shape(x)[1], tf.shape(x)[2]
+        longer = tf.where(height > width, 1.0, -1.0)
+        return x * longer + tf.cast(width // height, tf.float32)
+
+
+class Turn(layers.Layer):
+    """Upright images are turned, by a branch."""
+
+    def call(self, x):
+        return tf.cond(tf.shape(x)[1] > tf.shape(x)[2], lambda: tf.reduce_max(x, 1), lambda: tf.reduce_min(x, 2))
+
+
 def padded(layer):
     x = layers.Input((None, 16), name="x")
     return tf_keras.Model(x, layers.Dense(16)(layer(layers.Dense(16)(x))))
@@ -50,17 +66,20 @@ def offset():
     return tf_keras.Model([query, memory], layers.Dense(16)(Offset()(layers.Dense(16)(query), memory)))
 
 
-def swapped():
+def image(layer):
     x = layers.Input((None, None, 4), name="x")
-    return tf_keras.Model(x, layers.Dense(8)(Swap()(x)))
+    return tf_keras.Model(x, layers.Dense(8)(layer(x)))
 
 
 LENGTHS = [{"x": (2, length, 16)} for length in (1, 31, 32, 40, 64, 131, 172)]
+IMAGES = [{"x": (2, *sides, 4)} for sides in ((8, 8), (8, 12), (12, 8), (8, 24), (24, 8))]
 CASES = {
     "remainder": (lambda: padded(PadByRemainder()), LENGTHS),
     "quotient": (lambda: padded(PadByQuotient()), LENGTHS),
     "offset": (offset, [{"query": (2, q, 16), "memory": (2, m, 16)} for q, m in ((8, 8), (8, 24), (24, 8))]),
-    "swapped": (swapped, [{"x": (2, 8, 8, 4)}, {"x": (2, 8, 12, 4)}, {"x": (2, 12, 8, 4)}]),
+    "swapped": (lambda: image(Swap()), IMAGES),
+    "shape": (lambda: image(Shape()), IMAGES),
+    "turned": (lambda: image(Turn()), IMAGES),
 }
 
 

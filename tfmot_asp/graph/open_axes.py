@@ -97,15 +97,18 @@ def at_two_sizes(
 ) -> Iterator[tuple[list[tf.TensorSpec], list[tf.TensorSpec]]]:
     """Inputs at two sizes of each open axis and the batch, in the order in which to try them.
 
-    Groups differ in both, as far as they can; at last all are of one size.
+    Groups differ in both, as far as they can, the largest in one being the smallest in the other. At last all are of
+    one size.
 
     Args:
         specs: of all inputs.
         groups: of their open axes.
     """
     for apart, pair in itertools.product((True, False) if len(groups) > 1 else (False,), (UNEVEN, *PAIRS, LONG)):
+        numbers = range(1, len(groups) + 1)
+        factors = (numbers, reversed(numbers)) if apart else ([1] * len(groups),) * 2
         first, second = (
-            {place: size * (number + 1 if apart else 1) for number, group in enumerate(groups) for place in group}
-            for size in pair
+            {place: size * factor for group, factor in zip(groups, of_each, strict=True) for place in group}
+            for size, of_each in zip(pair, factors, strict=True)
         )
         yield sized(specs, _BATCHES[0], first), sized(specs, _BATCHES[1], second)

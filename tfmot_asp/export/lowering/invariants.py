@@ -91,9 +91,9 @@ def _at_two_sizes(frozen: Frozen, groups: Sequence[Group]) -> tuple[Graph, Graph
         except (ValueError, tf.errors.OpError) as error:
             problem = error
             continue
-        if [str(op) for op in first.ops] == [str(op) for op in second.ops]:
-            return first, second
-        problem = ValueError("its ops depend on the sizes of its inputs")
+        if [str(op) for op in first.ops] != [str(op) for op in second.ops]:  # and others might hide that they do
+            raise ValueError("the graph cannot be analysed: its ops depend on the sizes of its inputs")
+        return first, second
     raise ValueError(f"the graph cannot be analysed: {problem}")
 
 
