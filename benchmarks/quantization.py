@@ -1,4 +1,4 @@
-"""Accuracy of the quickstart's 2:4 network in ONNX: float32, float16, int8 by each calibration method, and a peer's.
+"""Accuracy of a residual 2:4 network in ONNX: float32, float16, int8 by each calibration method, and a peer's.
 
     python benchmarks/quantization.py [--seeds 3] [--epochs 10] [--fine-tune-epochs 5] [--json results.json]
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import digits_network
 import numpy as np
 import onnxruntime
 import tf_keras
@@ -29,7 +30,6 @@ import tfmot_asp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import digits
-import quickstart
 
 CALIBRATION = 256
 METHODS = ("percentile", "mse", "entropy", "minmax")
@@ -38,11 +38,11 @@ METHODS = ("percentile", "mse", "entropy", "minmax")
 def sparse_network(images, labels, seed, epochs, fine_tune_epochs):
     tf_keras.utils.set_random_seed(seed)
     steps = -(-len(images) // 32)
-    model = quickstart.build_model()
-    quickstart.compile_model(model, 2e-3, epochs * steps)
+    model = digits_network.build_model()
+    digits_network.compile_model(model, 2e-3, epochs * steps)
     model.fit(images, labels, batch_size=32, epochs=epochs, verbose=0)
     pruned = tfmot_asp.prune_low_magnitude(model)
-    quickstart.compile_model(pruned, 1e-3, fine_tune_epochs * steps)
+    digits_network.compile_model(pruned, 1e-3, fine_tune_epochs * steps)
     pruned.fit(images, labels, batch_size=32, epochs=fine_tune_epochs, verbose=0)
     return tfmot_asp.strip_pruning(pruned)
 

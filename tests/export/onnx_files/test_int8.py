@@ -9,7 +9,7 @@ import tf_keras
 from tf_keras import layers
 
 import tfmot_asp
-from tests.examples.run_example import load_example
+from benchmarks import digits_network
 from tests.small_models import convnet, mlp
 from tfmot_asp import masks
 
@@ -279,18 +279,17 @@ def test_a_model_without_products_is_refused(tmp_path):
         )
 
 
-def test_the_quickstart_network_loses_less_than_a_point_of_accuracy(tmp_path):
+def test_a_residual_network_loses_less_than_a_point_of_accuracy(tmp_path):
     sklearn = pytest.importorskip("sklearn.datasets")
-    quickstart = load_example("quickstart.py")
     digits = sklearn.load_digits()
     x, y = (digits.images[..., None] / 16).astype(np.float32), digits.target
     train, test = slice(0, 1200), slice(1200, None)
     tf_keras.utils.set_random_seed(0)
-    model = quickstart.build_model(width=16)
-    quickstart.compile_model(model, 2e-3, 5 * 75)
+    model = digits_network.build_model(width=16)
+    digits_network.compile_model(model, 2e-3, 5 * 75)
     model.fit(x[train], y[train], batch_size=16, epochs=5, verbose=0)
     pruned = tfmot_asp.prune_low_magnitude(model, permute=False)
-    quickstart.compile_model(pruned, 1e-3, 2 * 75)
+    digits_network.compile_model(pruned, 1e-3, 2 * 75)
     pruned.fit(x[train], y[train], batch_size=16, epochs=2, verbose=0, callbacks=[tfmot_asp.UpdatePruningStep()])
     final = tfmot_asp.strip_pruning(pruned)
     exact = 100 * float(np.mean(final.predict(x[test], verbose=0).argmax(-1) == y[test]))
