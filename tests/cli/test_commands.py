@@ -4,6 +4,8 @@ import importlib
 import inspect
 import json
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -30,8 +32,22 @@ tflite_module = importlib.import_module("tfmot_asp.export.tflite")  # the packag
 def here(tmp_path, monkeypatch):
     """A folder to work in, with a model that has prunable and other layers."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     convnet().save("model.keras")
     return tmp_path
+
+
+PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+DOCUMENTED = set(re.findall(r"`(\w+)`", PAGE[PAGE.index("**JSON.**") : PAGE.index("**Exit codes.**")]))
+
+
+def keys(data):
+    """All keys in a document, but those of a fingerprint, which is for the program alone."""
+    if isinstance(data, list):
+        return {key for item in data for key in keys(item)}
+    if not isinstance(data, dict):
+        return set()
+    return {*data, *(key for name, item in data.items() if name != "fingerprint" for key in keys(item))}
 
 
 @pytest.fixture
@@ -42,6 +58,8 @@ def run(capsys):
         code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.out + captured.err
+        if "--json" in arguments:
+            assert keys(json.loads(captured.out)) <= DOCUMENTED
         return code, captured.out, captured.err
 
     return run
