@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.pop("COLUMNS", None)  # which pytest-xdist sets: what is printed here goes to no terminal
 
 # A shell starts background jobs with this ignored, and tests that interrupt what they started would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -32,7 +32,6 @@ tflite_module = importlib.import_module("tfmot_asp.export.tflite")  # the packag
 def here(tmp_path, monkeypatch):
     """A folder to work in, with a model that has prunable and other layers."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     convnet().save("model.keras")
     return tmp_path
 
