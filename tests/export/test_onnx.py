@@ -608,7 +608,7 @@ def test_outputs_whose_ties_change_places_may_be_left_out(tmp_path):
     scores = layers.Dense(40, name="fc")(x)
     near = layers.Lambda(lambda s: tf.gather(tf.sin(1e4 * s), tf.math.top_k(s, 8).indices, batch_dims=1))(scores)
     model = shaken(tf_keras.Model(x, {"near": near, "scores": scores}))
-    with pytest.raises(RuntimeError, match=r"output 'near' differs.* TopKV2 sorts in it: leave out with uncompared="):
+    with pytest.raises(RuntimeError, match=r"output 'near' differs.* TopKV2 sorts .* uncompared="):
         tfmot_asp.export.onnx(model, tmp_path / "m.onnx")
     report = tfmot_asp.export.onnx(model, tmp_path / "m.onnx", uncompared="near")
     assert "Output 'near' was not compared with the model's." in report.notes

@@ -30,6 +30,7 @@ _FLAGS = {
     "select_tf_ops": "--select-tf-ops",
     "sparsity_m_by_n": "--pattern",
     "time_limit": "--time-limit",
+    "uncompared": "--uncompared",
 }
 # Names that are no words of English, so that they mean the keyword wherever they stand.
 _ALONE = "|".join(name for name in _FLAGS if "_" in name)

@@ -44,9 +44,7 @@ class OutputCheck:
         ops = trace_function(function).ops
         self._dtypes = {tensor.dtype.name for op in ops for tensor in op.outputs}
         sorts = next((op.type for op in ops if op.type.startswith(_SORTING)), None)
-        self.advice = (
-            "" if sorts is None else f". {sorts} sorts in it: leave out with uncompared= what it only reorders"
-        )
+        self.advice = "" if sorts is None else f". {sorts} sorts in it: what it only reorders goes into uncompared=..."
 
     def add(self, batches: Iterable[NamedArrays]) -> None:
         """Adds inputs to compare on."""
