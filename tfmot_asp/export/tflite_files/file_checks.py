@@ -159,12 +159,14 @@ def _run(path: Path, samples: Samples, *, delegate: bool) -> tuple[list[dict[str
     """The file's outputs in real numbers for each sample, and the size of a quantization step of each output."""
     graph = TfliteFile(path).subgraphs[0]
     try:
-        interpreter = _interpreter(path, delegate)
-        runner = interpreter.get_signature_runner()
-        inputs, outputs = runner.get_input_details(), runner.get_output_details()
-        results = []
-        for number, sample in enumerate(samples):
-            if number:
+        results, shapes = [], None
+        for sample in samples:
+            if shapes != (shapes := {name: value.shape for name, value in sample.items()}):
+                # Resized once more, one with branches in it writes beyond its tensors (TensorFlow 2.21).
+                interpreter = _interpreter(path, delegate)
+                runner = interpreter.get_signature_runner()
+                inputs, outputs = runner.get_input_details(), runner.get_output_details()
+            else:
                 interpreter.reset_all_variables()  # each is a sequence of its own to recurrent layers
             fed = {name: _stored(value, inputs[name]) for name, value in sample.items() if name in inputs}
             results.append({name: _real(value, outputs[name]) for name, value in runner(**fed).items()})
