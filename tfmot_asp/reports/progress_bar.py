@@ -13,7 +13,8 @@ def progress_bar(total: int, what: str, progress: bool | None, unit: str, unit_s
         total: units of all the work.
         what: the word in front of the bar.
         progress: whether to show it; None: if stderr is a terminal.
-        unit: what is counted. unit_scale: whether to count in thousands (k) and millions (M) of it.
+        unit: what is counted.
+        unit_scale: whether to count in thousands (k) and millions (M) of it.
     """
     show = sys.stderr.isatty() if progress is None else progress
     if show:
