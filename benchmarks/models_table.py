@@ -25,7 +25,7 @@ NAMES = {
     "expressions": "mini-Xception (fer), faces",
     "text-direction": "MobileNetV3 (PP-OCR), direction of text",
     "text-recognition": "recogniser with attention (PP-OCR v4), text",
-    "splice-sites": "dilated Conv1D (SpliceAI), DNA",
+    "splice-sites": "dilated Conv1D (SpliceAI), made-up DNA",
     "antibodies": "BERT of 8 x 512 (AntiBERTy), proteins",
     "next-letter": "transformer of 3 x 128, letters",
     "digits-resnet20": "ResNet-20, digits",
