@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from tfmot_asp.loading.archive import load_description
 from tfmot_asp.loading.formats import ModelFileError, parsed_json, within_budget
 from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.loading.readers import keras_of, trusting
@@ -30,8 +31,7 @@ def load_architecture(path: StrPath, *, allow_unsafe: bool = False) -> Any:
     """
     path = Path(path)
     with within_budget(path, trusted=allow_unsafe):
-        config, version = _config(path)
-        keras = keras_of(version)
+        config, keras = load_description(path, allow_unsafe) if zipfile.is_zipfile(path) else _from_json(path)
         with trusting(config, keras, allow_unsafe, path, weightless=True):
             try:
                 return keras.models.model_from_json(json.dumps(config))
@@ -39,24 +39,17 @@ def load_architecture(path: StrPath, *, allow_unsafe: bool = False) -> Any:
                 raise ModelFileError(f"{str(path)!r} cannot be built as a Keras model: {first_line(error)}") from error
 
 
-def _config(path: Path) -> tuple[dict[str, Any], Any]:
-    """What the file says of the model, and the version of the Keras that wrote it."""
+def _from_json(path: Path) -> tuple[dict[str, Any], Any]:
+    """What ``model.to_json()`` says of the model, and the Keras that wrote it."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                config = parsed_json(archive.read("config.json"))
-                metadata = parsed_json(archive.read("metadata.json"))
-            version = metadata.get("keras_version")
-        else:
-            config = parsed_json(path.read_bytes())
-            # Keras 3 writes no version here, and a module where tf_keras has one.
-            version = config.get("keras_version") or ("3" if "module" in config else None)
-        config = {**config, "compile_config": None}
+        config = parsed_json(path.read_bytes())
+        # Keras 3 writes no version here, and a module where tf_keras has one.
+        version = config.get("keras_version") or ("3" if "module" in config else None)
         config["config"], config["class_name"]
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelFileError(
             f"{str(path)!r} is neither what model.to_json() gives nor a .keras archive ({first_line(error)})"
         ) from error
-    return config, version
+    return {**config, "compile_config": None}, keras_of(version)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +15,16 @@ from tfmot_asp.loading.hdf5_check import check_hdf5
 from tfmot_asp.loading.one_line import first_line
 from tfmot_asp.loading.readers import keras_of, trusting
 
-_WEIGHTS = "model.weights.h5"
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
 
 def load_archive(path: Path, allow_unsafe: bool) -> Any:
     """Loads a ``.keras`` file of tf_keras or Keras 3. See ``load_model`` for what it raises."""
     with temporary_folder() as temporary:
         folder = temporary / "unpacked"
-        try:
-            with zipfile.ZipFile(path) as archive:
-                if "config.json" not in archive.namelist():
-                    raise ModelFileError(f"{str(path)!r} is a zip archive without config.json, so it is no .keras file")
-                if not allow_unsafe:
-                    check_archive(archive, path)
-                archive.extractall(folder)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ModelFileError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
-        config = parsed_json((folder / "config.json").read_bytes())
-        metadata = parsed_json(file.read_bytes()) if (file := folder / "metadata.json").exists() else {}
-        keras = keras_of(metadata.get("keras_version") if isinstance(metadata, dict) else None)
-        if not isinstance(config, dict):
-            raise ModelFileError(f"{str(path)!r} is damaged: its config.json holds no model")
+        with opened(path, allow_unsafe) as archive:
+            archive.extractall(folder)
+        config, keras = description(folder, path)
         if not allow_unsafe:
             for file in sorted(folder.rglob("*.h5")):
                 _check_member(file, path)
@@ -41,11 +32,48 @@ def load_archive(path: Path, allow_unsafe: bool) -> Any:
                 check_npz(file, path)
         if path.suffix != ".keras":
             raise ModelFileError(f"{str(path)!r} is a .keras archive by another name; rename it to {path.stem}.keras")
-        config["compile_config"] = None  # which is not read
         with trusting(config, keras, allow_unsafe, path):
             if keras.__name__ == "tf_keras" and (folder / _WEIGHTS).exists():
                 return _build(config, folder, safe_mode=not allow_unsafe)
             return keras.models.load_model(str(path), compile=False, safe_mode=not allow_unsafe)
+
+
+def load_description(path: Path, allow_unsafe: bool) -> tuple[dict[str, Any], Any]:
+    """What a ``.keras`` file says of its model, and the Keras that wrote it; nothing else of it is unpacked."""
+    with temporary_folder() as folder:
+        with opened(path, allow_unsafe) as archive:
+            for name in {_CONFIG, _METADATA} & set(archive.namelist()):
+                archive.extract(name, folder)
+        return description(folder, path)
+
+
+@contextlib.contextmanager
+def opened(path: Path, allow_unsafe: bool) -> Iterator[zipfile.ZipFile]:
+    """A ``.keras`` archive that may be unpacked: where it goes was checked, and that its size explains it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _CONFIG not in archive.namelist():
+                raise ModelFileError(f"{str(path)!r} is a zip archive without config.json, so it is no .keras file")
+            if not allow_unsafe:
+                check_archive(archive, path)
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelFileError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
+
+
+def description(folder: Path, path: Path) -> tuple[dict[str, Any], Any]:
+    """The config of a model, without how it was compiled, and the Keras that wrote it.
+
+    Args:
+        folder: where the archive was unpacked.
+        path: of the archive, for errors.
+    """
+    config = parsed_json((folder / _CONFIG).read_bytes())
+    metadata = parsed_json(file.read_bytes()) if (file := folder / _METADATA).exists() else {}
+    keras = keras_of(metadata.get("keras_version") if isinstance(metadata, dict) else None)
+    if not isinstance(config, dict):
+        raise ModelFileError(f"{str(path)!r} is damaged: its config.json holds no model")
+    return {**config, "compile_config": None}, keras
 
 
 def _check_member(file: Path, path: Path) -> None:
