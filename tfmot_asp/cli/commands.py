@@ -56,7 +56,7 @@ def permute(arguments: argparse.Namespace, console: Console) -> int:
         if extra is not None:
             check_writable(extra)
     times_of_policy(arguments)
-    given = None if arguments.apply is None else _stored_report(arguments)
+    given = stored_report(arguments)
     model = load(arguments)
     rule, shapes = policy(arguments, model), input_shapes(arguments.input_shape)
     if given is not None:
@@ -185,7 +185,10 @@ def plot(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _stored_report(arguments: argparse.Namespace) -> Any:
+def stored_report(arguments: argparse.Namespace) -> Any:
+    """The report that ``--apply`` names; None without it."""
+    if arguments.apply is None:
+        return None
     load_tensorflow()
     from tfmot_asp.permutation.report import PermutationReport
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tfmot_asp.cli.commands import PERMUTATION, permutation_data, search_options, written
+from tfmot_asp.cli.commands import PERMUTATION, permutation_data, search_options, stored_report, written
 from tfmot_asp.cli.options import import_modules, input_shapes, policy, times_of_policy
 from tfmot_asp.cli.terminal import Console, load_tensorflow
 
@@ -21,7 +21,7 @@ def permute_shards(arguments: argparse.Namespace, console: Console) -> int:
     from tfmot_asp.loading.architecture import load_architecture
     from tfmot_asp.permutation.shards.permute_shards import REPORT
 
-    report = None if arguments.apply is None else tfmot_asp.PermutationReport.load(arguments.apply)
+    report = stored_report(arguments)
     with without_weights():  # its layers, for --skip
         model = load_architecture(arguments.model, allow_unsafe=arguments.allow_unsafe)
     done = tfmot_asp.permute_shards(

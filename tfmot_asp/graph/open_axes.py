@@ -7,7 +7,7 @@ a graph that is only ever seen with sequences of one length does not show what i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -26,19 +26,30 @@ UNEVEN = (131, 172)
 """A pair without a common factor, and with other remainders by any power of two. A model that pads to a multiple of 32
 does other things at these than at 128 and 160."""
 
+_SIGNAL = 3  # axes of an input that may be as long as a signal
 _BATCHES = (2, 3)
 _MOST = 8  # places, of which all subsets would be tried
 
 
 def places_of(specs: Sequence[tf.TensorSpec]) -> list[Place]:
     """The open axes of inputs, without those of a batch that all of them share."""
-    first = 1 if has_open_batch(specs) else 0
+    batched = has_open_batch(specs)
     return [
         (str(spec.name), axis)
         for spec in specs
         for axis, size in enumerate(spec.shape)
-        if size is None and axis >= min(first, len(spec.shape))
+        if size is None and not (batched and axis == 0)
     ]
+
+
+def has_images(specs: Iterable[tf.TensorSpec]) -> bool:
+    """Whether an input has more axes than a signal or a text."""
+    return any(spec.shape.rank > _SIGNAL for spec in specs)
+
+
+def pairs_for(specs: Iterable[tf.TensorSpec]) -> tuple[tuple[int, int], ...]:
+    """Sizes to try for inputs, each with another, from small to large."""
+    return PAIRS if has_images(specs) else (*PAIRS, LONG)
 
 
 def sized(specs: Sequence[tf.TensorSpec], batch: int, sizes: Mapping[Place, int]) -> list[tf.TensorSpec]:

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_asp.graph.inputs import input_specs, leaves_sizes_open
-from tfmot_asp.graph.open_axes import LONG, PAIRS
+from tfmot_asp.graph.open_axes import has_images, pairs_for
 from tfmot_asp.graph.probes import random_inputs
 from tfmot_asp.graph.trace import concrete_function
 
@@ -19,15 +19,15 @@ _TYPICAL_TEXT, _TYPICAL_IMAGE = 128, 224
 
 def pairs_of_sizes(model: Any) -> list[tuple[int, int]]:
     """Sizes to try for the open axes of a model, each with another, from small to large."""
-    return [*PAIRS] if _has_images(model) else [*PAIRS, LONG]
+    return [*pairs_for(_inputs(model))]
 
 
 def typical_size(model: Any) -> int | None:
     """A size as in use for the open axes of a model, that it runs at; None if it has no such axes, or refuses all."""
     if not leaves_sizes_open(model):
         return None
-    sizes = [_TYPICAL_IMAGE if _has_images(model) else _TYPICAL_TEXT, *(size for size, _ in pairs_of_sizes(model))]
-    for size in dict.fromkeys(sizes):
+    typical = _TYPICAL_IMAGE if has_images(_inputs(model)) else _TYPICAL_TEXT
+    for size in dict.fromkeys([typical, *(size for size, _ in pairs_of_sizes(model))]):
         try:
             run_once(concrete_function(model, input_specs(model, batch_size=1, open_size=size)))
         except REFUSALS:
@@ -41,6 +41,5 @@ def run_once(function: Any) -> None:
     function._call_flat(random_inputs(function), function.captured_inputs)
 
 
-def _has_images(model: Any) -> bool:
-    specs = tf.nest.flatten(input_specs(model, open_size=1))
-    return any(spec.shape.rank > 3 for spec in specs if isinstance(spec, tf.TensorSpec))
+def _inputs(model: Any) -> list[tf.TensorSpec]:
+    return [spec for spec in tf.nest.flatten(input_specs(model, open_size=1)) if isinstance(spec, tf.TensorSpec)]

@@ -11,13 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.graph.inputs import has_open_batch
-from tfmot_asp.graph.open_axes import LONG, PAIRS, places_of, sized
+from tfmot_asp.graph.open_axes import pairs_for, places_of, sized
 
 logger = logging.getLogger(__name__)
 
 NamedArrays = dict[str, np.ndarray]
-
-_SIGNAL = 3  # axes of an input that may be as long as a signal
 
 
 def draw(
@@ -84,8 +82,7 @@ def _sized_inputs(specs: Sequence[tf.TensorSpec], batches: Sequence[int]) -> lis
     """Static inputs in the order in which to try them, each for all batch sizes."""
     places = places_of(specs)
     batches = batches if has_open_batch(specs) else batches[:1]
-    largest_rank = max((spec.shape.rank for spec in specs), default=0)
-    sizes = [size for size, _ in (*PAIRS, *([] if largest_rank > _SIGNAL else [LONG]))] if places else [1]
+    sizes = [size for size, _ in pairs_for(specs)] if places else [1]
     return [
         [sized(specs, batch, {p: size * (n + 1 if apart else 1) for n, p in enumerate(places)}) for batch in batches]
         for size, apart in itertools.product(sizes, (True, False) if len(places) > 1 else (False,))

@@ -8,9 +8,10 @@ import numpy as np
 import tf_keras
 
 from tfmot_asp import masks
-from tfmot_asp.hardware.policy import estimate_gains, no_prunable_layer_message, why_dense
+from tfmot_asp.hardware.allowed_kernels import allowed_kernels
+from tfmot_asp.hardware.policy import no_prunable_layer_message
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
-from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels, used_kernel
+from tfmot_asp.keras_models.kernels import Kernel, used_kernel
 from tfmot_asp.pattern import TWO_FOUR, Pattern, PatternLike
 from tfmot_asp.types import Policy
 
@@ -78,10 +79,7 @@ class SparsityLogs(tf_keras.callbacks.Callback):
                 logs[f"kept_magnitude/{name}"] = _share(kept[index], magnitude[index])
 
     def _find(self) -> dict[str, Kernel]:
-        estimate_gains(self.policy, self.model)
-        layers = layers_with_kernels(self.model)
-        reasons = [why_dense(self.policy, layer.layer) for layer in layers]
-        found = kernels_by_name(layer for layer, reason in zip(layers, reasons, strict=True) if reason is None)
+        found, reasons = allowed_kernels(self.model, self.policy)
         if not found:
             raise ValueError(no_prunable_layer_message(self.model, reasons))
         return found

@@ -22,13 +22,14 @@ from tfmot_asp import masks
 from tfmot_asp.calibration.calibration_report import CalibrationReport
 from tfmot_asp.calibration.in_place import DataOptions, prune_in_place
 from tfmot_asp.calibration.restore import all_or_nothing
-from tfmot_asp.hardware.policy import estimate_gains, no_prunable_layer_message, why_dense
+from tfmot_asp.hardware.allowed_kernels import allowed_kernels
+from tfmot_asp.hardware.policy import no_prunable_layer_message
 from tfmot_asp.hardware.rule import PruneForSparseTensorCores
 from tfmot_asp.keras_models.batch_norm import batch_norms
 from tfmot_asp.keras_models.checks import check_built, check_finite
 from tfmot_asp.keras_models.constraints import attach_mask, detach_mask, mask_of
 from tfmot_asp.keras_models.holders import forget_traces
-from tfmot_asp.keras_models.kernels import Kernel, Scores, kernels_by_name, layers_with_kernels, scores_of
+from tfmot_asp.keras_models.kernels import Kernel, Scores, scores_of
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.slots import optimizers_of
 from tfmot_asp.keras_models.variables import read
@@ -335,11 +336,7 @@ def kernels_to_prune(model: Any, policy: Policy, input_shapes: InputShapes | Non
         model,
         ". Either train the model as it is, or take the wrappers off first: model = tfmot_asp.strip_pruning(model)",
     )
-    estimate_gains(policy, model, input_shapes)
-    layers = layers_with_kernels(model)
-    reasons = [why_dense(policy, layer.layer) for layer in layers]
-    allowed = [layer for layer, reason in zip(layers, reasons, strict=True) if reason is None]
-    found = kernels_by_name(allowed, masked=True)
+    found, reasons = allowed_kernels(model, policy, input_shapes, masked=True)
     if not found:
         raise ValueError(no_prunable_layer_message(model, reasons))
     for name, kernel in found.items():

@@ -111,7 +111,7 @@ def convert(
         graph_def = function.graph.as_graph_def()
         with tf.Graph().as_default():
             graph_def = tf2onnx.tf_loader.tf_optimize(inputs, outputs, graph_def)
-        axes = axis_names(graph_def, inputs, specs)
+        axes = axis_names(graph_def, inputs, outputs, specs)
 
         def converted() -> Any:
             with tf.Graph().as_default() as graph:

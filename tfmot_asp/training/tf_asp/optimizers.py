@@ -12,11 +12,11 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from tfmot_asp.hardware.policy import estimate_gains, why_dense
+from tfmot_asp.hardware.allowed_kernels import allowed_kernels
 from tfmot_asp.hardware.rule import TF_ASP_KINDS, PruneForSparseTensorCores
 from tfmot_asp.keras_models.checks import check_built
 from tfmot_asp.keras_models.constraints import is_masked
-from tfmot_asp.keras_models.kernels import Kernel, kernels_by_name, layers_with_kernels
+from tfmot_asp.keras_models.kernels import Kernel
 from tfmot_asp.keras_models.quantized import check_not_quantized
 from tfmot_asp.keras_models.which_keras import is_keras3
 from tfmot_asp.training.tf_asp import messages
@@ -375,5 +375,4 @@ def _prunable_kernels(model: Any, policy: Policy, input_shapes: InputShapes | No
         raise ValueError(f"model must be a tf_keras model, got a {type(model).__name__}{hint}")
     check_built(model, "wrap its optimizer")
     check_not_quantized(model)
-    estimate_gains(policy, model, input_shapes)
-    return kernels_by_name(layer for layer in layers_with_kernels(model) if why_dense(policy, layer.layer) is None)
+    return allowed_kernels(model, policy, input_shapes)[0]
