@@ -21,6 +21,15 @@ settings.load_profile("tfmot_asp")
 
 
 @pytest.fixture(autouse=True)
+def _names_start_anew():
+    """Layers without a name are numbered by process: no test may depend on those that ran before it."""
+    if keras := sys.modules.get("tf_keras"):
+        keras.backend.reset_uids()
+    if naming := sys.modules.get("keras.src.utils.naming"):  # no public function does this alone
+        naming.reset_uids()
+
+
+@pytest.fixture(autouse=True)
 def _keras_defaults_stay():
     """Fails the test that leaves a floatx or a policy behind, in place of a later one in the same process."""
     yield
