@@ -3,7 +3,7 @@
 
     python benchmarks/search.py                        # tables, references, curve: some minutes
     python benchmarks/search.py --references all       # also stripe groups of 12 and of 512 columns: half an hour
-    python benchmarks/search.py --models               # also all groups of ResNet50 and VGG16 (needs TensorFlow)
+    python benchmarks/search.py --models               # also all groups of ResNet50, VGG16 and BERT
     python benchmarks/search.py --onnx a.onnx b.onnx   # also the trained kernels in these files (needs onnx)
     python benchmarks/search.py --device cuda          # the same on a GPU, beside the CPU, results compared
 
@@ -30,8 +30,10 @@ from typing import Any
 
 import numpy as np
 import references
+from model_sizes import SIZES as MODEL_SIZES
 
 from tfmot_asp.permutation.search import cpu, search, search_many
+from tfmot_asp.permutation.search.batches import batches
 from tfmot_asp.permutation.search.effort import EFFORTS, Workload
 from tfmot_asp.permutation.search.fixed_point import encode, survey
 from tfmot_asp.permutation.search.scores import Scores
@@ -43,7 +45,6 @@ TARGETS = {  # efficacy in per cent, seconds on two idle cores
     (512, 512): {"fast": (21.9, 0.3), "balanced": (22.5, 2), "thorough": (23.0, 12)},
     (2048, 2048): {"fast": (12.0, 2), "balanced": (12.4, 5), "thorough": (12.7, 60)},
 }
-MODELS = ("ResNet50", "VGG16")
 
 
 def matrix_of(columns: int, rows: int) -> np.ndarray:
@@ -353,41 +354,30 @@ def trained(paths: list[str], threads: int) -> list[dict[str, Any]]:
     return records
 
 
-def models(device: str) -> list[dict[str, Any]]:
-    """All groups of whole models at `balanced`, weights at their initial values (the time does not depend on them).
+def models(device: str, threads: int) -> list[dict[str, Any]]:
+    """All groups of whole models at `balanced`, as `permute` searches them: on a GPU as many together as have room.
 
-    On a GPU groups are searched together, as many as have room at a time.
+    Matrices are random (the time does not depend on them), of the sizes in model_sizes.json. Tracing and proof, which
+    `permute` adds, are left out.
     """
-    import tf_keras
-
-    from tfmot_asp.permutation import pipeline
-
     records = []
-    for name in MODELS:
-        model = getattr(tf_keras.applications, name)(weights=None)
-        calls: list[tuple[float, int, tuple[int, ...]]] = []
-
-        def watched(matrices: Any, real: Any = search_many, calls: Any = calls, **options: Any) -> Any:
-            results = real(matrices, **options)
-            largest = max(matrices, key=np.size)
-            calls.append((max(result.seconds for result in results), len(matrices), largest.shape))
-            return results
-
-        original = pipeline.search_many
-        pipeline.search_many = watched
-        try:
-            begun = time.perf_counter()
-            pipeline.permute(model, effort="balanced", device=device)
-            whole = time.perf_counter() - begun
-        finally:
-            pipeline.search_many = original
-        groups, seconds = sum(count for _, count, _ in calls), sum(s for s, _, _ in calls)
-        print(f"\n{name} on {device}: {groups} groups, {seconds:.1f} s of search, {whole:.1f} s for permute in all")
-        slowest = sorted(calls, reverse=True)[:5]
-        print("slowest: " + ", ".join(f"{n} of up to {c} × {r}: {s:.1f} s" for s, n, (r, c) in slowest))
-        records.append(
-            {"model": name, "groups": groups, "device": device, "search_seconds": seconds, "permute_seconds": whole}
-        )
+    for name, record in json.loads(MODEL_SIZES.read_text(encoding="utf-8")).items():
+        shapes = {i: tuple(shape) for i, shape in enumerate(record["groups"])}
+        random = np.random.default_rng(0)
+        matrices = [random.standard_normal(shape, np.float32) for shape in shapes.values()]
+        found, calls = {}, 0
+        begun = time.perf_counter()
+        for numbers in batches(shapes, device=device, effort="balanced"):
+            results = search_many([matrices[i] for i in numbers], device=device, threads=threads)
+            found.update(zip(numbers, results, strict=True))
+            calls += 1
+        seconds = time.perf_counter() - begun
+        print(f"\n{name} on {device}: {len(shapes)} groups in {calls} calls, {seconds:.2f} s")
+        if device == "cuda":
+            check = [i for i, shape in shapes.items() if np.prod(shape) < 1 << 17][:4]
+            for i, result in zip(check, search_many([matrices[i] for i in check], device="cpu"), strict=True):
+                assert (result.permutation == found[i].permutation).all(), "the GPU found another order than the CPU"
+        records.append({"model": name, "groups": len(shapes), "calls": calls, "device": device, "seconds": seconds})
     return records
 
 
@@ -415,7 +405,11 @@ def main() -> None:
     if arguments.trained or arguments.onnx:
         results["trained"] = trained(arguments.onnx, arguments.threads)
     if arguments.models:
-        results["models"] = models(arguments.device)
+        results["models"] = [
+            record
+            for device in dict.fromkeys(("cpu", arguments.device))
+            for record in models(device, arguments.threads)
+        ]
     results["environment"]["load average at end"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     print(f"\nload average at end: {results['environment']['load average at end']}")
     if arguments.out:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_asp.hardware import cuda_device
 from tfmot_asp.keras_models.kernels import Scores
 from tfmot_asp.keras_models.slots import optimizers_of
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
@@ -26,16 +25,14 @@ from tfmot_asp.permutation.picture.outline import outline
 from tfmot_asp.permutation.picture.plot import check_plot_path, plot
 from tfmot_asp.permutation.plan import ModelPlan, plan_model
 from tfmot_asp.permutation.report import PermutationReport, finish
-from tfmot_asp.permutation.search import SearchResult, loader, search, search_many
-from tfmot_asp.permutation.search.api import bytes_on_a_device, check_options, choose_device
+from tfmot_asp.permutation.search import SearchResult, search, search_many
+from tfmot_asp.permutation.search.api import check_options, choose_device
+from tfmot_asp.permutation.search.batches import batches
 from tfmot_asp.permutation.weave import weave
 from tfmot_asp.reports.progress_bar import progress_bar
 from tfmot_asp.types import InputShapes, Policy
 
 logger = logging.getLogger(__name__)
-
-MOST_TOGETHER = 1 << 26
-"""Elements of search matrices, for groups that a GPU searches together."""
 
 _SLAB, _SLAB_OF_FILES = 1 << 21, 1 << 24
 """Elements of a search matrix that are made at a time: from files more, for longer runs of bytes."""
@@ -219,27 +216,9 @@ def _results(
 
 def _found_here(matrices: Mapping[int, GroupMatrix], options: dict[str, Any]) -> Iterator[tuple[int, SearchResult]]:
     """The same without an executor: one group after the other, or those that have room on a GPU together."""
-    for numbers in _together(matrices, options):
+    where = {name: options[name] for name in ("device", "effort", "m_by_n")}
+    for numbers in batches({i: matrix.shape for i, matrix in matrices.items()}, **where):
         yield from zip(numbers, search_many([matrices[i] for i in numbers], **options), strict=True)
-
-
-def _together(matrices: Mapping[int, GroupMatrix], options: dict[str, Any]) -> Iterator[list[int]]:
-    """The numbers of the groups that are searched at a time."""
-    if options["device"] == "cpu" or loader.why_not() is not None:
-        yield from ([i] for i in matrices)
-        return
-    room = cuda_device.free_bytes()
-    batch: list[int] = []
-    elements = needed = 0
-    for i, matrix in matrices.items():
-        takes = bytes_on_a_device(*matrix.shape, options["m_by_n"], options["effort"])
-        if batch and (elements + matrix.size > MOST_TOGETHER or needed + takes > room):
-            yield batch
-            batch, elements, needed = [], 0, 0
-        batch.append(i)
-        elements, needed = elements + matrix.size, needed + takes
-    if batch:
-        yield batch
 
 
 def _helps(plan: ModelPlan, group: Group, order: np.ndarray) -> bool:

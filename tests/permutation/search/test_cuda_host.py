@@ -13,7 +13,7 @@ import tfmot_asp
 from tests.permutation.search import host_cupy
 from tfmot_asp import search
 from tfmot_asp.permutation import pipeline
-from tfmot_asp.permutation.search import annealing, api, cpu, cuda, geometry, loader, search_many
+from tfmot_asp.permutation.search import annealing, api, batches, cpu, cuda, geometry, loader, search_many
 from tfmot_asp.permutation.search.effort import Workload
 
 SOURCES = sorted(loader.source_path().parent.glob("*.cu"))
@@ -163,9 +163,9 @@ def test_the_groups_of_a_model_are_searched_together(host, monkeypatch):
     alone = tfmot_asp.permute(build(), device="cpu", effort="fast")
     real, sizes = api.search_many, []
     monkeypatch.setattr(pipeline, "search_many", lambda m, **options: sizes.append(len(m)) or real(m, **options))
-    monkeypatch.setattr(pipeline.cuda_device, "free_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(batches.cuda_device, "free_bytes", lambda: 1 << 30)
     for most in (1 << 26, 4000):
-        monkeypatch.setattr(pipeline, "MOST_TOGETHER", most)
+        monkeypatch.setattr(batches, "MOST_TOGETHER", most)
         together = tfmot_asp.permute(build(), device="cuda", effort="fast")
         assert [group.order for group in together.groups] == [group.order for group in alone.groups]
     assert sizes == [3, 2, 1]
