@@ -1,26 +1,61 @@
 # ruff: noqa: N802  # functions have the names that the libraries give them
-"""What `hardware.sparse_device` uses of CuPy, cuBLAS and cuSPARSELt, in NumPy: enough to see which product is computed.
+"""What `hardware.sparse_device` uses of CuPy, cuBLAS, cuBLASLt and cuSPARSELt, in NumPy: which product is computed.
 
-Both libraries read their operands from the pointers that they are given, by the sizes, strides, orders and transposes
-that they are told, as their documentation defines them, so that a wrong one gives a wrong product.
+The libraries read their operands from the pointers that they are given, by the sizes, strides, orders and transposes
+that they are told, as their documentation defines them, so that a wrong one gives a wrong product. A clock goes on by
+what each product costs, and the device's memory is counted: what is not allocated, or no longer, cannot be read.
 """
 
 import ctypes
 import sys
 import types
+import weakref
 
 import numpy as np
 
-from tfmot_asp.hardware import cusparselt, sparse_device
+from tfmot_asp.hardware import cublaslt, cusparselt, sparse_device
 
 TYPES = {2: np.float16, 3: np.int8, 10: np.int32}
 ROW = 2
-POINTERS = {}  # keeps alive, and finds, what has a pointer
+DEFAULT_US = 50.0  # what a product of cuBLAS's and cuSPARSELt's costs
+
+
+class Memory:
+    """The device's: how many bytes are in use, and were at most."""
+
+    def __init__(self):
+        self.sizes, self.peak = {}, 0
+
+    def take(self, array):
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        address = array.ctypes.data
+        if address not in self.sizes:
+            self.sizes[address] = array.nbytes
+            weakref.finalize(array, self.sizes.pop, address, None)
+            self.peak = max(self.peak, sum(self.sizes.values()))
+
+
+class Clock:
+    """Microseconds that passed on the device. A graph under capture takes none, and its work each time it runs."""
+
+    def __init__(self):
+        self.now, self.captured = 0.0, None
+
+    def work(self, us):
+        if self.captured is None:
+            self.now += us
+        else:
+            self.captured += us
+
+
+MEMORY, CLOCK = Memory(), Clock()
 
 
 def at(pointer, rows, cols, ld, order, kind):
     """The matrix of a column-major or row-major array in memory, to read and to write."""
     address = getattr(pointer, "value", pointer)
+    assert address in MEMORY.sizes, "no memory of the device"
     lines, length = (rows, cols) if order == ROW else (cols, rows)
     kind = np.dtype(TYPES[kind])
     memory = (ctypes.c_uint8 * (((lines - 1) * ld + length) * kind.itemsize)).from_address(address)
@@ -29,15 +64,20 @@ def at(pointer, rows, cols, ld, order, kind):
     return array if order == ROW else array.T
 
 
+def product(left, right):
+    """Of plain arrays, which are no memory of the device."""
+    wide = np.float32 if left.dtype == np.float16 else np.int32
+    return left.astype(wide) @ right.astype(wide)
+
+
 class Array(np.ndarray):
     """An array with CuPy's `.data.ptr`."""
 
     def __array_finalize__(self, source):
-        pass
+        MEMORY.take(self)
 
     @property
     def data(self):
-        POINTERS[self.ctypes.data] = self
         return types.SimpleNamespace(ptr=self.ctypes.data)
 
 
@@ -50,7 +90,6 @@ class Stream:
 
     def __init__(self, non_blocking=False):
         assert non_blocking
-        self.capturing = False
 
     def __enter__(self):
         return self
@@ -59,19 +98,20 @@ class Stream:
         pass
 
     def synchronize(self):
-        assert not self.capturing
+        assert CLOCK.captured is None
 
     def begin_capture(self):
-        self.capturing = True
+        assert CLOCK.captured is None
+        CLOCK.captured = 0.0
 
     def end_capture(self):
-        self.capturing = False
-        return types.SimpleNamespace(launch=lambda stream: None)
+        us, CLOCK.captured = CLOCK.captured, None
+        return types.SimpleNamespace(launch=lambda stream: CLOCK.work(us))
 
 
 class Event:
     def record(self, stream):
-        pass
+        self.time = CLOCK.now
 
     def synchronize(self):
         pass
@@ -79,7 +119,7 @@ class Event:
 
 def cupy(devices=1, capability="90"):
     """The module."""
-    numpy_names = {"floor": np.floor, "__version__": "0"}
+    numpy_names = {name: getattr(np, name) for name in ("clip", "maximum", "minimum", "rint")}
     arrays = {
         "asarray": array,
         "asnumpy": lambda a: np.array(a, subok=False),
@@ -91,8 +131,8 @@ def cupy(devices=1, capability="90"):
         def __init__(self, seed):
             self.generator = np.random.default_rng(seed)
 
-        def random_sample(self, size, dtype):
-            return array(self.generator.random(size, dtype))
+        def standard_normal(self, size, dtype):
+            return array(self.generator.standard_normal(size, dtype))
 
     device = types.SimpleNamespace(id=0, mem_info=(1 << 30, 1 << 31), cublas_handle=1, compute_capability=capability)
     runtime = types.SimpleNamespace(
@@ -102,11 +142,16 @@ def cupy(devices=1, capability="90"):
         getDeviceProperties=lambda index: {"name": b"Fake GPU", "multiProcessorCount": 10},
     )
     cuda = types.SimpleNamespace(
-        runtime=runtime, Device=lambda: device, Stream=Stream, Event=Event, get_elapsed_time=lambda start, end: 1.0
+        runtime=runtime,
+        Device=lambda: device,
+        Stream=Stream,
+        Event=Event,
+        get_elapsed_time=lambda start, end: (end.time - start.time) / 1000,
     )
     pool = types.SimpleNamespace(free_bytes=lambda: 0)
     module = types.ModuleType("cupy")
     vars(module).update(
+        __version__="0",
         **numpy_names,
         **arrays,
         cuda=cuda,
@@ -138,8 +183,101 @@ class CuBlas:
         assert isinstance(alpha._obj, ctypes.c_float if sums == 68 else ctypes.c_int32)
         left = at(a, k, m, lda, 1, ka).T if ta else at(a, m, k, lda, 1, ka)
         right = at(b, n, k, ldb, 1, kb).T if tb else at(b, k, n, ldb, 1, kb)
-        wide = np.float32 if sums == 68 else np.int32
-        at(c, m, n, ldc, 1, kc)[:] = left.astype(wide) @ right.astype(wide)
+        at(c, m, n, ldc, 1, kc)[:] = product(left, right)
+        CLOCK.work(DEFAULT_US)
+        return 0
+
+
+class CuBlasLt:
+    """A model of it, called as C calls it: through pointers, with the types that `cublaslt.SIGNATURES` has.
+
+    Attributes:
+        algorithms: microseconds of each that it offers; None for one that it offers and then cannot run.
+        wrong: is added to every result.
+        ran: how often each ran.
+    """
+
+    algorithms = (DEFAULT_US,)
+    wrong = 0
+    live = None
+
+    def __init__(self):
+        self.known, self.ran = {}, {}
+        CuBlasLt.live = self
+        self.cublasLtGetStatusString = lambda status: b"no good"
+        for name, signature in cublaslt.SIGNATURES.items():
+            setattr(
+                self, name, ctypes.CFUNCTYPE(ctypes.c_int, *signature)(getattr(self, name.removeprefix("cublasLt")))
+            )
+
+    def made(self, out, *facts):
+        key = 1000 + max(self.known, default=0)
+        self.known[key] = list(facts)
+        ctypes.c_void_p.from_address(out).value = key
+        return 0
+
+    def destroy(self, key):
+        del self.known[key]
+        return 0
+
+    MatmulDescDestroy = MatrixLayoutDestroy = MatmulPreferenceDestroy = destroy
+
+    def Create(self, out):
+        ctypes.c_void_p.from_address(out).value = 11
+        return 0
+
+    def MatmulDescCreate(self, out, sums, scalar):
+        return self.made(out, sums, scalar, 0, 0)
+
+    def MatmulDescSetAttribute(self, key, attribute, value, size):
+        if attribute not in (3, 4) or size != 4:
+            return 7
+        self.known[key][attribute - 1] = ctypes.c_int32.from_address(value).value
+        return 0
+
+    def MatrixLayoutCreate(self, out, kind, rows, cols, ld):
+        return self.made(out, rows, cols, ld, 1, kind)
+
+    def MatmulPreferenceCreate(self, out):
+        return self.made(out, 0)
+
+    def MatmulPreferenceSetAttribute(self, key, attribute, value, size):
+        if (attribute, size) != (1, 8):
+            return 7
+        self.known[key][0] = ctypes.c_uint64.from_address(value).value
+        return 0
+
+    def MatmulAlgoGetHeuristic(self, handle, product, a, b, c, d, preference, most, results, count):
+        if handle != 11 or c != d or self.known[preference][0] != 32 << 20:
+            return 7
+        for i, _ in enumerate(self.algorithms[:most]):
+            # as the header has it: uint64_t algo[8], size_t workspaceSize, int state, float wavesCount, int reserved[4]
+            ctypes.c_uint64.from_address(results + 96 * i).value = 100 + i
+            ctypes.c_uint64.from_address(results + 96 * i + 64).value = 1 << 20
+            ctypes.c_int.from_address(results + 96 * i + 72).value = 0
+        ctypes.c_int.from_address(count).value = min(most, len(self.algorithms))
+        return 0 if self.algorithms else 15
+
+    def Matmul(self, handle, key, alpha, a, a_is, b, b_is, beta, c, c_is, d, d_is, algo, workspace, size, stream):
+        sums, scalar, op_a, op_b = self.known[key]
+        kinds = {2: (68, 0, 2), 3: (72, 10, 10)}[self.known[a_is][-1]]
+        number = ctypes.c_int32 if scalar == 10 else ctypes.c_float
+        values = number.from_address(alpha).value, number.from_address(beta).value
+        on_device = workspace in MEMORY.sizes and size == 32 << 20
+        if (handle, stream, (c, c_is), values, on_device) != (11, Stream.ptr, (d, d_is), (1, 0), True):
+            return 7
+        if (sums, scalar, self.known[d_is][-1]) != kinds:
+            return 7
+        algorithm = ctypes.c_uint64.from_address(algo).value - 100
+        if self.algorithms[algorithm] is None:
+            return 15
+        left, right = (
+            at(pointer, *self.known[layout]).T if op else at(pointer, *self.known[layout])
+            for pointer, layout, op in ((a, a_is, op_a), (b, b_is, op_b))
+        )
+        at(d, *self.known[d_is])[:] = product(left, right) + self.wrong
+        self.ran[algorithm] = self.ran.get(algorithm, 0) + 1
+        CLOCK.work(self.algorithms[algorithm])
         return 0
 
 
@@ -147,7 +285,7 @@ class CuSparseLt:
     """The library, called by the name of a function: descriptors are found by their address."""
 
     version = (0, 8, 1)
-    wrong = 0.0  # what is added to every result
+    wrong = 0  # what is added to every result
 
     def __init__(self, path):
         self.known = {}
@@ -203,8 +341,8 @@ class CuSparseLt:
         left = at(compressed, rows, cols, cols, ROW, kind)
         right = at(x, *dense)
         right = right.T if op_b else right
-        wide = np.float32 if kind == 2 else np.int32
-        at(d, *result)[:] = left.astype(wide) @ right.astype(wide) + wide(self.wrong)
+        at(d, *result)[:] = product(left, right) + self.wrong
+        CLOCK.work(DEFAULT_US)
 
     def MatmulSearch(self, handle, plan, *arguments):
         self.Matmul(handle, plan, *arguments)
@@ -227,5 +365,7 @@ def install(monkeypatch, folder):
     monkeypatch.setattr(cusparselt, "find_library", lambda cuda=None: folder / "libcusparseLt.so.0")
     monkeypatch.setattr(sparse_device, "CuSparseLt", CuSparseLt)
     monkeypatch.setattr(sparse_device, "_loaded", lambda name: name)
-    monkeypatch.setattr(sparse_device.ctypes, "CDLL", lambda path: CuBlas())
+    monkeypatch.setattr(sparse_device.ctypes, "CDLL", lambda path: CuBlasLt() if "Lt" in path else CuBlas())
+    monkeypatch.setattr(CuBlasLt, "live", None)
+    CLOCK.__init__()
     return module

@@ -10,6 +10,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from tfmot_asp.hardware.c_library import CLibrary
+
 OLDEST = (0, 8)  # older headers number the types of the sums differently
 
 # Values of its enumerations, and of those of cuSPARSE and CUDA that it takes.
@@ -57,7 +59,7 @@ class Opaque:
         self._as_parameter_ = ctypes.c_void_p(address + -address % OPAQUE_ALIGNMENT)
 
 
-class CuSparseLt:
+class CuSparseLt(CLibrary):
     """The library.
 
     Args:
@@ -70,27 +72,14 @@ class CuSparseLt:
         RuntimeError: if it is too old.
     """
 
+    PREFIX, SIGNATURES, ERROR_TEXT = "cusparseLt", SIGNATURES, "cusparseLtGetErrorString"
+
     def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
-        self._library.cusparseLtGetErrorString.argtypes = (_INT,)
-        self._library.cusparseLtGetErrorString.restype = ctypes.c_char_p
+        super().__init__(path)
         self.version = tuple(self._property(which) for which in range(3))
         if self.version < OLDEST:
             wanted, found = (".".join(map(str, version)) for version in (OLDEST, self.version))
             raise RuntimeError(f"cuSPARSELt {found} is too old, {wanted} or newer is needed: pip install -U its wheel")
-
-    def __call__(self, name: str, *arguments: Any) -> None:
-        """Calls a function by its name without ``cusparseLt``.
-
-        Raises:
-            RuntimeError: if it fails, in the library's words.
-        """
-        function = getattr(self._library, f"cusparseLt{name}")
-        function.argtypes, function.restype = SIGNATURES[f"cusparseLt{name}"], _INT
-        status = function(*arguments)
-        if status:
-            text = self._library.cusparseLtGetErrorString(status) or b"unknown error"
-            raise RuntimeError(f"cusparseLt{name} failed with status {status}: {text.decode()}")
 
     def _property(self, which: int) -> int:
         value = ctypes.c_int()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tfmot_asp.files import check_target
-from tfmot_asp.hardware import libraries, sparse_device
+from tfmot_asp.hardware import device_values, libraries, sparse_device
 from tfmot_asp.hardware.cost_model import LEAST_PRODUCTS, OPERAND_BYTES, PRECISIONS, RESULT_BYTES
 from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.hardware.timing_table import TimedProduct, TimingTable, sizes_of_shipped
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Sizes = tuple[int, int, int]
 
 _METHOD = f"CUDA graph of {sparse_device.PER_GRAPH} products, median of {sparse_device.REPEATS}"
+_VALUES = "values standard normal (int8: times 32, rounded)"
 _SHARE = 0.8  # of the free memory that a product may take
 
 
@@ -35,8 +36,9 @@ def measure(
 
     It needs Linux, an NVIDIA GPU of compute capability 8.0 or newer, CuPy (``tfmot-asp[cuda12]`` or ``[cuda13]``) and
     the wheel ``nvidia-cusparselt-cu12`` or ``-cu13``. Each product is run 20 times in a CUDA graph, and the median of 8
-    graphs is taken; of cuSPARSELt's algorithms the better of its default and the one that its search finds. Both
-    results are compared. Leave the GPU to it alone.
+    graphs is taken; of each library the better of its default algorithm and the one that a search finds, among up to
+    16 of cuBLASLt's, or by cuSPARSELt's own. Values are random normal ones (in int8 quantized), the dense weight is not
+    pruned, the 2:4 one by magnitude. All results are compared. Leave the GPU to it alone.
 
     Args:
         path: a ``.json`` file to write; None only returns the table.
@@ -79,8 +81,8 @@ def measure(
             samples = device.times(name, *size)
         except RuntimeError as error:
             raise RuntimeError(f"product {' x '.join(map(str, size))} in {name}: {error}") from error
-        dense, default, searched = (round(statistics.median(one), 2) for one in samples)
-        rows.append(TimedProduct(name, *size, dense, default, min(default, searched)))
+        dense, dense_searched, sparse, sparse_searched = (round(statistics.median(one), 2) for one in samples)
+        rows.append(TimedProduct(name, *size, dense, min(dense, dense_searched), sparse, min(sparse, sparse_searched)))
     if on_product is not None:
         on_product(len(fitting), len(fitting))
     versions = device.versions
@@ -90,10 +92,12 @@ def measure(
         driver=device.driver,
         date=datetime.date.today().isoformat(),
         dense=f"cuBLAS {versions['cuBLAS']} through CuPy {versions['CuPy']} (fp16 -> fp16 summed in fp32, int8 -> "
-        f"int32), {_METHOD}",
+        f"int32), {_METHOD}; {_VALUES}, weight not pruned; dense_default_us: cublasGemmEx's default algorithm, "
+        f"dense_us: the better of that and the fastest of up to {sparse_device.ALGORITHMS} that cuBLASLt's heuristic "
+        "offers",
         sparse=f"cuSPARSELt {versions['cuSPARSELt']}, structured operand N x K, activations K x M, output N x M "
-        "column-major, same CUDA graph; sparse_default_us: the library's default algorithm, sparse_us: the better of "
-        "that and cusparseLtMatmulSearch's",
+        "column-major, same CUDA graph and values, of every four weights the two largest kept; sparse_default_us: the "
+        "library's default algorithm, sparse_us: the better of that and cusparseLtMatmulSearch's",
         rows=tuple(rows),
     )
     if target is not None:
@@ -102,10 +106,15 @@ def measure(
 
 
 def needed_bytes(precision: str, size: Sizes) -> int:
-    """Device memory that a product takes: operands, with the random values they are made of, and both results."""
+    """Device memory that a product takes at most.
+
+    Operands, the weight once more compressed and as much again to compress it; two results, cuSPARSELt's workspace of
+    a float for each of their values; and what a block of values needs while they are made or compared.
+    """
     m, n, k = size
     operand, result = OPERAND_BYTES[precision], RESULT_BYTES[precision]
-    return (2 * operand + 8) * (m + n) * k + 4 * result * m * n
+    block = device_values.BLOCK * device_values.BYTES_PER_VALUE
+    return operand * (m + 3 * n) * k + (2 * result + 4) * m * n + block
 
 
 def _checked(precision: str, given: Sequence[Sizes] | None) -> Sequence[Sizes]:

@@ -1,4 +1,4 @@
-"""Products on this machine's GPU, 2:4 by cuSPARSELt and dense by cuBLAS: the one module that needs a device.
+"""Products on this machine's GPU, 2:4 by cuSPARSELt, dense by cuBLAS and cuBLASLt: the one module that needs a device.
 
 All products are y[M, N] = x[M, K] @ w[N, K].T of row-major matrices. For both libraries y is the column-major N x M.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +16,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfmot_asp.hardware import cuda_device, cusparselt
+from tfmot_asp.hardware import cublaslt, cuda_device, cusparselt, device_values
+from tfmot_asp.hardware.cublaslt import CuBlasLt, DenseProduct
 from tfmot_asp.hardware.cusparselt import CuSparseLt, Opaque
+
+logger = logging.getLogger(__name__)
 
 PER_GRAPH, REPEATS = 20, 8
 _WORKSPACE_BYTES = 32 << 20  # what cuBLAS recommends for Hopper
 _ALIGNMENT = 16
 TOLERANCE = 0.01  # of fp16, summed in another order and rounded once
-
-_CUBLAS_N, _CUBLAS_T = 0, 1
 _CUBLAS_DEFAULT = -1
-_CUBLAS_32F, _CUBLAS_32I = 68, 72
+
+ALGORITHMS = 16  # of cuBLASLt's, how many are tried
+_TRIALS, _TRIAL_US = 3, 1000  # the best of so many graphs of about so long decides between them
 
 
 class _Kinds(NamedTuple):
@@ -34,7 +39,9 @@ class _Kinds(NamedTuple):
     cuda_result: int
     sparse_sums: int
     dense_sums: int
-    dense_scalar: Any  # type of alpha and beta for cuBLAS; for cuSPARSELt it is float
+    cuda_scalar: int  # alpha and beta for cuBLAS; for cuSPARSELt they are float
+    scalar: Any
+    tolerance: float
 
 
 _PRECISIONS = {
@@ -44,8 +51,10 @@ _PRECISIONS = {
         cusparselt.CUDA_R_16F,
         cusparselt.CUDA_R_16F,
         cusparselt.COMPUTE_32F,
-        _CUBLAS_32F,
+        cublaslt.COMPUTE_32F,
+        cublaslt.CUDA_R_32F,
         ctypes.c_float,
+        TOLERANCE,
     ),
     "int8": _Kinds(
         "int8",
@@ -53,16 +62,19 @@ _PRECISIONS = {
         cusparselt.CUDA_R_8I,
         cusparselt.CUDA_R_32I,
         cusparselt.COMPUTE_32I,
-        _CUBLAS_32I,
+        cublaslt.COMPUTE_32I,
+        cusparselt.CUDA_R_32I,
         ctypes.c_int32,
+        0.0,
     ),
 }
 
 
 class Samples(NamedTuple):
-    """Microseconds of one product, once for each repetition."""
+    """Microseconds of one product, once for each repetition. What a search does not find has the default's."""
 
-    dense: list[float]
+    dense_default: list[float]
+    dense_searched: list[float]
     sparse_default: list[float]
     sparse_searched: list[float]
 
@@ -135,27 +147,65 @@ class SparseDevice:
         return cuda_device.free_bytes()
 
     def times(self, precision: str, m: int, n: int, k: int) -> Samples:
-        """Times of a product of random values.
+        """Times of a product of random values: dense with a weight that is not pruned, then with one that is 2:4.
 
         Raises:
-            RuntimeError: if a library fails, or both do not compute the same.
+            RuntimeError: if a library fails, or they do not compute the same.
         """
-        cupy, dtype = self._cupy, _PRECISIONS[precision].operand
+        cupy, kinds = self._cupy, _PRECISIONS[precision]
         with self._stream:
             generator = cupy.random.RandomState(0)
-            x, weight = (
-                cupy.floor(17 * generator.random_sample((rows, k), np.float32) - 8).astype(dtype) for rows in (m, n)
-            )
-            weight.reshape(n, k // 4, 4)[:, :, 2:] = 0
+            x, weight = (cupy.empty((rows, k), kinds.operand) for rows in (m, n))
+            for array in (x, weight):
+                device_values.fill_normal(cupy, generator, array)
             run_dense, dense = self._dense_product(precision, weight, x)
             samples = [self._timed(run_dense)]
+            samples.append(self._searched_dense(precision, weight, x, dense, samples[0]))
+            device_values.fill_normal(cupy, generator, weight, two_four=True)
+            run_dense()
             with contextlib.closing(_SparseProduct(self, precision, weight, x)) as product:
                 samples.append(self._timed(product.run))
-                _check_equal(product.result, dense)
+                _check_equal(product.result, dense, kinds.tolerance, "cuSPARSELt's result differs from the dense one")
                 product.search()
                 samples.append(self._timed(product.run))
-                _check_equal(product.result, dense)
+                _check_equal(product.result, dense, kinds.tolerance, "cuSPARSELt's result differs from the dense one")
         return Samples(*samples)
+
+    def _searched_dense(self, precision: str, weight: Any, x: Any, dense: Any, default: list[float]) -> list[float]:
+        """Times of cuBLASLt's fastest algorithm, which must compute ``dense``; the default's times if none runs."""
+        kinds, (n, k), m = _PRECISIONS[precision], weight.shape, len(x)
+        result = self._cupy.zeros((m, n), kinds.result)
+        types = cublaslt.Types(
+            *(kinds.cuda_operand, kinds.cuda_result, kinds.cuda_scalar, kinds.dense_sums),
+            *(kinds.scalar(1), kinds.scalar(0)),
+        )
+        pointers = weight.data.ptr, x.data.ptr, result.data.ptr
+        workspace = self._workspace.data.ptr, _WORKSPACE_BYTES
+        product = DenseProduct(self._cublaslt, types, (m, n, k), pointers, workspace, self._stream.ptr)
+        with contextlib.closing(product):
+            launches = max(2, min(PER_GRAPH, int(_TRIAL_US / min(default))))
+            if (run := self._fastest(product, launches)) is None:
+                return default
+            result.fill(0)
+            times = self._timed(run)
+            _check_equal(result, dense, kinds.tolerance, "cuBLASLt's result differs from cuBLAS's")
+        return times
+
+    def _fastest(self, product: DenseProduct, launches: int) -> Callable[[], None] | None:
+        """A function that runs the fastest of cuBLASLt's algorithms; None if none runs."""
+        trials, failed = [], []
+        try:
+            for algorithm in product.algorithms(ALGORITHMS):
+                run = functools.partial(product.run, algorithm)
+                try:
+                    trials.append((min(self._timed(run, launches, _TRIALS)), run))
+                except RuntimeError as error:
+                    failed.append(error)
+        except RuntimeError as error:  # it has none
+            failed.append(error)
+        if not trials:
+            logger.warning("cuBLASLt runs no algorithm of a dense product; its default is taken: %s", failed)
+        return min(trials, key=lambda trial: trial[0])[1] if trials else None
 
     def run(self, precision: str, weight: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What both libraries compute of a 2:4 weight (N, K) and of activations (M, K): (M, N) sparse and dense.
@@ -176,10 +226,11 @@ class SparseDevice:
         """A function that runs it, and where the result is then."""
         kinds, (n, k), m = _PRECISIONS[precision], weight.shape, len(x)
         result = self._cupy.zeros((m, n), kinds.result)
-        one, zero = kinds.dense_scalar(1), kinds.dense_scalar(0)
+        one, zero = kinds.scalar(1), kinds.scalar(0)
         operands = [(ctypes.c_void_p(array.data.ptr), kinds.cuda_operand, k) for array in (weight, x)]
+        sides = cublaslt.OP_T, cublaslt.OP_N, n, m, k
         arguments = (
-            *(self._cublas_handle, _CUBLAS_T, _CUBLAS_N, n, m, k, ctypes.byref(one), *operands[0], *operands[1]),
+            *(self._cublas_handle, *sides, ctypes.byref(one), *operands[0], *operands[1]),
             *(ctypes.byref(zero), ctypes.c_void_p(result.data.ptr), kinds.cuda_result, n),
             *(kinds.dense_sums, _CUBLAS_DEFAULT),
         )
@@ -192,24 +243,31 @@ class SparseDevice:
         if status:
             raise RuntimeError(f"cublas{name} failed with status {status}")
 
-    def _timed(self, run: Callable[[], None]) -> list[float]:
-        """Microseconds of one run, in a graph of many, as often as we repeat it."""
+    @functools.cached_property
+    def _cublaslt(self) -> CuBlasLt:
+        """cuBLASLt, which cuBLAS itself calls."""
+        return CuBlasLt(_loaded("libcublasLt.so"))
+
+    def _timed(self, run: Callable[[], None], launches: int = PER_GRAPH, repeats: int = REPEATS) -> list[float]:
+        """Microseconds of one run, in a graph of many, as often as it is repeated."""
         cupy, stream = self._cupy, self._stream
         run()
         stream.synchronize()
         stream.begin_capture()
-        for _ in range(PER_GRAPH):
-            run()
-        graph = stream.end_capture()
+        try:
+            for _ in range(launches):
+                run()
+        finally:  # a stream that captures can do nothing else
+            graph = stream.end_capture()
         graph.launch(stream)
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
         times = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             start.record(stream)
             graph.launch(stream)
             end.record(stream)
             end.synchronize()
-            times.append(1000 * cupy.cuda.get_elapsed_time(start, end) / PER_GRAPH)
+            times.append(1000 * cupy.cuda.get_elapsed_time(start, end) / launches)
         return times
 
 
@@ -275,10 +333,11 @@ class _SparseProduct:
             self._call("MatDescriptorDestroy", matrix)
 
 
-def _check_equal(sparse: Any, dense: Any) -> None:
-    error = float(abs(sparse - dense).max()) / max(float(abs(dense).max()), 1.0)
-    if not error < TOLERANCE:
-        raise RuntimeError(f"cuSPARSELt's result differs from the dense one by {error:.3g} of its largest value")
+def _check_equal(result: Any, expected: Any, tolerance: float, otherwise: str) -> None:
+    apart, largest = device_values.difference(result, expected)
+    error = apart / max(largest, 1.0)
+    if not error <= tolerance:
+        raise RuntimeError(f"{otherwise} by {error:.3g} of its largest value")
 
 
 def _driver() -> str | None:

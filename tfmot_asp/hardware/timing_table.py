@@ -30,7 +30,8 @@ class TimedProduct:
         M: rows, positions.
         N: output channels.
         K: what is summed over.
-        dense_us: of cuBLAS.
+        dense_default_us: of the algorithm that cuBLAS takes by itself.
+        dense_us: of the better of that and the one that a search finds.
         sparse_default_us: of the algorithm that cuSPARSELt takes by itself.
         sparse_us: of the better of that and the one that its search finds.
     """
@@ -39,6 +40,7 @@ class TimedProduct:
     M: int
     N: int
     K: int
+    dense_default_us: float
     dense_us: float
     sparse_default_us: float
     sparse_us: float
@@ -102,9 +104,11 @@ def read_table(path: Path) -> TimingTable:
 
 
 def _row(row: Any) -> TimedProduct:
-    sparse = float(row["sparse_us"])
-    times = float(row["dense_us"]), float(row.get("sparse_default_us", sparse)), sparse
-    return TimedProduct(str(row["precision"]), int(row["M"]), int(row["N"]), int(row["K"]), *times)
+    times: dict[str, float] = {}
+    for kind in ("sparse", "dense"):
+        best = float(row[f"{kind}_us"])
+        times |= {f"{kind}_default_us": float(row.get(f"{kind}_default_us", best)), f"{kind}_us": best}
+    return TimedProduct(str(row["precision"]), int(row["M"]), int(row["N"]), int(row["K"]), **times)
 
 
 def sizes_of_shipped(precision: str) -> Sequence[tuple[int, int, int]]:
