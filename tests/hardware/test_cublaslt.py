@@ -11,6 +11,8 @@ import pytest
 
 from tests.hardware import fake_gpu
 from tfmot_asp.hardware import cublaslt, measure, sparse_device
+from tfmot_asp.hardware.dense_product import DenseProduct
+from tfmot_asp.hardware.product_types import PRODUCT_TYPES
 
 SIZES = [(32 * i, 64, 32 * j) for i in (1, 2) for j in (1, 2, 3, 4)]
 
@@ -142,7 +144,6 @@ def test_the_library_takes_the_descriptors():
     library = cublaslt.CuBlasLt.__new__(cublaslt.CuBlasLt)
     cublaslt.CLibrary.__init__(library, path)
     library.handle = ctypes.c_void_p()
-    types = cublaslt.Types(3, 10, 10, cublaslt.COMPUTE_32I, ctypes.c_int32(1), ctypes.c_int32(0))
-    product = cublaslt.DenseProduct(library, types, (48, 32, 64), (1, 2, 3), (4, 1 << 20), 5)
+    product = DenseProduct(library, PRODUCT_TYPES["int8"], (48, 32, 64), (1, 2, 3), (4, 1 << 20), 5)
     with contextlib.closing(product), pytest.raises(RuntimeError, match="AlgoGetHeuristic failed"):  # has no handle
         product.algorithms(4)
