@@ -3,7 +3,8 @@
 // A task is one block of stripes of one chain of one matrix. A step is four launches over all tasks, each of which makes
 // its own next round: pick_columns, excess_product, assign, refresh_stripes. All sums are of integers, every minimum is
 // taken at the lowest index, and random numbers are functions of (key, counter): the result depends neither on launch
-// geometry, scheduling or device, nor on what else is searched at the same time.
+// geometry, scheduling or device, nor on what else is searched at the same time. The number of the step is *clock +
+// ahead: launches that differ in nothing else can be captured once, as a graph of many steps, and repeated (advance_clock).
 //
 // Compiled at run time with STRIPE (n) and KEEP (n - m) defined, so that a stripe's values live in registers.
 // tests/permutation/search/host_cuda.h lets the same source compile as host C++, which is how it is tested without a GPU.
@@ -28,6 +29,8 @@ typedef long long i64;
 #define CHUNK 64       // rows staged at a time
 #define STRIDE 72      // 16-bit values from one staged column to the next: 16-byte reads of 8 neighbours meet no bank twice
 #define THREADS 256
+#define MOST_THREADS 512  // of assign
+#define LARGEST 256        // stripes of a task
 #define COST_BITS 26
 #define FAR 0x7fffffff
 
@@ -85,10 +88,22 @@ __device__ __forceinline__ u64 key_of(const Task& task, const u64* keys, i64 ste
     return draw(keys[task.key + step / task.rounds % task.span * task.key_step], (u64)(step % task.rounds));
 }
 
+// The temperature of a task's round: it falls linearly over the search, and is zero in its last twentieth.
+__device__ __forceinline__ i64 temperature_of(const Task& task, i64 step) {
+    i64 cold = task.total / 20 > 1 ? task.total / 20 : 1;
+    i64 hot = task.total - cold - step > 0 ? task.total - cold - step : 0;
+    return task.hottest * hot / (task.total - cold > 1 ? task.total - cold : 1);
+}
+
+// Moves the clock on. Launch: (1), 1.
+extern "C" __global__ void advance_clock(i64* clock, i64 steps) { *clock += steps; }
+
 // One position of every stripe, and the column there. Launch: (tasks), THREADS.
 extern "C" __global__ void pick_columns(
-    const Task* tasks, const int* dealt, const u64* keys, i64 step, const int* order, int* position, int* index) {
+    const Task* tasks, const int* dealt, const u64* keys, const i64* clock, i64 ahead, const int* order, int* position,
+    int* index) {
     const Task& task = tasks[blockIdx.x];
+    i64 step = *clock + ahead;
     const int* stripes = stripes_of(task, dealt, step);
     u64 slots = draw(key_of(task, keys, step), 1);
     for (int i = threadIdx.x; i < task.size; i += blockDim.x) {
@@ -100,11 +115,13 @@ extern "C" __global__ void pick_columns(
     }
 }
 
-// Adds sum over rows of max(x_j, b_i) to excess[task][i][j], for x_j = codes[index[j]], b_i = thresholds[index[i]].
-// Launch: (pieces of work), THREADS; a piece is four ints, task, tile of i, tile of j, split of the rows; each thread owns
-// 4 x 4 sums.
+// Adds sum over rows of max(x_j - b_i, 0), with the noise of the round, to excess[task][i][j], for x_j = codes[index[j]]
+// and b_i = thresholds[index[i]]. Launch: (pieces of work), THREADS; a piece is four ints, task, tile of i, tile of j,
+// split of the rows; each thread owns 4 x 4 sums. The first split adds what is added once. Sums wrap around: what comes
+// out is a signed number in 64 bits.
 extern "C" __global__ void excess_product(
-    const Task* tasks, const int* work, const int* index, const u16* codes, const u16* thresholds, i64 rows_per_split,
+    const Task* tasks, const int* work, const u64* keys, const i64* clock, i64 ahead, const i64* table,
+    const u64* threshold_sum, const int* index, const u16* codes, const u16* thresholds, i64 rows_per_split,
     u64* excess) {
     __shared__ __align__(16) u16 x_stage[TILE * STRIDE];
     __shared__ __align__(16) u16 b_stage[TILE * STRIDE];
@@ -170,33 +187,26 @@ extern "C" __global__ void excess_product(
         }
         __syncthreads();
     }
-    for (int a = 0; a < 4; a++)
-        for (int c = 0; c < 4; c++) {
-            int i = i0 + ti + 16 * a;
-            int j = j0 + tj + 16 * c;
-            if (i < size && j < size) atomicAdd(excess + task.square + (i64)i * size + j, (u64)wide[a][c]);
-        }
-}
-
-// What one lane finds: its smallest value and its next, each at the lowest index.
-struct Two {
-    int best, best_at, next, next_at;
-};
-
-__device__ __forceinline__ void consider(Two& two, int value, int at) {
-    if (value < two.best) {
-        two.next = two.best;
-        two.next_at = two.best_at;
-        two.best = value;
-        two.best_at = at;
-    } else if (value < two.next) {
-        two.next = value;
-        two.next_at = at;
+    i64 temperature = 0;
+    u64 noise = 0;
+    if (start == 0) {
+        i64 step = *clock + ahead;
+        temperature = temperature_of(task, step);
+        if (temperature > 0) noise = draw(key_of(task, keys, step), 2);
     }
-}
-
-__device__ __forceinline__ int lowest_at(int value, int at, int smallest) {
-    return __reduce_min_sync(0xffffffffu, value == smallest ? at : FAR);
+    for (int a = 0; a < 4; a++) {
+        int i = i0 + ti + 16 * a;
+        if (i >= size) continue;
+        u64 base = start == 0 ? threshold_sum[task.state + picked[i]] : 0;
+        for (int c = 0; c < 4; c++) {
+            int j = j0 + tj + 16 * c;
+            if (j >= size) continue;
+            i64 e = (i64)i * size + j;
+            u64 sum = wide[a][c] - base;
+            if (temperature > 0) sum += (u64)((table[draw(noise, (u64)e) >> 52] * temperature) >> 16);
+            atomicAdd(excess + task.square + e, sum);
+        }
+    }
 }
 
 // Row i of the costs: the first rows that fit are kept in shared memory.
@@ -204,200 +214,267 @@ struct Costs {
     const int* near_rows;
     const int* far_rows;
     int near_count, size;
-    __device__ __forceinline__ const int* row(int i) const {
-        return (i < near_count ? near_rows : far_rows) + (i64)i * size;
+    __device__ __forceinline__ int at(int i, int j) const {
+        return i < near_count ? near_rows[i * size + j] : far_rows[i * size + j];
     }
 };
 
-// assignment.py's _reduce_rows, by one warp.
-__device__ int reduce_rows(
-    const Costs& cost, int* column_of_row, int* row_of_column, int* potential, int* free_rows, int waiting) {
+// The assignment is solved by one warp. Column lane + 32 k is lane's k-th, of N at most: what is known of it, its potential
+// and the row that owns it (-1: none), stays in registers. A column and its owner travel in one word, so that the minimum
+// of the words is the lowest column, and tells its owner.
+#define EVERYONE 0xffffffffu
+#define WORD(column, owner) ((column) << 16 | ((owner) + 1))
+#define COLUMN(word) ((word) >> 16)
+#define OWNER(word) (((word) & 0xffff) - 1)
+
+// Row i of the costs less the potentials; FAR beyond the last column.
+template <int N>
+__device__ __forceinline__ void reduced_row(const Costs& cost, int i, const int (&potential)[N], int (&value)[N]) {
     int lane = threadIdx.x;
-    int size = cost.size;
-    int left = 0;
-    int k = 0;
-    int evictions = 8 * size;
-    while (k < waiting) {
-        int i = free_rows[k];
-        k += 1;
-        const int* row = cost.row(i);
-        Two two = {FAR, FAR, FAR, FAR};
-        for (int j = lane; j < size; j += 32) consider(two, row[j] - potential[j], j);
-        int best = __reduce_min_sync(0xffffffffu, two.best);
-        int column = lowest_at(two.best, two.best_at, best);
-        bool mine = two.best_at == column;
-        int rest = mine ? two.next : two.best;
-        int rest_at = mine ? two.next_at : two.best_at;
-        int second = __reduce_min_sync(0xffffffffu, rest);
-        int second_column = lowest_at(rest, rest_at, second);
-        int owner = row_of_column[column];
-        bool lower = best < second && second != FAR;
-        bool strict = best < second;
-        if (!strict && owner >= 0) {
-            column = second_column;
-            owner = row_of_column[column];
-        }
-        bool again = false;
-        if (owner >= 0) {
-            evictions -= 1;
-            again = strict && evictions > 0;
-        }
-        __syncwarp();
-        if (lane == 0) {
-            if (lower) potential[column] -= second - best;
-            row_of_column[column] = i;
-            column_of_row[i] = column;
-            if (owner >= 0) {
-                column_of_row[owner] = -1;
-                free_rows[again ? k - 1 : left] = owner;
-            }
-        }
-        if (owner >= 0) {
-            if (again)
-                k -= 1;
-            else
-                left += 1;
-        }
-        __syncwarp();
+    if (i < cost.near_count) {
+        const int* row = cost.near_rows + i * cost.size;
+#pragma unroll
+        for (int k = 0; k < N; k++) value[k] = lane + 32 * k < cost.size ? row[lane + 32 * k] - potential[k] : FAR;
+    } else {
+        const int* row = cost.far_rows + i * cost.size;
+#pragma unroll
+        for (int k = 0; k < N; k++) value[k] = lane + 32 * k < cost.size ? row[lane + 32 * k] - potential[k] : FAR;
     }
-    return left;
 }
 
-// assignment.py's _augment, by one warp.
-__device__ void augment(
-    const Costs& cost, int* column_of_row, int* row_of_column, int* potential, int* open_distance, int* distance,
-    int* previous, int start) {
+template <int N>
+__device__ __forceinline__ int least(const int (&value)[N]) {
+    int smallest = FAR;
+#pragma unroll
+    for (int k = 0; k < N; k++) smallest = value[k] < smallest ? value[k] : smallest;
+    return __reduce_min_sync(EVERYONE, smallest);
+}
+
+// The word of the lowest column, but for one, with that value; FAR if there is none.
+template <int N>
+__device__ __forceinline__ int lowest_with(const int (&value)[N], int wanted, int but, const int (&owner)[N]) {
     int lane = threadIdx.x;
-    int size = cost.size;
-    const int* row = cost.row(start);
-    for (int j = lane; j < size; j += 32) {
-        open_distance[j] = row[j] - potential[j];
-        distance[j] = FAR;
-        previous[j] = start;
-    }
-    int column, nearest;
-    while (true) {
-        Two two = {FAR, FAR, FAR, FAR};
-        for (int j = lane; j < size; j += 32) consider(two, open_distance[j], j);
-        nearest = __reduce_min_sync(0xffffffffu, two.best);
-        column = lowest_at(two.best, two.best_at, nearest);
-        int owner = row_of_column[column];
-        if (owner < 0) break;
-        row = cost.row(owner);
-        int offset = row[column] - potential[column] - nearest;
-        if (column % 32 == lane) {
-            distance[column] = nearest;
-            open_distance[column] = FAR;
+    int word = FAR;
+#pragma unroll
+    for (int k = N - 1; k >= 0; k--)
+        if (value[k] == wanted && lane + 32 * k != but) word = WORD(lane + 32 * k, owner[k]);
+    return __reduce_min_sync(EVERYONE, word);
+}
+
+// assignment.py's _reduce_rows. Returns how many rows it left, at the front of free_rows.
+template <int N>
+__device__ int reduce_rows(
+    const Costs& cost, int (&potential)[N], int (&owner)[N], int* free_rows, int waiting) {
+    int lane = threadIdx.x;
+    int left = 0;
+    int k = 0;
+    int evictions = 8 * cost.size;
+    int evicted = -1;  // the row to be served at once
+    while (evicted >= 0 || k < waiting) {
+        int i = evicted >= 0 ? evicted : free_rows[k++];
+        int value[N];
+        reduced_row(cost, i, potential, value);
+        int best = least(value);
+        // Three minima and sums that do not wait for each other.
+        int next = FAR;
+        int equal = 0;
+#pragma unroll
+        for (int q = 0; q < N; q++) {
+            equal += value[q] == best;
+            next = value[q] != best && value[q] < next ? value[q] : next;
         }
-        for (int j = lane; j < size; j += 32) {
-            int through = row[j] - potential[j] - offset;
-            if (through < open_distance[j] && distance[j] == FAR) {
-                open_distance[j] = through;
-                previous[j] = owner;
+        int word = lowest_with(value, best, -1, owner);
+        next = __reduce_min_sync(EVERYONE, next);
+        equal = (int)__reduce_add_sync(EVERYONE, (u32)equal);
+        bool strict = equal == 1;
+        if (!strict && OWNER(word) >= 0) word = lowest_with(value, best, COLUMN(word), owner);
+        int column = COLUMN(word);
+        int pushed_out = OWNER(word);
+#pragma unroll
+        for (int q = 0; q < N; q++)
+            if (lane + 32 * q == column) {
+                owner[q] = i;
+                if (strict && next != FAR) potential[q] -= next - best;
+            }
+        evicted = -1;
+        if (pushed_out >= 0) {
+            evictions -= 1;
+            if (strict && evictions > 0) {
+                evicted = pushed_out;
+            } else {
+                if (lane == 0) free_rows[left] = pushed_out;  // before k, which is behind what is read
+                left += 1;
             }
         }
     }
     __syncwarp();
-    for (int j = lane; j < size; j += 32)
-        if (distance[j] != FAR) potential[j] += distance[j] - nearest;
+    return left;
+}
+
+// assignment.py's _augment.
+template <int N>
+__device__ void augment(
+    const Costs& cost, int (&potential)[N], int (&owner)[N], int* column_of_row, int* row_of_column, int* previous,
+    int start) {
+    int lane = threadIdx.x;
+    int open_distance[N], distance[N], before[N];
+    reduced_row(cost, start, potential, open_distance);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        distance[k] = FAR;
+        before[k] = start;
+    }
+    int column, nearest;
+    while (true) {
+        nearest = least(open_distance);
+        int word = lowest_with(open_distance, nearest, -1, owner);
+        column = COLUMN(word);
+        int row = OWNER(word);
+        if (row < 0) break;
+        int there = 0;
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            if (lane + 32 * k == column) {
+                distance[k] = nearest;
+                open_distance[k] = FAR;
+                there = potential[k];
+            }
+        int offset = cost.at(row, column) - __shfl_sync(EVERYONE, there, column % 32) - nearest;
+        int value[N];
+        reduced_row(cost, row, potential, value);
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            if (lane + 32 * k < cost.size && distance[k] == FAR && value[k] - offset < open_distance[k]) {
+                open_distance[k] = value[k] - offset;
+                before[k] = row;
+            }
+    }
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        if (lane + 32 * k < cost.size) {
+            if (distance[k] != FAR) potential[k] += distance[k] - nearest;
+            previous[lane + 32 * k] = before[k];
+        }
     __syncwarp();
     if (lane == 0) {
         while (true) {
             int i = previous[column];
             row_of_column[column] = i;
-            int before = column_of_row[i];
+            int back = column_of_row[i];
             column_of_row[i] = column;
             if (i == start) break;
-            column = before;
+            column = back;
         }
     }
     __syncwarp();
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        if (lane + 32 * k < cost.size) owner[k] = row_of_column[lane + 32 * k];
 }
 
-__device__ void least_and_most(i64 low, i64 high, i64* shared_low, i64* shared_high) {
-    int t = threadIdx.x;
-    shared_low[t] = low;
-    shared_high[t] = high;
-    __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (t < half) {
-            if (shared_low[t + half] < shared_low[t]) shared_low[t] = shared_low[t + half];
-            if (shared_high[t + half] > shared_high[t]) shared_high[t] = shared_high[t + half];
-        }
-        __syncthreads();
+// The permutation of least cost. On entry previous holds the potentials to start from and free_rows all rows.
+template <int N>
+__device__ void solve(const Costs& cost, int* column_of_row, int* row_of_column, int* previous, int* free_rows) {
+    int lane = threadIdx.x;
+    int potential[N], owner[N];
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        potential[k] = lane + 32 * k < cost.size ? previous[lane + 32 * k] : 0;
+        owner[k] = -1;
     }
+    int left = reduce_rows(cost, potential, owner, free_rows, cost.size);
+    left = reduce_rows(cost, potential, owner, free_rows, left);
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        if (lane + 32 * k < cost.size) {
+            row_of_column[lane + 32 * k] = owner[k];
+            if (owner[k] >= 0) column_of_row[owner[k]] = lane + 32 * k;
+        }
+    __syncwarp();
+    for (int k = 0; k < left; k++)
+        augment(cost, potential, owner, column_of_row, row_of_column, previous, free_rows[k]);
 }
 
-// Solves each task's assignment and writes its columns to their new positions. Launch: (tasks), THREADS, with shared_ints
-// ints of dynamic shared memory, 7 for each stripe of the largest task at least. Leaves excess zeroed for the next round.
-extern "C" __global__ void assign(
-    const Task* tasks, const u64* keys, i64 step, const i64* table, const u64* threshold_sum, int shared_ints,
-    const int* position, const int* index, u64* excess, int* cost, int* order, int* changed) {
+// The least of a warp's signed 64-bit numbers, by two minima of 32 bits.
+__device__ __forceinline__ i64 least_of_warp(i64 value) {
+    int high = (int)(value >> 32);
+    int top = __reduce_min_sync(EVERYONE, high);
+    int low = high == top ? (int)((u32)value ^ 0x80000000u) : FAR;
+    low = __reduce_min_sync(EVERYONE, low);
+    return (i64)((u64)(u32)top << 32 | ((u32)low ^ 0x80000000u));
+}
+
+// Solves each task's assignment and writes its columns to their new positions. Launch: (tasks), up to MOST_THREADS, whole
+// warps, with shared_ints ints of dynamic shared memory, 4 for each stripe of the largest task at least; no task has more
+// than LARGEST stripes. Leaves excess zeroed for the next round.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) assign(
+    const Task* tasks, int shared_ints, const int* position, const int* index, u64* excess, int* cost, int* order,
+    int* changed) {
     DYNAMIC_SHARED(scratch);
-    __shared__ i64 shared_low[THREADS];
-    __shared__ i64 shared_high[THREADS];
+    __shared__ i64 lowest[MOST_THREADS / 32];
+    __shared__ i64 highest[MOST_THREADS / 32];
     const Task& task = tasks[blockIdx.x];
     int size = (int)task.size;
-    int* potential = scratch;
-    int* open_distance = scratch + size;
-    int* distance = scratch + 2 * size;
-    int* previous = scratch + 3 * size;
-    int* free_rows = scratch + 4 * size;
-    int* column_of_row = scratch + 5 * size;
-    int* row_of_column = scratch + 6 * size;
-    int* near = scratch + 7 * size;
-    int near_rows = (shared_ints - 7 * size) / size;
+    int* previous = scratch;
+    int* free_rows = scratch + size;
+    int* column_of_row = scratch + 2 * size;
+    int* row_of_column = scratch + 3 * size;
+    int* near = scratch + 4 * size;
+    int near_rows = (shared_ints - 4 * size) / size;
     int* far = cost + task.square;
     u64* sums = excess + task.square;
     const int* picked = index + task.slot;
-    const u64* base = threshold_sum + task.state;
-    u64 noise = draw(key_of(task, keys, step), 2);
-    i64 cold = task.total / 20 > 1 ? task.total / 20 : 1;
-    i64 hot = task.total - cold - step > 0 ? task.total - cold - step : 0;
-    i64 temperature = task.hottest * hot / (task.total - cold > 1 ? task.total - cold : 1);
 
     i64 low = 0x7fffffffffffffffll;
-    i64 high = -0x7fffffffffffffffll;
-    for (int e = threadIdx.x; e < size * size; e += THREADS) {
-        int i = e / size;
-        int j = e % size;
-        i64 value = (i64)(sums[(i64)i * size + j] - base[picked[i]]);
-        if (temperature > 0) value += (table[draw(noise, (u64)e) >> 52] * temperature) >> 16;
-        sums[(i64)i * size + j] = (u64)value;
-        if (value < low) low = value;
-        if (value > high) high = value;
+    i64 negated = low;  // of the highest
+    for (int e = threadIdx.x; e < size * size; e += blockDim.x) {
+        i64 value = (i64)sums[e];
+        low = value < low ? value : low;
+        negated = -value < negated ? -value : negated;
     }
-    least_and_most(low, high, shared_low, shared_high);
-    low = shared_low[0];
-    high = shared_high[0];
+    low = least_of_warp(low);
+    negated = least_of_warp(negated);
+    if (threadIdx.x % 32 == 0) {
+        lowest[threadIdx.x / 32] = low;
+        highest[threadIdx.x / 32] = -negated;
+    }
+    __syncthreads();
+    i64 high = highest[0];
+    low = lowest[0];
+    for (int w = 1; w < (int)blockDim.x / 32; w++) {
+        low = lowest[w] < low ? lowest[w] : low;
+        high = highest[w] > high ? highest[w] : high;
+    }
     int shift = 0;
     while ((high - low) >> shift >= 1ll << COST_BITS) shift += 1;
     Costs costs = {near, far, near_rows < size ? near_rows : size, size};
-    for (int e = threadIdx.x; e < size * size; e += THREADS) {
-        int i = e / size;
-        int j = e % size;
-        int value = (int)((high - (i64)sums[(i64)i * size + j]) >> shift);
-        sums[(i64)i * size + j] = 0;
-        (i < costs.near_count ? near : far)[(i64)i * size + j] = value;
+    int edge = costs.near_count * size;
+    for (int e = threadIdx.x; e < size * size; e += blockDim.x) {
+        int value = (int)((high - (i64)sums[e]) >> shift);
+        sums[e] = 0;
+        (e < edge ? near : far)[e] = value;
     }
     __syncthreads();
-    for (int j = threadIdx.x; j < size; j += THREADS) {
+    for (int j = threadIdx.x; j < size; j += blockDim.x) {
         i64 sum = 0;
-        for (int i = 0; i < size; i++) sum += costs.row(i)[j];
-        potential[j] = (int)(sum / size);
-        row_of_column[j] = -1;
+        for (int i = 0; i < size; i++) sum += costs.at(i, j);
+        previous[j] = (int)(sum / size);
         column_of_row[j] = -1;
         free_rows[j] = j;
     }
     __syncthreads();
     if (threadIdx.x < 32) {
-        int left = reduce_rows(costs, column_of_row, row_of_column, potential, free_rows, size);
-        left = reduce_rows(costs, column_of_row, row_of_column, potential, free_rows, left);
-        for (int k = 0; k < left; k++)
-            augment(costs, column_of_row, row_of_column, potential, open_distance, distance, previous, free_rows[k]);
+        if (size <= 32)
+            solve<1>(costs, column_of_row, row_of_column, previous, free_rows);
+        else if (size <= 64)
+            solve<2>(costs, column_of_row, row_of_column, previous, free_rows);
+        else if (size <= 128)
+            solve<4>(costs, column_of_row, row_of_column, previous, free_rows);
+        else
+            solve<LARGEST / 32>(costs, column_of_row, row_of_column, previous, free_rows);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < size; i += THREADS) {
+    for (int i = threadIdx.x; i < size; i += blockDim.x) {
         order[task.state + position[task.slot + i]] = picked[column_of_row[i]];
         changed[task.slot + i] = column_of_row[i] != i;
     }
@@ -406,11 +483,12 @@ extern "C" __global__ void assign(
 // Recomputes thresholds, and their sums over the rows, of the stripes marked in changed (of all, if it is null).
 // Launch: (slots of all tasks), THREADS; task_of_slot says whose each is.
 extern "C" __global__ void refresh_stripes(
-    const Task* tasks, const int* task_of_slot, const int* dealt, i64 step, const int* changed, const u16* codes,
-    u16* thresholds, const int* order, u64* threshold_sum) {
+    const Task* tasks, const int* task_of_slot, const int* dealt, const i64* clock, i64 ahead, const int* changed,
+    const u16* codes, u16* thresholds, const int* order, u64* threshold_sum) {
     __shared__ u64 total[STRIPE];
     if (changed != 0 && !changed[blockIdx.x]) return;
     const Task& task = tasks[task_of_slot[blockIdx.x]];
+    i64 step = *clock + ahead;
     i64 rows = task.rows;
     i64 state = task.state;
     i64 begin = (i64)stripes_of(task, dealt, step)[blockIdx.x - task.slot] * STRIPE;
@@ -455,8 +533,11 @@ extern "C" __global__ void refresh_stripes(
         }
     }
 #pragma unroll
-    for (int k = 0; k < STRIPE; k++)
-        if (k < width) atomicAdd(total + k, (u64)sum[k]);
+    for (int k = 0; k < STRIPE; k++) {  // in halves: 32 * 65535 < 2**32
+        u32 low = __reduce_add_sync(EVERYONE, sum[k] & 0xffffu);
+        u32 high = __reduce_add_sync(EVERYONE, sum[k] >> 16);
+        if (threadIdx.x % 32 == 0 && k < width) atomicAdd(total + k, low + ((u64)high << 16));
+    }
     __syncthreads();
     if ((int)threadIdx.x < width) threshold_sum[state + order[state + begin + threadIdx.x]] = total[threadIdx.x];
 }

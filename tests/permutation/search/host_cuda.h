@@ -1,6 +1,6 @@
 // Runs CUDA C++ on the host, one thread at a time: enough of the language for cuda/search.cu, for tests without a GPU.
 //
-// Every CUDA thread of a block is a fiber (ucontext). A fiber runs until it meets a barrier or a warp-wide minimum, and
+// Every CUDA thread of a block is a fiber (ucontext). A fiber runs until it meets a barrier or an exchange of its warp, and
 // goes on when all that must meet it have; if nobody can go on, the launch reports a deadlock. Blocks run one by one.
 
 #include <stdint.h>
@@ -13,6 +13,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __launch_bounds__(threads)
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define DYNAMIC_SHARED(name) int* name = host_shared.data()
@@ -46,11 +47,25 @@ static void host_entry() {
     host_yield(FINISHED);
 }
 static inline void __syncthreads() { host_yield(BLOCK); }
-static inline int __reduce_min_sync(unsigned, int value) {
+static int host_values[32][32];  // of each warp, what its lanes gave when all had come
+static inline const int* host_exchange(int value) {
     (*host_fibers)[host_current].value = value;
     host_yield(WARP);
-    return (*host_fibers)[host_current].value;
+    return host_values[host_current / 32];
 }
+static inline int __reduce_min_sync(unsigned, int value) {
+    const int* values = host_exchange(value);
+    int smallest = values[0];
+    for (int lane = 1; lane < 32; lane++) smallest = values[lane] < smallest ? values[lane] : smallest;
+    return smallest;
+}
+static inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+    const int* values = host_exchange((int)value);
+    unsigned sum = 0;
+    for (int lane = 0; lane < 32; lane++) sum += (unsigned)values[lane];
+    return sum;
+}
+static inline int __shfl_sync(unsigned, int value, int lane) { return host_exchange(value)[lane]; }
 static inline void __syncwarp() { __reduce_min_sync(0xffffffffu, 0); }
 static inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
     unsigned long long before = *address;
@@ -63,14 +78,11 @@ static bool host_release(std::vector<Fiber>& fibers) {
     bool any = false;
     for (size_t first = 0; first < fibers.size(); first += 32) {
         bool all = true;
-        int smallest = 0x7fffffff;
-        for (size_t t = first; t < first + 32; t++) {
-            all = all && fibers[t].wait == WARP;
-            smallest = fibers[t].value < smallest ? fibers[t].value : smallest;
-        }
+        size_t end = first + 32 < fibers.size() ? first + 32 : fibers.size();
+        for (size_t t = first; t < end; t++) all = all && fibers[t].wait == WARP;
         if (!all) continue;
-        for (size_t t = first; t < first + 32; t++) {
-            fibers[t].value = smallest;
+        for (size_t t = first; t < end; t++) {
+            host_values[first / 32][t - first] = fibers[t].value;
             fibers[t].wait = NOTHING;
         }
         any = true;

@@ -11,6 +11,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,9 +67,15 @@ class Kernel:
             else:
                 words.append(int(value) & (1 << 64) - 1)
         sizes = (ctypes.c_int * 3)(*(*grid, 1, 1)[:3])
-        failed = self.library.host_kernel(
-            self.name, sizes, int(np.prod(block)), int(shared_mem), (ctypes.c_uint64 * len(words))(*words)
-        )
+        given = (ctypes.c_uint64 * len(words))(*words)
+        launch = functools.partial(self._launch, sizes, int(np.prod(block)), int(shared_mem), given)
+        if Stream.captured is None:
+            launch()
+        else:
+            Stream.captured.append(launch)
+
+    def _launch(self, *arguments: Any) -> None:
+        failed = self.library.host_kernel(self.name, *arguments)
         assert not failed, f"{self.name.decode()}: {_FAILURES.get(failed, failed)}"
 
 
@@ -80,6 +87,44 @@ class Module:
 
     def get_function(self, name: str) -> Kernel:
         return Kernel(self.library, name)
+
+
+class Stream:
+    """Runs what is launched at once, or, while it captures, when the graph is launched."""
+
+    current: Stream | None = None
+    captured: list[Callable[[], None]] | None = None
+
+    def __init__(self, non_blocking: bool) -> None:
+        assert non_blocking
+
+    def __enter__(self) -> Stream:
+        Stream.current = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Stream.current = None
+
+    def begin_capture(self) -> None:
+        assert Stream.captured is None
+        Stream.captured = []
+
+    def end_capture(self) -> Graph:
+        captured, Stream.captured = Stream.captured, None
+        assert captured
+        return Graph(captured)
+
+
+class Graph:
+    launches = 0
+
+    def __init__(self, captured: list[Callable[[], None]]) -> None:
+        self.captured = captured
+
+    def launch(self) -> None:
+        Graph.launches += 1
+        for launch in self.captured:
+            launch()
 
 
 class _Event:
@@ -99,4 +144,4 @@ class _Device:
     attributes = {"MultiProcessorCount": 3, "MaxSharedMemoryPerBlockOptin": 16 << 10}  # noqa: RUF012
 
 
-cuda = SimpleNamespace(Device=_Device, Event=_Event)
+cuda = SimpleNamespace(Device=_Device, Event=_Event, Stream=Stream, get_current_stream=lambda: Stream.current)

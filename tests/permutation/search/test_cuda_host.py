@@ -87,6 +87,8 @@ PLANS = [
     (83, 16, 16, 9, Workload(chains=1, epochs=1, blocks=1, rounds=5)),
     # more than one tile, more rows than a chunk, and costs that do not all fit the shared memory
     (290, 144, 4, 2, Workload(chains=1, epochs=1, blocks=1, rounds=3)),
+    # as many stripes as a block can have
+    (512, 16, 2, 1, Workload(chains=1, epochs=1, blocks=1, rounds=2)),
 ]
 
 
@@ -123,6 +125,24 @@ def test_matrices_that_are_searched_together_do_not_see_each_other(host, monkeyp
     assert not stopped
     assert fractions[0] == 0.0
     assert fractions[-1] == 1.0
+    for problem, orders in zip(problems, found, strict=True):
+        expected, _ = cpu.search_codes(*problem[:1], 4, 2, problem.work, 11, 2, lambda fraction: False)
+        np.testing.assert_array_equal(orders, expected)
+
+
+@needs_compiler
+def test_steps_that_are_alike_run_as_a_graph(host, monkeypatch):
+    monkeypatch.setattr(cuda, "IN_FLIGHT", 2)
+    monkeypatch.setattr(annealing, "DEALT", 18 * 7)
+    works = [Workload(chains=2, epochs=1, blocks=1, rounds=25), Workload(chains=1, epochs=20, blocks=2, rounds=2)]
+    rng = np.random.default_rng(3)
+    problems = [cuda.Problem(rng.integers(0, 4096, (70, 16)).astype(np.uint16), work) for work in works]
+    launched = host_cupy.Graph.launches
+    found, _ = cuda.search_all(problems, 4, 2, 11, lambda fraction: False)
+    # 25 of 40 steps are of both, 15 of the second alone, whose stripes are dealt out for 7 epochs, 14 steps, at a time.
+    # The first two steps load the kernels. Then graphs of two steps: 6 till the 14th, 5 till the 25th, where one step is
+    # left; none till the 28th, which is too near for another graph; and 6 till the end.
+    assert host_cupy.Graph.launches - launched == 6 + 5 + 6
     for problem, orders in zip(problems, found, strict=True):
         expected, _ = cpu.search_codes(*problem[:1], 4, 2, problem.work, 11, 2, lambda fraction: False)
         np.testing.assert_array_equal(orders, expected)

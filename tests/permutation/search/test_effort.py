@@ -103,17 +103,21 @@ def test_pieces_of_products_cover_all_tiles_and_rows_once(tasks, processors):
 def test_assignment_launch_stays_within_shared_memory(most, limit):
     launch = geometry.assignment(most, limit)
     assert 0 <= launch.near_rows <= most
-    assert launch.shared_bytes <= limit
+    free = limit - geometry.STATIC_BYTES
+    assert launch.shared_bytes <= free
     assert launch.shared_bytes == 4 * most * (geometry.WORK_ARRAYS + launch.near_rows)
-    assert launch.near_rows == most or launch.shared_bytes + 4 * most > limit
+    assert launch.near_rows == most or launch.shared_bytes + 4 * most > free
+    assert launch.threads % 32 == 0
+    assert 128 <= launch.threads <= geometry.MOST_THREADS
 
 
 def test_geometry_constants_are_those_of_the_kernels():
     from tfmot_asp.permutation.search import cuda, loader
 
     source = loader.source_path().read_text(encoding="utf-8")
-    for name in ("TILE", "CHUNK", "THREADS"):
+    for name in ("TILE", "CHUNK", "THREADS", "MOST_THREADS"):
         assert f"#define {name} {getattr(geometry, name)}" in source
     assert "#define COST_BITS 26" in source
+    assert f"#define LARGEST {effort.LARGEST_BLOCK} " in re.sub(" +", " ", source)
     struct = source[source.index("struct Task {") : source.index("};", source.index("struct Task {"))]
     assert tuple(re.findall(r"^    i64 (\w+);", struct, re.M)) == cuda.FIELDS

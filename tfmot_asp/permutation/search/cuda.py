@@ -2,7 +2,8 @@
 
 A task is one block of stripes of one chain of one matrix. Each step is four launches for all tasks that have rounds
 left, so that small matrices, which cannot fill a chip, share it. They end one after the other: tasks are sorted by how
-many rounds they have, and a step works on the first of them.
+many rounds they have, and a step works on the first of them. A launch takes the host longer than a small matrix needs
+for it: steps that differ in their number alone are captured once, as a CUDA graph of ``IN_FLIGHT`` steps, and repeated.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from tfmot_asp.permutation.search.effort import Workload
 
 IN_FLIGHT = 32
 """Steps queued between looks at progress, deadline and signals."""
+
+WORTH_A_GRAPH = 4
+"""Times that a graph of that many steps must run for its capture to pay."""
 
 FIELDS = (
     "stripes",
@@ -64,25 +68,22 @@ def search_all(
     import cupy
 
     device = cupy.cuda.Device()
-    batch = _Batch(cupy, loader.module(n, keep, device.id), problems, n, seed, device.attributes)
-    batch.heat()
-    steps, amount = max(p.rounds for p in problems), sum(p.rounds for p in problems)
-    waiting: list[Any] = []
-    stopped, done = tick(0.0), 0
-    for step in range(steps):
-        if stopped:
-            break
-        batch.step(step)
-        done = step + 1
-        if done % IN_FLIGHT == 0 or done == steps:
+    with cupy.cuda.Stream(non_blocking=True):  # the default one cannot be captured
+        batch = _Batch(cupy, loader.module(n, keep, device.id), problems, n, seed, device.attributes)
+        batch.heat()
+        steps, amount = max(p.rounds for p in problems), sum(p.rounds for p in problems)
+        waiting: list[Any] = []
+        stopped, done = tick(0.0), 0
+        while done < steps and not stopped:
+            done += batch.steps(done)
             event = cupy.cuda.Event(disable_timing=True)
             event.record()
             waiting.append((event, done))
-            if len(waiting) > 1 or done == steps:
+            while len(waiting) > (done < steps):  # one is left to run while the next is queued
                 event, reached = waiting.pop(0)
                 event.synchronize()
                 stopped = tick(sum(min(p.rounds, reached) for p in problems) / amount)
-    return batch.orders(), stopped and done < steps
+        return batch.orders(), stopped and done < steps
 
 
 class _Dealt(NamedTuple):
@@ -107,13 +108,12 @@ class _Batch:
         self.product = module.get_function("excess_product")
         self.solve = module.get_function("assign")
         self.refresh = module.get_function("refresh_stripes")
+        self.advance = module.get_function("advance_clock")
         self.chains, self.dealt_at = self._chains()
         tasks = self._tasks()
         self.sizes, self.rows, self.totals = tasks["size"], tasks["rows"], tasks["total"]
-        self.shared_bytes = geometry.assignment(
-            int(self.sizes.max()), attributes["MaxSharedMemoryPerBlockOptin"] - 16 * geometry.THREADS - 1024
-        ).shared_bytes
-        self.solve.max_dynamic_shared_size_bytes = self.shared_bytes
+        self.assignment = geometry.assignment(int(self.sizes.max()), attributes["MaxSharedMemoryPerBlockOptin"])
+        self.solve.max_dynamic_shared_size_bytes = self.assignment.shared_bytes
         codes = [problem.codes.ravel() for problem in self.problems]
         self.codes = cupy.asarray(codes[0] if len(codes) == 1 else np.concatenate(codes))
         self.thresholds = cupy.empty(sum(p.codes.size * p.work.chains for p in self.problems), np.uint16)
@@ -128,7 +128,9 @@ class _Batch:
         self.task_of_slot = cupy.asarray(np.repeat(np.arange(len(tasks), dtype=np.int32), self.sizes))
         self.host_tasks = tasks
         self.tasks = self._upload(tasks)
-        self._of: tuple[int, Any, int] | None = None
+        self.clock = cupy.zeros(1, np.int64)
+        self._active = -1
+        self._graph: Any = None
         self._prepare()
 
     # Where everything is
@@ -186,7 +188,7 @@ class _Batch:
             (int(sizes.sum()),),
             (geometry.THREADS,),
             (self._upload(self.chains), self.cupy.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
-             self.cupy.arange(int(sizes.max()), dtype=np.int32), np.int64(0), np.uint64(0), self.codes,
+             self.cupy.arange(int(sizes.max()), dtype=np.int32), self.clock, np.int64(0), np.uint64(0), self.codes,
              self.thresholds, self.order, self.threshold_sum),
         )  # fmt: skip
 
@@ -205,14 +207,13 @@ class _Batch:
         self.product(
             (len(launch.work),),
             (geometry.THREADS,),
-            (self._upload(tasks), cupy.asarray(launch.work), index, self.codes, self.thresholds,
-             np.int64(launch.rows_per_split), sums),
+            (self._upload(tasks), cupy.asarray(launch.work), self.keys, self.clock, np.int64(0), self.table,
+             self.threshold_sum, index, self.codes, self.thresholds, np.int64(launch.rows_per_split), sums),
         )  # fmt: skip
-        excess, base = cupy.asnumpy(sums).astype(np.int64), cupy.asnumpy(self.threshold_sum).astype(np.int64)
+        excess = cupy.asnumpy(sums).astype(np.int64)
         task = 0
-        for problem, sample, size, square, chain in zip(self.problems, samples, sizes, squares, first, strict=True):
+        for problem, size, square in zip(self.problems, sizes, squares, strict=True):
             found = excess[square : square + size**2].reshape(size, size)
-            found = found - base[self.chains["state"][chain] + sample][:, None]
             own = np.diag(found)
             gains = np.abs(found + found.T - own[:, None] - own[None, :])
             unit = int(np.tril(gains, -1).sum()) // max(int(size) * (int(size) - 1) // 2, 1)
@@ -222,6 +223,27 @@ class _Batch:
         self.tasks = self._upload(self.host_tasks)
 
     # What is done at each step
+
+    def steps(self, done: int) -> int:
+        """Queues up to ``IN_FLIGHT`` of the steps that follow those that are done; returns how many."""
+        self._deal(done)
+        alike = self._alike(done)
+        active = int((self.totals > done).sum())
+        if active != self._active:
+            launch = geometry.product(self.sizes[:active], self.rows[:active], self.processors)
+            self._work, self._rows_per_split = self.cupy.asarray(launch.work), launch.rows_per_split
+            self._active, self._graph = active, None
+        if self._graph is None and done and alike >= WORTH_A_GRAPH * IN_FLIGHT:  # kernels that have run are loaded
+            stream = self.cupy.cuda.get_current_stream()
+            stream.begin_capture()
+            self._queue(IN_FLIGHT)
+            self._graph = stream.end_capture()
+        count = min(alike, IN_FLIGHT)
+        if self._graph is not None and count == IN_FLIGHT:
+            self._graph.launch()
+        else:
+            self._queue(count)
+        return count
 
     def _deal(self, step: int) -> None:
         """Deals out the stripes of the next span of epochs, of the problems that have come to the end of theirs."""
@@ -239,36 +261,44 @@ class _Batch:
                 keys = host_keys(self.seed, c, epochs, work.blocks).ravel()
                 self.keys[at : at + keys.size] = self.cupy.asarray(keys)
 
-    def step(self, step: int) -> None:
-        """Queues the next round of all tasks that have one."""
-        self._deal(step)
-        active = int((self.totals > step).sum())
-        if self._of is None or self._of[0] != active:
-            launch = geometry.product(self.sizes[:active], self.rows[:active], self.processors)
-            self._of = active, self.cupy.asarray(launch.work), launch.rows_per_split
-        _, work, rows_per_split = self._of
-        threads, number = (geometry.THREADS,), np.int64(step)
-        self.pick(
-            (active,), threads, (self.tasks, self.dealt, self.keys, number, self.order, self.position, self.index)
-        )
-        self.product(
-            (len(work),),
-            threads,
-            (self.tasks, work, self.index, self.codes, self.thresholds, np.int64(rows_per_split), self.excess),
-        )
-        self.solve(
-            (active,),
-            threads,
-            (self.tasks, self.keys, number, self.table, self.threshold_sum, np.int32(self.shared_bytes // 4),
-             self.position, self.index, self.excess, self.cost, self.order, self.changed),
-            shared_mem=self.shared_bytes,
-        )  # fmt: skip
-        self.refresh(
-            (int(self.sizes[:active].sum()),),
-            threads,
-            (self.tasks, self.task_of_slot, self.dealt, number, self.changed, self.codes, self.thresholds, self.order,
-             self.threshold_sum),
-        )  # fmt: skip
+    def _alike(self, done: int) -> int:
+        """How many steps from here on have the same tasks, and stripes that are dealt out."""
+        ends = [problem.rounds for problem in self.problems if problem.rounds > done]
+        for problem, dealt in self._dealt():
+            span = dealt.span * problem.work.rounds
+            ends += [(done // span + 1) * span] if problem.rounds > done else []
+        return min(ends) - done
+
+    def _queue(self, count: int) -> None:
+        """Queues steps of all tasks that have one, and moves the clock on."""
+        threads, rows_per_split = (geometry.THREADS,), np.int64(self._rows_per_split)
+        slots = int(self.sizes[: self._active].sum())
+        for ahead in map(np.int64, range(count)):
+            self.pick(
+                (self._active,),
+                threads,
+                (self.tasks, self.dealt, self.keys, self.clock, ahead, self.order, self.position, self.index),
+            )
+            self.product(
+                (len(self._work),),
+                threads,
+                (self.tasks, self._work, self.keys, self.clock, ahead, self.table, self.threshold_sum, self.index,
+                 self.codes, self.thresholds, rows_per_split, self.excess),
+            )  # fmt: skip
+            self.solve(
+                (self._active,),
+                (self.assignment.threads,),
+                (self.tasks, np.int32(self.assignment.shared_bytes // 4), self.position, self.index, self.excess,
+                 self.cost, self.order, self.changed),
+                shared_mem=self.assignment.shared_bytes,
+            )  # fmt: skip
+            self.refresh(
+                (slots,),
+                threads,
+                (self.tasks, self.task_of_slot, self.dealt, self.clock, ahead, self.changed, self.codes,
+                 self.thresholds, self.order, self.threshold_sum),
+            )  # fmt: skip
+        self.advance((1,), (1,), (self.clock, np.int64(count)))
 
     def orders(self) -> list[list[_Order]]:
         """Of each problem as it was given, the order of each of its chains."""

@@ -15,13 +15,16 @@ LANES = 16
 TILE = 64
 CHUNK = 64
 THREADS = 256
+MOST_THREADS = 512
 """Must equal their namesakes in cuda/search.cu and simd.py."""
 
 LONGEST_SPLIT = 1 << 19
 """Rows that one thread may sum in 32 bits: 2**19 * 4095 < 2**32."""
 GROUPS_PER_PROCESSOR = 4
-WORK_ARRAYS = 7
+WORK_ARRAYS = 4
 """Arrays of one int per stripe that the assignment kernel keeps in shared memory."""
+STATIC_BYTES = 1024
+"""Of shared memory, set aside for what the assignment kernel declares itself."""
 
 
 _Ints = npt.NDArray[np.int64]
@@ -64,6 +67,7 @@ class Assignment(NamedTuple):
 
     near_rows: int
     shared_bytes: int
+    threads: int
 
 
 def assignment(most: int, shared_limit: int) -> Assignment:
@@ -71,11 +75,13 @@ def assignment(most: int, shared_limit: int) -> Assignment:
 
     Args:
         most: stripes of the largest task.
-        shared_limit: bytes of dynamic shared memory that a block may have (228 KiB less 5 KiB on an H100).
+        shared_limit: bytes of shared memory that a block may have (227 KiB on an H100).
     """
     fixed = 4 * WORK_ARRAYS * most
-    near = max(0, min(most, (shared_limit - fixed) // (4 * most)))
-    return Assignment(near, fixed + 4 * most * near)
+    near = max(0, min(most, (shared_limit - STATIC_BYTES - fixed) // (4 * most)))
+    # One warp solves it; the others share the costs' making, some sixteen entries each.
+    threads = min(max(most * most // 16, 128), MOST_THREADS) // 32 * 32
+    return Assignment(near, fixed + 4 * most * near, threads)
 
 
 def device_bytes(columns: int, rows: int, n: int, work: Workload) -> int:
