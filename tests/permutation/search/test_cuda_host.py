@@ -140,7 +140,7 @@ def test_steps_that_are_alike_run_as_a_graph(host, monkeypatch):
     launched = host_cupy.Graph.launches
     found, _ = cuda.search_all(problems, 4, 2, 11, lambda fraction: False)
     # 25 of 40 steps are of both, 15 of the second alone, whose stripes are dealt out for 7 epochs, 14 steps, at a time.
-    # The first two steps load the kernels. Then graphs of two steps: 6 till the 14th, 5 till the 25th, where one step is
+    # The first two load the kernels. Then come graphs of two steps: 6 till the 14th, 5 till the 25th, where one step is
     # left; none till the 28th, which is too near for another graph; and 6 till the end.
     assert host_cupy.Graph.launches - launched == 6 + 5 + 6
     for problem, orders in zip(problems, found, strict=True):
