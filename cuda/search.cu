@@ -209,20 +209,19 @@ extern "C" __global__ void excess_product(
     }
 }
 
-// Row i of the costs. The first rows that fit are kept in shared memory, filled up with FAR to whole warps of columns.
+// Row i of the costs: the first rows that fit are kept in shared memory.
 struct Costs {
     const int* near_rows;
     const int* far_rows;
-    int near_count, stride, size;
+    int near_count, size;
     __device__ __forceinline__ int at(int i, int j) const {
-        return i < near_count ? near_rows[i * stride + j] : far_rows[i * size + j];
+        return i < near_count ? near_rows[i * size + j] : far_rows[i * size + j];
     }
 };
 
 // The assignment is solved by one warp. Column lane + 32 k is lane's k-th, of N at most: what is known of it, its potential
-// and the row that owns it (-1: none), stays in registers. A column and its owner are one word, so that the minimum
-// of the words is the lowest column, and tells its owner. What counts is how long one result waits for another: minima
-// and sums are trees, and the next of them is begun before the last is there.
+// and the row that owns it (-1: none), stays in registers. A column and its owner travel in one word, so that the minimum
+// of the words is the lowest column, and tells its owner.
 #define EVERYONE 0xffffffffu
 #define WORD(column, owner) ((column) << 16 | ((owner) + 1))
 #define COLUMN(word) ((word) >> 16)
@@ -233,9 +232,9 @@ template <int N>
 __device__ __forceinline__ void reduced_row(const Costs& cost, int i, const int (&potential)[N], int (&value)[N]) {
     int lane = threadIdx.x;
     if (i < cost.near_count) {
-        const int* row = cost.near_rows + i * cost.stride + lane;
+        const int* row = cost.near_rows + i * cost.size;
 #pragma unroll
-        for (int k = 0; k < N; k++) value[k] = row[32 * k] - potential[k];  // the potentials there are zero
+        for (int k = 0; k < N; k++) value[k] = lane + 32 * k < cost.size ? row[lane + 32 * k] - potential[k] : FAR;
     } else {
         const int* row = cost.far_rows + i * cost.size;
 #pragma unroll
@@ -245,66 +244,57 @@ __device__ __forceinline__ void reduced_row(const Costs& cost, int i, const int 
 
 template <int N>
 __device__ __forceinline__ int least(const int (&value)[N]) {
-    int smallest[N];
+    int smallest = FAR;
 #pragma unroll
-    for (int k = 0; k < N; k++) smallest[k] = value[k];
-#pragma unroll
-    for (int half = N / 2; half > 0; half /= 2)
-#pragma unroll
-        for (int k = 0; k < half; k++)
-            smallest[k] = smallest[k + half] < smallest[k] ? smallest[k + half] : smallest[k];
-    return __reduce_min_sync(EVERYONE, smallest[0]);
+    for (int k = 0; k < N; k++) smallest = value[k] < smallest ? value[k] : smallest;
+    return __reduce_min_sync(EVERYONE, smallest);
 }
 
+// The word of the lowest column, but for one, with that value; FAR if there is none.
 template <int N>
-__device__ __forceinline__ int total(const int (&value)[N]) {
-    int sum[N];
+__device__ __forceinline__ int lowest_with(const int (&value)[N], int wanted, int but, const int (&owner)[N]) {
+    int lane = threadIdx.x;
+    int word = FAR;
 #pragma unroll
-    for (int k = 0; k < N; k++) sum[k] = value[k];
-#pragma unroll
-    for (int half = N / 2; half > 0; half /= 2)
-#pragma unroll
-        for (int k = 0; k < half; k++) sum[k] += sum[k + half];
-    return (int)__reduce_add_sync(EVERYONE, (u32)sum[0]);
-}
-
-// The word of the lowest column with that value, but for one column.
-template <int N>
-__device__ __forceinline__ int lowest_with(const int (&value)[N], int wanted, int but, const int (&word)[N]) {
-    int found[N];
-#pragma unroll
-    for (int k = 0; k < N; k++) found[k] = value[k] == wanted && COLUMN(word[k]) != but ? word[k] : FAR;
-    return least(found);
+    for (int k = N - 1; k >= 0; k--)
+        if (value[k] == wanted && lane + 32 * k != but) word = WORD(lane + 32 * k, owner[k]);
+    return __reduce_min_sync(EVERYONE, word);
 }
 
 // assignment.py's _reduce_rows. Returns how many rows it left, at the front of free_rows.
 template <int N>
-__device__ int reduce_rows(const Costs& cost, int (&potential)[N], int (&word)[N], int* free_rows, int waiting) {
+__device__ int reduce_rows(
+    const Costs& cost, int (&potential)[N], int (&owner)[N], int* free_rows, int waiting) {
+    int lane = threadIdx.x;
     int left = 0;
     int k = 0;
     int evictions = 8 * cost.size;
     int evicted = -1;  // the row to be served at once
     while (evicted >= 0 || k < waiting) {
         int i = evicted >= 0 ? evicted : free_rows[k++];
-        int value[N], larger[N], equal[N];
+        int value[N];
         reduced_row(cost, i, potential, value);
         int best = least(value);
+        // Three minima and sums that do not wait for each other.
+        int next = FAR;
+        int equal = 0;
 #pragma unroll
         for (int q = 0; q < N; q++) {
-            larger[q] = value[q] == best ? FAR : value[q];
-            equal[q] = value[q] == best;
+            equal += value[q] == best;
+            next = value[q] != best && value[q] < next ? value[q] : next;
         }
-        int chosen = lowest_with(value, best, -1, word);
-        int next = least(larger);
-        bool strict = total(equal) == 1;
-        if (!strict && OWNER(chosen) >= 0) chosen = lowest_with(value, best, COLUMN(chosen), word);
-        int pushed_out = OWNER(chosen);
-        int raise = strict && next != FAR ? next - best : 0;
+        int word = lowest_with(value, best, -1, owner);
+        next = __reduce_min_sync(EVERYONE, next);
+        equal = (int)__reduce_add_sync(EVERYONE, (u32)equal);
+        bool strict = equal == 1;
+        if (!strict && OWNER(word) >= 0) word = lowest_with(value, best, COLUMN(word), owner);
+        int column = COLUMN(word);
+        int pushed_out = OWNER(word);
 #pragma unroll
         for (int q = 0; q < N; q++)
-            if (word[q] == chosen) {
-                word[q] = WORD(COLUMN(chosen), i);
-                potential[q] -= raise;
+            if (lane + 32 * q == column) {
+                owner[q] = i;
+                if (strict && next != FAR) potential[q] -= next - best;
             }
         evicted = -1;
         if (pushed_out >= 0) {
@@ -312,7 +302,7 @@ __device__ int reduce_rows(const Costs& cost, int (&potential)[N], int (&word)[N
             if (strict && evictions > 0) {
                 evicted = pushed_out;
             } else {
-                if (threadIdx.x == 0) free_rows[left] = pushed_out;  // before k: that has been read
+                if (lane == 0) free_rows[left] = pushed_out;  // before k, which is behind what is read
                 left += 1;
             }
         }
@@ -324,22 +314,22 @@ __device__ int reduce_rows(const Costs& cost, int (&potential)[N], int (&word)[N
 // assignment.py's _augment.
 template <int N>
 __device__ void augment(
-    const Costs& cost, int (&potential)[N], int (&word)[N], int* column_of_row, int* row_of_column, int* previous,
+    const Costs& cost, int (&potential)[N], int (&owner)[N], int* column_of_row, int* row_of_column, int* previous,
     int start) {
     int lane = threadIdx.x;
     int open_distance[N], distance[N], before[N];
     reduced_row(cost, start, potential, open_distance);
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        distance[k] = lane + 32 * k < cost.size ? FAR : 0;  // beyond the last column there is nothing to reach
+        distance[k] = FAR;
         before[k] = start;
     }
     int column, nearest;
     while (true) {
         nearest = least(open_distance);
-        int chosen = lowest_with(open_distance, nearest, -1, word);
-        column = COLUMN(chosen);
-        int row = OWNER(chosen);
+        int word = lowest_with(open_distance, nearest, -1, owner);
+        column = COLUMN(word);
+        int row = OWNER(word);
         if (row < 0) break;
         int there = 0;
 #pragma unroll
@@ -354,7 +344,7 @@ __device__ void augment(
         reduced_row(cost, row, potential, value);
 #pragma unroll
         for (int k = 0; k < N; k++)
-            if (distance[k] == FAR && value[k] - offset < open_distance[k]) {
+            if (lane + 32 * k < cost.size && distance[k] == FAR && value[k] - offset < open_distance[k]) {
                 open_distance[k] = value[k] - offset;
                 before[k] = row;
             }
@@ -379,30 +369,30 @@ __device__ void augment(
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < N; k++)
-        if (lane + 32 * k < cost.size) word[k] = WORD(lane + 32 * k, row_of_column[lane + 32 * k]);
+        if (lane + 32 * k < cost.size) owner[k] = row_of_column[lane + 32 * k];
 }
 
 // The permutation of least cost. On entry previous holds the potentials to start from and free_rows all rows.
 template <int N>
 __device__ void solve(const Costs& cost, int* column_of_row, int* row_of_column, int* previous, int* free_rows) {
     int lane = threadIdx.x;
-    int potential[N], word[N];
+    int potential[N], owner[N];
 #pragma unroll
     for (int k = 0; k < N; k++) {
         potential[k] = lane + 32 * k < cost.size ? previous[lane + 32 * k] : 0;
-        word[k] = WORD(lane + 32 * k, -1);
+        owner[k] = -1;
     }
-    int left = reduce_rows(cost, potential, word, free_rows, cost.size);
-    left = reduce_rows(cost, potential, word, free_rows, left);
+    int left = reduce_rows(cost, potential, owner, free_rows, cost.size);
+    left = reduce_rows(cost, potential, owner, free_rows, left);
 #pragma unroll
     for (int k = 0; k < N; k++)
         if (lane + 32 * k < cost.size) {
-            row_of_column[lane + 32 * k] = OWNER(word[k]);
-            if (OWNER(word[k]) >= 0) column_of_row[OWNER(word[k])] = lane + 32 * k;
+            row_of_column[lane + 32 * k] = owner[k];
+            if (owner[k] >= 0) column_of_row[owner[k]] = lane + 32 * k;
         }
     __syncwarp();
     for (int k = 0; k < left; k++)
-        augment(cost, potential, word, column_of_row, row_of_column, previous, free_rows[k]);
+        augment(cost, potential, owner, column_of_row, row_of_column, previous, free_rows[k]);
 }
 
 // The least of a warp's signed 64-bit numbers, by two minima of 32 bits.
@@ -414,9 +404,9 @@ __device__ __forceinline__ i64 least_of_warp(i64 value) {
     return (i64)((u64)(u32)top << 32 | ((u32)low ^ 0x80000000u));
 }
 
-// Solves each task's assignment and writes its columns to their new positions. Launch: (tasks), from LARGEST to MOST_THREADS
-// threads, whole warps, with shared_ints ints of dynamic shared memory, 6 for each stripe of the largest task at least; no
-// task has more than LARGEST stripes. Leaves excess zeroed for the next round.
+// Solves each task's assignment and writes its columns to their new positions. Launch: (tasks), up to MOST_THREADS, whole
+// warps, with shared_ints ints of dynamic shared memory, 4 for each stripe of the largest task at least; no task has more
+// than LARGEST stripes. Leaves excess zeroed for the next round.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) assign(
     const Task* tasks, int shared_ints, const int* position, const int* index, u64* excess, int* cost, int* order,
     int* changed) {
@@ -425,44 +415,28 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) assign(
     __shared__ i64 highest[MOST_THREADS / 32];
     const Task& task = tasks[blockIdx.x];
     int size = (int)task.size;
-    int stride = (size + 31) / 32 * 32;
-    u64* sum_of_column = (u64*)scratch;
-    int* previous = scratch + 2 * size;
-    int* free_rows = scratch + 3 * size;
-    int* column_of_row = scratch + 4 * size;
-    int* row_of_column = scratch + 5 * size;
-    int* near = scratch + 6 * size;
-    int near_rows = (shared_ints - 6 * size) / stride;
-    int near_count = near_rows < size ? near_rows : size;
+    int* previous = scratch;
+    int* free_rows = scratch + size;
+    int* column_of_row = scratch + 2 * size;
+    int* row_of_column = scratch + 3 * size;
+    int* near = scratch + 4 * size;
+    int near_rows = (shared_ints - 4 * size) / size;
     int* far = cost + task.square;
     u64* sums = excess + task.square;
     const int* picked = index + task.slot;
 
-    // A thread's entries are all in one column. What it reads it keeps as a difference in 32 bits, which nearly always do.
-    int first = threadIdx.x / size;
-    int rows = blockDim.x / size;
-    int j = threadIdx.x % size;
-    if (first >= rows) first = size;
-    i64 anchor = (i64)sums[0];
-    i64 low = anchor;
-    i64 negated = -anchor;  // of the highest
-#pragma unroll 8
-    for (int i = first; i < size; i += rows) {
-        i64 value = (i64)sums[i * size + j];
+    i64 low = 0x7fffffffffffffffll;
+    i64 negated = low;  // of the highest
+    for (int e = threadIdx.x; e < size * size; e += blockDim.x) {
+        i64 value = (i64)sums[e];
         low = value < low ? value : low;
         negated = -value < negated ? -value : negated;
-        (i < near_count ? near + i * stride : far + i * size)[j] = (int)(u32)(u64)(value - anchor);
     }
     low = least_of_warp(low);
     negated = least_of_warp(negated);
     if (threadIdx.x % 32 == 0) {
         lowest[threadIdx.x / 32] = low;
         highest[threadIdx.x / 32] = -negated;
-    }
-    for (int i = threadIdx.x; i < size; i += blockDim.x) {
-        sum_of_column[i] = 0;
-        column_of_row[i] = -1;
-        free_rows[i] = i;
     }
     __syncthreads();
     i64 high = highest[0];
@@ -473,22 +447,21 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) assign(
     }
     int shift = 0;
     while ((high - low) >> shift >= 1ll << COST_BITS) shift += 1;
-    bool fits = high - low < 1ll << 31;
-    u64 sum = 0;
-#pragma unroll 8
-    for (int i = first; i < size; i += rows) {
-        int* entry = (i < near_count ? near + i * stride : far + i * size) + j;
-        i64 value = fits ? anchor + *entry : (i64)sums[i * size + j];
-        *entry = (int)((high - value) >> shift);
-        sum += (u64)*entry;
-        sums[i * size + j] = 0;
+    Costs costs = {near, far, near_rows < size ? near_rows : size, size};
+    int edge = costs.near_count * size;
+    for (int e = threadIdx.x; e < size * size; e += blockDim.x) {
+        int value = (int)((high - (i64)sums[e]) >> shift);
+        sums[e] = 0;
+        (e < edge ? near : far)[e] = value;
     }
-    if (first < size) atomicAdd(sum_of_column + j, sum);
-    for (int e = threadIdx.x; e < near_count * (stride - size); e += blockDim.x)
-        near[e / (stride - size) * stride + size + e % (stride - size)] = FAR;
-    Costs costs = {near, far, near_count, stride, size};
     __syncthreads();
-    for (int i = threadIdx.x; i < size; i += blockDim.x) previous[i] = (int)(sum_of_column[i] / (u64)size);
+    for (int j = threadIdx.x; j < size; j += blockDim.x) {
+        i64 sum = 0;
+        for (int i = 0; i < size; i++) sum += costs.at(i, j);
+        previous[j] = (int)(sum / size);
+        column_of_row[j] = -1;
+        free_rows[j] = j;
+    }
     __syncthreads();
     if (threadIdx.x < 32) {
         if (size <= 32)

@@ -24,6 +24,7 @@ static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
 
 static uint3_ threadIdx, blockIdx, blockDim, gridDim;
 static std::vector<int> host_shared;
+static const int HOST_GARBAGE = -0x5a5a5a5a;
 
 enum Wait { NOTHING, BLOCK, WARP, FINISHED };
 struct Fiber {
@@ -110,8 +111,9 @@ static int host_launch(const int* grid, int threads, int shared_bytes, const std
     blockDim = {(unsigned)threads, 1, 1};
     gridDim = {(unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2]};
     for (int block = 0; block < grid[0] * grid[1] * grid[2]; block++) {
-        // Shared memory starts as garbage, as it does on a device; the end is where an overrun would show.
-        host_shared.assign(shared_bytes / 4 + 64, 0x5a5a5a5a);
+        // Shared memory starts as garbage, as it does on a device: negative, so that a minimum over it is wrong. The end
+        // is where an overrun would show.
+        host_shared.assign(shared_bytes / 4 + 512, HOST_GARBAGE);
         for (int t = 0; t < threads; t++) {
             Fiber& fiber = fibers[t];
             fiber.wait = NOTHING;
@@ -137,8 +139,8 @@ static int host_launch(const int* grid, int threads, int shared_bytes, const std
         }
         for (Fiber& fiber : fibers)
             if (fiber.wait != FINISHED) return 1;
-        for (int k = 0; k < 64; k++)
-            if (host_shared[shared_bytes / 4 + k] != 0x5a5a5a5a) return 2;
+        for (int k = 0; k < 512; k++)
+            if (host_shared[shared_bytes / 4 + k] != HOST_GARBAGE) return 2;
     }
     return 0;
 }

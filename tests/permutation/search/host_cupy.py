@@ -138,10 +138,10 @@ class _Event:
         pass
 
 
-class _Device:
+class Device:
     id = 0
     compute_capability = "90"
     attributes = {"MultiProcessorCount": 3, "MaxSharedMemoryPerBlockOptin": 16 << 10}  # noqa: RUF012
 
 
-cuda = SimpleNamespace(Device=_Device, Event=_Event, Stream=Stream, get_current_stream=lambda: Stream.current)
+cuda = SimpleNamespace(Device=Device, Event=_Event, Stream=Stream, get_current_stream=lambda: Stream.current)

@@ -107,6 +107,18 @@ def test_rounds_are_those_of_the_cpu(host, columns, rows, n, keep, work, ties):
 
 
 @needs_compiler
+@pytest.mark.parametrize("shared", [16 << 10, 227 << 10], ids=["costs-that-do-not-fit", "costs-that-fit"])
+@pytest.mark.parametrize("stripes", [1, 31, 33, 70, 129, 175, 255])
+def test_any_number_of_stripes(host, monkeypatch, stripes, shared):
+    monkeypatch.setitem(host_cupy.Device.attributes, "MaxSharedMemoryPerBlockOptin", shared)
+    codes = np.random.default_rng(stripes).integers(0, 4096, (2 * stripes, 16)).astype(np.uint16)
+    work = Workload(chains=1, epochs=1, blocks=1, rounds=2)
+    (orders,), _ = cuda.search_all([cuda.Problem(codes, work)], 2, 1, 7, lambda fraction: False)
+    expected, _ = cpu.search_codes(codes, 2, 1, work, 7, 2, lambda fraction: False)
+    np.testing.assert_array_equal(orders, expected)
+
+
+@needs_compiler
 def test_matrices_that_are_searched_together_do_not_see_each_other(host, monkeypatch):
     """Of several sizes, rows and rounds, with one block and several, with spans of epochs that end in the middle."""
     monkeypatch.setattr(annealing, "DEALT", 40)

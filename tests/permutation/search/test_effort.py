@@ -105,11 +105,10 @@ def test_assignment_launch_stays_within_shared_memory(most, limit):
     assert 0 <= launch.near_rows <= most
     free = limit - geometry.STATIC_BYTES
     assert launch.shared_bytes <= free
-    row = -(-most // 32) * 32
-    assert launch.shared_bytes == 4 * (most * geometry.WORK_ARRAYS + row * launch.near_rows)
-    assert launch.near_rows == most or launch.shared_bytes + 4 * row > free
+    assert launch.shared_bytes == 4 * most * (geometry.WORK_ARRAYS + launch.near_rows)
+    assert launch.near_rows == most or launch.shared_bytes + 4 * most > free
     assert launch.threads % 32 == 0
-    assert effort.LARGEST_BLOCK <= launch.threads <= geometry.MOST_THREADS
+    assert 128 <= launch.threads <= geometry.MOST_THREADS
 
 
 def test_geometry_constants_are_those_of_the_kernels():

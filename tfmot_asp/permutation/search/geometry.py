@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmot_asp.permutation.search.annealing import bounds, deals_at_once
-from tfmot_asp.permutation.search.effort import LARGEST_BLOCK, Workload
+from tfmot_asp.permutation.search.effort import Workload
 
 LANES = 16
 TILE = 64
 CHUNK = 64
-WARP = 32
 THREADS = 256
 MOST_THREADS = 512
 """Must equal their namesakes in cuda/search.cu and simd.py."""
@@ -22,8 +21,8 @@ MOST_THREADS = 512
 LONGEST_SPLIT = 1 << 19
 """Rows that one thread may sum in 32 bits: 2**19 * 4095 < 2**32."""
 GROUPS_PER_PROCESSOR = 4
-WORK_ARRAYS = 6
-"""Ints per stripe that the assignment kernel keeps in shared memory."""
+WORK_ARRAYS = 4
+"""Arrays of one int per stripe that the assignment kernel keeps in shared memory."""
 STATIC_BYTES = 1024
 """Of shared memory, set aside for what the assignment kernel declares itself."""
 
@@ -78,11 +77,11 @@ def assignment(most: int, shared_limit: int) -> Assignment:
         most: stripes of the largest task.
         shared_limit: bytes of shared memory that a block may have (227 KiB on an H100).
     """
-    fixed, row = 4 * WORK_ARRAYS * most, 4 * (-(-most // WARP) * WARP)
-    near = max(0, min(most, (shared_limit - STATIC_BYTES - fixed) // row))
+    fixed = 4 * WORK_ARRAYS * most
+    near = max(0, min(most, (shared_limit - STATIC_BYTES - fixed) // (4 * most)))
     # One warp solves it; the others share the costs' making, some sixteen entries each.
-    threads = min(max(most * most // 16, LARGEST_BLOCK), MOST_THREADS) // WARP * WARP
-    return Assignment(near, fixed + row * near, threads)
+    threads = min(max(most * most // 16, 128), MOST_THREADS) // 32 * 32
+    return Assignment(near, fixed + 4 * most * near, threads)
 
 
 def device_bytes(columns: int, rows: int, n: int, work: Workload) -> int:
