@@ -1,11 +1,12 @@
 """What the products of whole models take on a GPU, measured, beside what `hardware.estimate` says of them.
 
-    python benchmarks/products.py --measure benchmarks/results/products_h100.json     # on a machine with a GPU
-    python benchmarks/products.py --table benchmarks/results/products_h100.json       # anywhere: prints the table
+    python benchmarks/products.py --measure mine.json                                         # on a GPU
+    python benchmarks/products.py --table tfmot_asp/hardware/timings/h100_tuned.json          # anywhere
 
 The sizes are those of model_sizes.json, which model_sizes.py writes; M is padded to what the libraries take. No size is
-interpolated on the measured side, and none of these measurements is in the table that the estimates come from. Sums are
-over the products that have a 2:4 kernel in the precision; of each the faster kernel counts, as a library takes it.
+interpolated on the measured side. Estimates are those of `--gpu`, by default from the table of 166 products whose dense
+kernels were not searched for; the measurements here are another table. Sums are over the products that have a 2:4
+kernel in the precision; of each the faster kernel counts, as a library takes it.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ def measured(models: dict[str, Any], path: Path) -> None:
     TimingTable(**{**vars(tables[0]), "rows": rows}).save(path, overwrite=True)
 
 
-def table(models: dict[str, Any], times: TimingTable) -> None:
+def table(models: dict[str, Any], times: TimingTable, gpu: str) -> None:
     """Prints, for each model, batch and precision, what was estimated and what was measured."""
-    print(f"{times.gpu}, driver {times.driver}, {times.date}\ndense: {times.dense}\n2:4: {times.sparse}\n")
+    print(f"{times.gpu}, driver {times.driver}, {times.date}\ndense: {times.dense}\n2:4: {times.sparse}")
+    print(f"estimates: gpu={gpu!r}\n")
     known = {(row.precision, row.M, row.N, row.K): row for row in times.rows}
     print("| model | batch | precision | products | dense, ms: estimated, measured | gain: estimated, measured |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -81,7 +83,7 @@ def table(models: dict[str, Any], times: TimingTable) -> None:
                     row = known.get((precision, *product.padded(precision)))
                     if row is None:
                         continue
-                    guess = estimate(*product.padded(precision), precision=precision)
+                    guess = estimate(*product.padded(precision), precision=precision, gpu=gpu)
                     best = min(guess.dense_us, guess.sparse_us), min(row.dense_us, row.sparse_us)
                     sums += product.calls * np.array([guess.dense_us, row.dense_us, *best])
                     count += product.calls
@@ -94,7 +96,7 @@ def table(models: dict[str, Any], times: TimingTable) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for precision in PRECISIONS:
         rows = [row for row in times.rows if row.precision == precision]
-        guesses = [estimate(row.M, row.N, row.K, precision=precision) for row in rows]
+        guesses = [estimate(row.M, row.N, row.K, precision=precision, gpu=gpu) for row in rows]
         pairs = list(zip(guesses, rows, strict=True))
         off = (
             [abs(guess.dense_us / row.dense_us - 1) for guess, row in pairs],
@@ -110,13 +112,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=Path, metavar="FILE", help="where to write what is measured here")
     parser.add_argument("--table", type=Path, metavar="FILE", help="what was measured")
+    parser.add_argument("--gpu", default="H100", help="whose times the estimates are made of (H100)")
     arguments = parser.parse_args()
     if (arguments.measure is None) == (arguments.table is None):
         parser.error("give one of --measure and --table")
     models = json.loads(SIZES.read_text(encoding="utf-8"))
     if arguments.measure is not None:
         measured(models, arguments.measure)
-    table(models, read_table(arguments.measure or arguments.table))
+    table(models, read_table(arguments.measure or arguments.table), arguments.gpu)
 
 
 if __name__ == "__main__":

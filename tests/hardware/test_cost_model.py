@@ -11,11 +11,12 @@ from tfmot_asp.hardware.cost_model import CostModel, cost_model, estimate
 from tfmot_asp.hardware.timing_table import SHIPPED
 
 TABLE = json.loads(SHIPPED["H100"].read_text())
+TABLES = {name: json.loads(path.read_text()) for name, path in SHIPPED.items()}
 PRECISIONS = pytest.mark.parametrize("precision", ["fp16", "int8"])
 
 
-def measured(precision):
-    rows = [row for row in TABLE["rows"] if row["precision"] == precision]
+def measured(precision, table=TABLE):
+    rows = [row for row in table["rows"] if row["precision"] == precision]
     sizes = np.array([[row["M"], row["N"], row["K"]] for row in rows], float)
     return sizes, *(np.array([row[name] for row in rows]) for name in ("dense_us", "sparse_us"))
 
@@ -26,25 +27,28 @@ def off(predicted, true):
 
 
 @PRECISIONS
-def test_products_that_it_has_not_seen(precision):
-    sizes, dense, sparse = measured(precision)
+@pytest.mark.parametrize(("gpu", "off_by", "broken"), [("H100", 0.05, 0), ("H100-tuned", 0.06, 1)])
+def test_products_that_it_has_not_seen(precision, gpu, off_by, broken):
+    table = TABLES[gpu]
+    sizes, dense, sparse = measured(precision, table)
     parts = np.random.default_rng(0).permutation(len(sizes)) % 6
     found = np.zeros((len(sizes), 2))
     for part in range(6):
         seen = parts != part
-        model = CostModel(sizes[seen], dense[seen], sparse[seen], precision, TABLE["multiprocessors"])
+        model = CostModel(sizes[seen], dense[seen], sparse[seen], precision, table["multiprocessors"])
         found[~seen] = np.stack(model.predict(sizes[~seen])[:2], axis=1)
     assert off(found[:, 0], dense) < 0.10
     assert off(found[:, 1], sparse) < 0.10
     gains, predicted = dense / sparse, found[:, 0] / found[:, 1]
-    assert off(predicted, gains) < 0.05
-    assert not np.any((gains <= 1) & (predicted > 1.1 + 1e-9))
+    assert off(predicted, gains) < off_by
+    assert np.sum((gains <= 1) & (predicted > 1.1 + 1e-9)) <= broken
 
 
 @PRECISIONS
-def test_what_was_measured_is_known(precision):
-    sizes, dense, sparse = measured(precision)
-    found = cost_model("H100", precision).predict(sizes)
+@pytest.mark.parametrize("gpu", SHIPPED)
+def test_what_was_measured_is_known(precision, gpu):
+    sizes, dense, sparse = measured(precision, TABLES[gpu])
+    found = cost_model(gpu, precision).predict(sizes)
     assert off(found[0], dense) < 0.05
     assert off(found[1], sparse) < 0.05
 
@@ -66,6 +70,22 @@ def test_what_the_table_shows():
     assert estimate(8192, 4096, 4096, precision="int8").speedup > 1.9
 
 
+def test_gains_over_the_fastest_dense_kernel_are_smaller():
+    for precision, most in (("fp16", 1.5), ("int8", 1.3)):
+        tuned = estimate(32768, 3072, 768, precision=precision, gpu="h100-Tuned")
+        assert tuned.dense_us < estimate(32768, 3072, 768, precision=precision).dense_us
+        assert tuned.speedup < most
+
+
+@PRECISIONS
+def test_few_products_are_enough_for_finite_times(precision):
+    sizes, dense, sparse = measured(precision, TABLES["H100-tuned"])
+    for first in range(0, len(sizes) - 8, 8):
+        some = slice(first, first + 8)
+        model = CostModel(sizes[some], dense[some], sparse[some], precision, 132)
+        assert all(np.all(np.isfinite(found)) for found in model.predict(sizes))
+
+
 def test_a_table_of_another_gpu(tmp_path):
     slower = [{**row, "dense_us": 3 * row["dense_us"], "sparse_us": 3 * row["sparse_us"]} for row in TABLE["rows"]]
     path = tmp_path / "mine.json"
@@ -82,9 +102,11 @@ def test_what_cannot_be_estimated_is_refused(tmp_path):
         estimate(8, 8, 0)
     with pytest.raises(ValueError, match="precision must be one of 'fp16', 'int8', got 'fp8'"):
         estimate(8, 8, 8, precision="fp8")
-    with pytest.raises(ValueError, match=r"gpu='A100'; it must be 'H100' or a \.json file"):
+    with pytest.raises(ValueError, match=r"gpu='A100'; it must be 'H100', 'H100-tuned' or a \.json file"):
         estimate(8, 8, 8, gpu="A100")
-    with pytest.raises(TypeError, match=r"gpu must be 'H100' or the path of a \.json file of times, got None"):
+    with pytest.raises(
+        TypeError, match=r"gpu must be 'H100', 'H100-tuned' or the path of a \.json file of times, got None"
+    ):
         estimate(8, 8, 8, gpu=None)
     with pytest.raises(FileNotFoundError):
         estimate(8, 8, 8, gpu=tmp_path / "none.json")

@@ -111,8 +111,8 @@ def test_times_of_a_table_of_ones_own(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"gpu": "A100"}, ValueError, r"gpu='A100'; it must be 'H100' or a \.json file"),
-        ({"gpu": 100}, TypeError, r"gpu must be 'H100' or the path of a \.json file of times, got 100"),
+        ({"gpu": "A100"}, ValueError, r"gpu='A100'; it must be 'H100', 'H100-tuned' or a \.json file"),
+        ({"gpu": 100}, TypeError, r"gpu must be 'H100', 'H100-tuned' or the path of a \.json file of times, got 100"),
         ({"gpu": "none.json"}, FileNotFoundError, r"none\.json"),
         ({"gpu": "H100", "precision": "fp32"}, ValueError, "precision must be one of 'fp16', 'int8', got 'fp32'"),
         ({"gpu": "H100", "batch_size": None}, ValueError, "give batch_size, which is None"),

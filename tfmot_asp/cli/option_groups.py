@@ -104,7 +104,9 @@ def add_policy(command: argparse.ArgumentParser) -> None:
     add_pattern(group)
     group = command.add_argument_group("how fast it would be")
     group.add_argument(
-        "--gpu", metavar="GPU", help="to estimate times for: H100, or a .json file of times measured on yours"
+        "--gpu",
+        metavar="GPU",
+        help="to estimate times for: H100, H100-tuned or a .json file of times measured on yours",
     )
     group.add_argument("--precision", type=options.precision, metavar="P", help="of these times: fp16 or int8 (fp16)")
     group.add_argument("--batch-size", type=options.count, metavar="N", help="that sizes are for (1)")

@@ -166,7 +166,9 @@ def make_parser() -> argparse.ArgumentParser:
     command = _add(commands, "estimate", "measuring", "estimate the time of one matrix product, dense and 2:4")
     for name, text in (("m", "rows"), ("n", "output channels"), ("k", "what is summed over")):
         command.add_argument(name, type=options.count, metavar=name.upper(), help=text)
-    command.add_argument("--gpu", default="H100", metavar="GPU", help="H100, or a .json file of `measure` (H100)")
+    command.add_argument(
+        "--gpu", default="H100", metavar="GPU", help="H100, H100-tuned or a .json file of `measure` (H100)"
+    )
     command.add_argument("--precision", type=options.precision, default="fp16", metavar="P", help="fp16 or int8 (fp16)")
 
     command = _add(commands, "completion", "completing", "print what makes a shell complete these commands")

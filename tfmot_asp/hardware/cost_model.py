@@ -70,7 +70,8 @@ def estimate(m: int, n: int, k: int, *, precision: str = "fp16", gpu: StrPath = 
         n: output channels.
         k: input channels, times the positions of a convolution's kernel.
         precision: ``"fp16"`` or ``"int8"``.
-        gpu: ``"H100"``, of which times come with the package, or a JSON file of times of the same form.
+        gpu: ``"H100"`` or ``"H100-tuned"``, of which times come with the package, or a JSON file of times of the same
+            form. The dense times of the first are of the default algorithms, those of the second of the fastest.
 
     Returns:
         An ``Estimate``.
@@ -96,7 +97,7 @@ def cost_model(gpu: StrPath, precision: str) -> CostModel:
     known = ", ".join(map(repr, SHIPPED))
     if not isinstance(gpu, (str, os.PathLike)):
         raise TypeError(f"gpu must be {known} or the path of a .json file of times, got {gpu!r}")
-    path = SHIPPED.get(str(gpu).upper(), Path(gpu))
+    path = {name.upper(): file for name, file in SHIPPED.items()}.get(str(gpu).upper(), Path(gpu))
     if path.suffix != ".json":
         raise ValueError(f"no times are known for gpu={str(gpu)!r}; it must be {known} or a .json file of times")
     path = path.resolve()
@@ -111,12 +112,16 @@ def _fitted(path: Path, written: int, precision: str) -> CostModel:
         raise ValueError(
             f"{str(path)!r} has {len(sizes)} products in {precision}; at least {LEAST_PRODUCTS} are needed"
         )
-    return CostModel(sizes, dense, sparse, precision, table.multiprocessors, table.gpu)
+    return CostModel(
+        sizes, dense, sparse, precision, table.multiprocessors, table.gpu, dense_was_searched=table.dense_was_searched
+    )
 
 
 # The logarithms of a roofline's parameters to start from: microseconds of a launch, and of 1,000 sums over K; TFLOP/s;
 # GB/s; how sharply one limit gives way to the next; the power of K; and the share of whole waves, as a logit.
 _START = {"launch": 2.5, "sums": 1.0, "rate": 800.0, "bandwidth": 2500.0, "blend": 2.0, "power": 0.75, "waves": 1.0}
+
+_LARGEST_POWER = 3.0  # of K: a table of few sizes may ask for any, and times would overflow
 
 LEAST_PRODUCTS = len(_START)  # so many parameters ask for as many times
 
@@ -130,16 +135,26 @@ class CostModel:
         precision: ``"fp16"`` or ``"int8"``.
         processors: streaming multiprocessors of the GPU.
         gpu: its name.
+        dense_was_searched: whether the dense times are of the fastest algorithm.
 
     Attributes:
         gpu: its name.
         precision: as given.
+        dense_was_searched: as given.
     """
 
     def __init__(
-        self, sizes: Array, dense_us: Array, sparse_us: Array, precision: str, processors: int, gpu: str = ""
+        self,
+        sizes: Array,
+        dense_us: Array,
+        sparse_us: Array,
+        precision: str,
+        processors: int,
+        gpu: str = "",
+        *,
+        dense_was_searched: bool = True,
     ) -> None:
-        self.gpu, self.precision = gpu, precision
+        self.gpu, self.precision, self.dense_was_searched = gpu, precision, dense_was_searched
         self._sizes, self._processors = sizes, processors
         dense, sparse = np.log(dense_us), np.log(sparse_us)
         self._dense, self._sparse = self._fit(dense, 1.0), self._fit(sparse, _SPARSE_BYTES)
@@ -190,7 +205,7 @@ class CostModel:
         work = 2e-6 * _TILE**2 * k * whole**waves * tiles ** (1 - waves) / at["rate"]
         operands = OPERAND_BYTES[self.precision] * (m * k + share * n * k)
         moved = 1e-3 * (operands + RESULT_BYTES[self.precision] * m * n) / at["bandwidth"]
-        sums = at["sums"] * (k / 1000) ** at["power"]
+        sums = at["sums"] * (k / 1000) ** min(at["power"], _LARGEST_POWER)
         blend = 1 + at["blend"]
         most = np.maximum(np.maximum(work, moved), sums)  # taken out, so that no power overflows
         return at["launch"] + most * sum((part / most) ** blend for part in (work, moved, sums)) ** (1 / blend)

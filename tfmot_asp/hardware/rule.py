@@ -87,7 +87,7 @@ class PruneForSparseTensorCores:
             1.05 asks for 5 %. None for no limit. It knows the model's sizes, so it is the better rule of the two. Every
             function that takes a model estimates its gains first; before asking ``why`` of a layer alone, call
             ``estimate_gains(model)``. Layers that tfmot's wrapper is put around one by one are not asked about.
-        gpu: for ``min_gain``: ``"H100"``, which None stands for, or a JSON file of times.
+        gpu: for ``min_gain``: ``"H100"``, which None stands for, ``"H100-tuned"`` or a JSON file of times.
         precision: for ``min_gain``: ``"fp16"`` or ``"int8"``.
         batch_size: for ``min_gain``: number of samples, where the model leaves it open.
         input_shapes: for ``min_gain``, if the model leaves its sizes open and they are not given otherwise: as

@@ -15,7 +15,9 @@ from tfmot_asp.files import replacing
 
 Array = npt.NDArray[np.float64]
 
-SHIPPED = {"H100": Path(__file__).parent / "timings" / "h100.json"}
+_FOLDER = Path(__file__).parent / "timings"
+SHIPPED = {"H100": _FOLDER / "h100.json", "H100-tuned": _FOLDER / "h100_tuned.json"}
+"""Tables that come with the package. Of the second the dense kernels were searched for, too."""
 
 _UNITS = "microseconds per product"
 _SHAPES = "y[M, N] = x[M, K] @ w[N, K].T, w 2:4 along K"
@@ -66,6 +68,11 @@ class TimingTable:
     dense: str
     sparse: str
     rows: tuple[TimedProduct, ...]
+
+    @property
+    def dense_was_searched(self) -> bool:
+        """Whether the dense times are of the fastest algorithm, as the 2:4 ones, and not of the library's default."""
+        return any(row.dense_us < row.dense_default_us for row in self.rows)
 
     def of(self, precision: str) -> tuple[Array, Array, Array]:
         """(products, 3) M, N and K of the products in a precision, and their times, dense and 2:4."""
