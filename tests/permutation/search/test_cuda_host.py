@@ -1,5 +1,6 @@
 """The CUDA side without a GPU: every source compiles, and on the host it gives the CPU's results, bit for bit."""
 
+import contextlib
 import ctypes
 import logging
 import sys
@@ -155,9 +156,24 @@ def test_steps_that_are_alike_run_as_a_graph(host, monkeypatch):
     # The first two load the kernels. Then come graphs of two steps: 6 till the 14th, 5 till the 25th, where one step is
     # left; none till the 28th, which is too near for another graph; and 6 till the end.
     assert host_cupy.Graph.launches - launched == 6 + 5 + 6
+    assert host_cupy.Stream.current is host_cupy.Stream.captured is None
     for problem, orders in zip(problems, found, strict=True):
         expected, _ = cpu.search_codes(*problem[:1], 4, 2, problem.work, 11, 2, lambda fraction: False)
         np.testing.assert_array_equal(orders, expected)
+
+
+@needs_compiler
+def test_memory_is_given_back_also_when_interrupted(host):
+    def interrupt(fraction):
+        raise KeyboardInterrupt
+
+    codes = np.random.default_rng(0).integers(0, 4096, (40, 16)).astype(np.uint16)
+    problem = cuda.Problem(codes, Workload(chains=1, epochs=1, blocks=1, rounds=4))
+    for tick in (lambda fraction: False, interrupt):
+        freed = len(host_cupy.Pool.freed)
+        with contextlib.suppress(KeyboardInterrupt):
+            cuda.search_all([problem], 4, 2, 0, tick)
+        assert len(host_cupy.Pool.freed) == freed + 1
 
 
 @needs_compiler

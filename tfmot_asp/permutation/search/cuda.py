@@ -67,23 +67,31 @@ def search_all(
     """For each problem what ``cpu.search_codes`` finds, an order per chain; and whether it was stopped early."""
     import cupy
 
-    device = cupy.cuda.Device()
-    with cupy.cuda.Stream(non_blocking=True):  # the default one cannot be captured
-        batch = _Batch(cupy, loader.module(n, keep, device.id), problems, n, seed, device.attributes)
-        batch.heat()
-        steps, amount = max(p.rounds for p in problems), sum(p.rounds for p in problems)
-        waiting: list[Any] = []
-        stopped, done = tick(0.0), 0
-        while done < steps and not stopped:
-            done += batch.steps(done)
-            event = cupy.cuda.Event(disable_timing=True)
-            event.record()
-            waiting.append((event, done))
-            while len(waiting) > (done < steps):  # one is left to run while the next is queued
-                event, reached = waiting.pop(0)
-                event.synchronize()
-                stopped = tick(sum(min(p.rounds, reached) for p in problems) / amount)
-        return batch.orders(), stopped and done < steps
+    device, stream = cupy.cuda.Device(), cupy.cuda.Stream(non_blocking=True)  # the default one cannot be captured
+    try:
+        with stream:
+            module = loader.module(n, keep, device.id)
+            return _search(_Batch(cupy, module, problems, n, seed, device.attributes), tick)
+    finally:
+        cupy.get_default_memory_pool().free_all_blocks(stream)  # which no other stream could use
+
+
+def _search(batch: _Batch, tick: Tick) -> tuple[list[list[_Order]], bool]:
+    batch.heat()
+    rounds = [problem.rounds for problem in batch.problems]
+    steps, amount = max(rounds), sum(rounds)
+    waiting: list[Any] = []
+    stopped, done = tick(0.0), 0
+    while done < steps and not stopped:
+        done += batch.steps(done)
+        event = batch.cupy.cuda.Event(disable_timing=True)
+        event.record()
+        waiting.append((event, done))
+        while len(waiting) > (done < steps):  # one is left to run while the next is queued
+            event, reached = waiting.pop(0)
+            event.synchronize()
+            stopped = tick(sum(min(count, reached) for count in rounds) / amount)
+    return batch.orders(), stopped and done < steps
 
 
 class _Dealt(NamedTuple):
@@ -236,8 +244,11 @@ class _Batch:
         if self._graph is None and done and alike >= WORTH_A_GRAPH * IN_FLIGHT:  # kernels that have run are loaded
             stream = self.cupy.cuda.get_current_stream()
             stream.begin_capture()
-            self._queue(IN_FLIGHT)
-            self._graph = stream.end_capture()
+            try:
+                self._queue(IN_FLIGHT)
+            finally:  # a stream that captures can do nothing else
+                graph = stream.end_capture()
+            self._graph = graph
         count = min(alike, IN_FLIGHT)
         if self._graph is not None and count == IN_FLIGHT:
             self._graph.launch()
