@@ -100,6 +100,23 @@ def test_forms_of_several_inputs(k, form):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("form", "match"),
+    [
+        (lambda a, b: [b, a], r"batch 0 of calibration_data has shape \(32, 2\), but .* takes \(None, 4\)"),
+        (lambda a, b: [a, b[:50]], "inputs of .* samples; they must agree"),
+        (lambda a, b: a, r"gives 1 inputs, .* takes 2: \['a', 'b'\]\. Several inputs are a list or dict of arrays"),
+        (lambda a, b: [a, b, a], "gives 1 inputs, .* takes 2"),
+        (lambda a, b: [([a[:9]], Y[:9])], "gives 1 inputs, .* takes 2"),
+        (lambda a, b: {"a": a, "c": b}, r"has the inputs \['a', 'c'\], .* takes \['a', 'b'\]"),
+    ],
+)
+def test_several_inputs_that_do_not_fit(k, form, match):
+    with pytest.raises(ValueError, match=match):
+        collect(two_inputs(k), form(X, RNG.normal(size=(70, 2)).astype("float32")))
+
+
+@BOTH
 def test_batches_of_texts_of_different_lengths(k):
     x = k.Input((None,), dtype="int32")
     model = k.Model(x, k.layers.Embedding(9, 4)(x))

@@ -39,6 +39,9 @@ ONE_INPUT = {
     "integers": X.astype(np.uint8),
     "tensor": tf.constant(X),
     "dict": {"image": X},
+    "with labels": (X, IDS),
+    "with labels and weights": (X, IDS, IDS),
+    "nested lists": X.tolist(),
     "batches": [X[:7], X[7:]],
     "dicts": [{"image": X[:7]}, {"image": X[7:]}],
     "generator": (X[i : i + 5] for i in range(0, 20, 5)),
@@ -61,6 +64,9 @@ def test_forms_for_one_input(form):
 
 TWO_INPUTS = {
     "tuple": (X, IDS),
+    "list, as fit takes it": [X, IDS],
+    "with labels": ([X, IDS], IDS),
+    "dict with labels": ({"left": X, "ids": IDS}, IDS),
     "dict": {"ids": IDS, "left": X},
     "tuples": [(X[:7], IDS[:7]), (X[7:], IDS[7:])],
     "lists": [[X[:7], IDS[:7]], [X[7:], IDS[7:]]],

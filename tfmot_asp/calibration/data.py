@@ -61,7 +61,7 @@ def collect(model: Any, data: Any, samples: int | None = None) -> list[Calibrati
     """
     if samples is not None and (isinstance(samples, bool) or int(samples) != samples or samples < 1):
         raise ValueError(f"calibration_samples must be a positive number of samples, or None for all; got {samples!r}")
-    inputs = _Inputs(model)
+    inputs = Inputs.of_model(model)
     whole = inputs.as_whole(data)
     if whole is not None:
         batches = _cut(*whole, samples)
@@ -82,21 +82,32 @@ def collect(model: Any, data: Any, samples: int | None = None) -> list[Calibrati
     return found
 
 
-class _Inputs:
-    """What a model takes: how many inputs, of what shape and dtype, as far as it knows."""
+class Inputs:
+    """What a model takes: how many inputs, of what shape and dtype, as far as it knows.
 
-    def __init__(self, model: Any) -> None:
-        self.title = describe(model)
+    Args:
+        title: what to call the model.
+        known: its inputs, a spec or a list or dict of them; None if they are not known.
+        strict: whether all their sizes must be met, not only the number of axes.
+    """
+
+    def __init__(self, title: str, known: Any, strict: bool) -> None:
+        self.title, self.known, self.strict = title, known, strict
+        self.specs = None if self.known is None else [s for s in tf.nest.flatten(self.known) if hasattr(s, "shape")]
+        self.count = None if self.specs is None else len(self.specs)
+
+    @classmethod
+    def of_model(cls, model: Any) -> Inputs:
+        """Those of a model or layer."""
         known = known_inputs(model)
-        self.known = known[0][0] if known and len(known[0]) == 1 else list(known[0]) if known and known[0] else None
+        inputs = known[0][0] if known and len(known[0]) == 1 else list(known[0]) if known and known[0] else None
         # What another model was first called with says how many axes there are, not how long they must be.
-        self.strict = bool(
+        strict = (
             getattr(model, "_is_graph_network", False)
             or getattr(model, "_inputs_struct", None) is not None
             or getattr(getattr(model, "_functional", None), "_inputs_struct", None) is not None
         )
-        self.specs = None if self.known is None else [s for s in tf.nest.flatten(self.known) if hasattr(s, "shape")]
-        self.count = None if self.specs is None else len(self.specs)
+        return cls(describe(model), inputs, bool(strict))
 
     def as_whole(self, data: Any) -> tuple[Any, Any] | None:
         """(x, sample_weight) if the data is arrays of all samples; None if it is batches."""
@@ -107,7 +118,7 @@ class _Inputs:
                 raise TypeError(f"a dict of calibration data must hold arrays by input name, got {_summary(data)}")
             return dict(data), None
         if isinstance(data, (list, tuple)) and data:
-            if self.count is not None and self.count > 1 and self._fits(list(data)):
+            if self.one_each(data):
                 return list(data), None
             if isinstance(data, tuple) and len(data) in (2, 3) and self._is_x(data[0]) and _labels(data):
                 return data[0], data[2] if len(data) == 3 else None
@@ -117,9 +128,13 @@ class _Inputs:
 
     def split(self, batch: Any) -> tuple[Any, Any]:
         """x and sample weights of one batch."""
-        if isinstance(batch, tuple) and self.count is not None and self.count > 1 and self._fits(list(batch)):
-            return list(batch), None
-        return split(batch, self.count)
+        return (list(batch), None) if self.one_each(batch) else split(batch, self.count)
+
+    def one_each(self, data: Any) -> bool:
+        """Whether it is an array for each of several inputs; fitting ones, unless the model is sure what it takes."""
+        if not isinstance(data, (list, tuple)) or self.count is None or not 1 < self.count == len(data):
+            return False
+        return self._fits(list(data)) or (self.strict and all(map(is_array, data)))
 
     def prepared(self, x: Any, where: str) -> Any:
         """x as tensors of the dtypes that the model takes, checked."""
@@ -127,6 +142,7 @@ class _Inputs:
             x = list(x)
         specs = self._specs_for(x)
         leaves = tf.nest.flatten(x)
+        self._check_all_given(x, leaves, where)
         if not leaves or not all(is_array(leaf) or isinstance(leaf, (list, str, int, float)) for leaf in leaves):
             raise TypeError(f"{where} of calibration_data must hold arrays, got {_summary(x)}")
         tensors = [
@@ -136,6 +152,20 @@ class _Inputs:
         if len(sizes) > 1:
             raise ValueError(f"{where} of calibration_data has inputs of {sorted(sizes)} samples; they must agree")
         return tf.nest.pack_sequence_as(x, tensors)
+
+    def _check_all_given(self, x: Any, leaves: list[Any], where: str) -> None:
+        """Several inputs of a model that knows them: as many, or by their names."""
+        if not self.strict or self.specs is None or len(self.specs) < 2:
+            return
+        names = sorted(self.known) if isinstance(self.known, Mapping) else [spec.name for spec in self.specs]
+        if isinstance(x, Mapping):
+            if not set(names) <= set(x):
+                raise ValueError(f"{where} of calibration_data has the inputs {sorted(x)}, {self.title} takes {names}")
+        elif len(leaves) != len(names):
+            raise ValueError(
+                f"{where} of calibration_data gives {len(leaves)} inputs, {self.title} takes {len(names)}: {names}. "
+                "Several inputs are a list or dict of arrays, for all samples or for each batch"
+            )
 
     def _tensor(self, leaf: Any, spec: Any, where: str) -> tf.Tensor:
         array = leaf if tf.is_tensor(leaf) else np.asarray(leaf)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_asp.calibration.data import is_array, iterate, split
+from tfmot_asp.calibration.data import Inputs, iterate
 from tfmot_asp.graph.probes import NamedArrays
 
 # Where an open batch axis leaves the choice: little, since the activations of all layers are kept at once.
@@ -26,9 +26,11 @@ def calibration_batches(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[N
         data: one of
 
             - an array or tensor, for a model with one input: all samples;
-            - a tuple of arrays, one per input, or a dict of arrays by input name: all samples;
+            - a list or tuple of arrays, one per input, or a dict of arrays by input name: all samples;
             - a ``tf.data.Dataset``, generator, list or other iterable of batches, or a function that returns one. A
-              batch is an array, a tuple of arrays, or a dict; labels that follow the inputs are left out.
+              batch is an array, a list or tuple of arrays, or a dict.
+
+            Labels and sample weights that follow the inputs, as Keras takes them, are left out.
         specs: the model's inputs, with names.
 
     Yields:
@@ -55,12 +57,12 @@ def calibration_batches(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[N
 
 
 def _split(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[NamedArrays]:
-    is_whole = is_array(data) or isinstance(data, Mapping)
-    is_whole = is_whole or (isinstance(data, tuple) and len(data) == len(specs) > 1 and all(map(is_array, data)))
-    if not is_whole:
-        yield from (_by_name(batch, specs) for batch in iterate(data))
+    inputs = Inputs("the model", list(specs), strict=True)
+    whole = inputs.as_whole(data)
+    if whole is None:
+        yield from (_by_name(batch, specs, inputs) for batch in iterate(data))
         return
-    samples = _by_name(data, specs)
+    samples = _by_name(whole[0], specs, inputs)
     numbers = {spec.name for spec in specs if spec.shape.rank == 0}
     counts = {name: array.shape[0] if array.ndim else 0 for name, array in samples.items() if name not in numbers}
     if len(set(counts.values())) != 1:
@@ -75,18 +77,20 @@ def _split(data: Any, specs: Sequence[tf.TensorSpec]) -> Iterator[NamedArrays]:
         yield {name: a if name in numbers else a[start : start + size] for name, a in samples.items()}
 
 
-def _by_name(batch: Any, specs: Sequence[tf.TensorSpec]) -> NamedArrays:
-    """A batch in any of its forms as a dict."""
+def _by_name(batch: Any, specs: Sequence[tf.TensorSpec], inputs: Inputs) -> NamedArrays:
+    """Samples in any of their forms as a dict."""
     names = [spec.name for spec in specs]
-    if not (isinstance(batch, tuple) and len(batch) == len(names) > 1 and all(map(is_array, batch))):
-        batch, _ = split(batch, len(names))
+    batch, _ = inputs.split(batch)
     if isinstance(batch, Mapping):
         if set(batch) != set(names):
             raise ValueError(f"calibration_data has the inputs {sorted(map(str, batch))}, the model {sorted(names)}")
         return {name: np.asarray(batch[name]) for name in names}
     values = list(batch) if isinstance(batch, (tuple, list)) and len(names) > 1 else [batch]
     if len(values) != len(names):
-        raise ValueError(f"calibration_data gives {len(values)} inputs, the model takes {len(names)}: {names}")
+        raise ValueError(
+            f"calibration_data gives {len(values)} inputs, the model takes {len(names)}: {names}. Several inputs are a "
+            "list or dict of arrays, for all samples or for each batch"
+        )
     return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
 
