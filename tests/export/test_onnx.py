@@ -208,6 +208,8 @@ def test_transposed_grouped_depthwise_dilated_and_recurrent_layers(tmp_path):
     rows = {layer.name: layer for layer in report.layers}
     assert [layer.shape for layer in report.layers if layer.status == "depthwise"] == [(4, 1, 3, 3)]
     assert rows["grouped/kernel"].reason == "2 groups"
+    assert rows["lstm/lstm_cell/kernel"].shape == (1, 64, 16)
+    assert rows["lstm/lstm_cell/recurrent_kernel"].shape == (1, 64, 16)
     assert rows["dilated/kernel"].reduction_axes == (1,)
 
 

@@ -151,7 +151,14 @@ def onnx(
             plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm, distinct_names=True
         )
         left_out = check_outputs(uncompared, original)
-        converted = convert(function, opset, inputs_as_nchw, list(original.structured_outputs), outputs_as_nchw)
+        converted = convert(
+            function,
+            opset,
+            inputs_as_nchw,
+            list(original.structured_outputs),
+            outputs_as_nchw,
+            original.variables,
+        )
         outputs = OutputCheck(original, inputs_as_nchw, outputs_as_nchw, left_out)
         outputs.compare(session(converted))
         if precision == "fp32":

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
 from tfmot_asp.export.onnx_files.axis_names import axis_names
-from tfmot_asp.export.onnx_files.onnx_graph import BATCH, Scope, bodies, import_onnx, node_name
+from tfmot_asp.export.onnx_files.onnx_graph import BATCH, Scope, import_onnx, node_name
 from tfmot_asp.export.onnx_files.rewrites import REWRITES
 from tfmot_asp.export.onnx_files.tensorrt_forms import suit_tensorrt
+from tfmot_asp.export.onnx_files.weight_names import restore_names
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.inputs import has_open_batch
 from tfmot_asp.graph.open_axes import Place
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 MIN_OPSET = 13
 DEFAULT_OPSET = 17
 
-_FOLDED = "const_fold_opt__"  # what tf2onnx calls a constant that it computed
 _NOISY = ("tf2onnx", "tensorflow")
 
 
@@ -76,6 +74,7 @@ def convert(
     inputs_as_nchw: Sequence[str] = (),
     output_order: Sequence[str] | None = None,
     outputs_as_nchw: Sequence[str] = (),
+    variables: Sequence[tf.Variable] = (),
 ) -> onnx.ModelProto:
     """Converts a frozen function.
 
@@ -85,6 +84,7 @@ def convert(
         inputs_as_nchw: names of image inputs that the file is to take channels first.
         output_order: names of the outputs, in the order in which the file is to list them.
         outputs_as_nchw: names of outputs of rank 4 that the file is to give channels first.
+        variables: those that the function had before it was frozen, for the names of weights.
 
     Returns:
         The model in float32, checked by onnx's checker with shapes inferred. Its inputs and outputs have the names and
@@ -133,6 +133,7 @@ def convert(
             raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
     gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
     _check_ops(model, opset)
+    restore_names(model, function, variables)
     suit_tensorrt(model)
     _tidy(model, list(output_order or function.structured_outputs), specs, axes)
     try:
@@ -148,15 +149,12 @@ def _optimized(converted: Callable[[], Any]) -> onnx.ModelProto:
     optimize = import_tf2onnx().optimizer.optimize_graph
     graph = converted()
     graph.update_proto = MethodType(_update_but_constants, graph)
-    names = _transposed_constants(graph)
     try:
         graph = optimize(graph, catch_errors=False)
     except Exception as error:
         logger.debug("An optimizer of tf2onnx failed, and is left out: %s", error)
         graph = optimize(converted(), catch_errors=True)
-    model = graph.make_model("tfmot_asp")
-    _restore_names(model, names)
-    return model
+    return graph.make_model("tfmot_asp")
 
 
 def _update_but_constants(graph: Any, external_tensor_storage: Any = None) -> None:
@@ -167,39 +165,6 @@ def _update_but_constants(graph: Any, external_tensor_storage: Any = None) -> No
     for node in graph.get_nodes():
         if not node.is_const():
             node.update_proto(external_tensor_storage)
-
-
-def _transposed_constants(graph: Any) -> dict[bytes, str]:
-    """Names of the constants that are to be transposed, by their values in any order.
-
-    A kernel that one product reads is transposed where it stands. One that several read gets a node for it, and a name
-    of tf2onnx's own once that is folded.
-    """
-    read = (node.inputs[0] for node in graph.get_nodes() if node.type == "Transpose")
-    return {_in_any_order(node.get_tensor_value(as_list=False)): node.name for node in read if node.is_const()}
-
-
-def _restore_names(model: onnx.ModelProto, names: Mapping[bytes, str]) -> None:
-    """Gives folded constants the names that they had, where these are free."""
-    to_array = import_onnx().numpy_helper.to_array
-    taken = {tensor.name for tensor in model.graph.initializer}
-    renamed: dict[str, str] = {}
-    for tensor in model.graph.initializer:
-        if names and tensor.name.startswith(_FOLDED):
-            name = names.get(_in_any_order(to_array(tensor)))
-            if name is not None and name not in taken:
-                taken.add(name)
-                renamed[tensor.name] = name
-                tensor.name = name
-    graphs = [model.graph]
-    for graph in graphs:  # which grows by the bodies of loops
-        for node in graph.node:
-            node.input[:] = [renamed.get(name, name) for name in node.input]
-            graphs.extend(bodies(node))
-
-
-def _in_any_order(values: np.ndarray) -> bytes:
-    return hashlib.sha256(np.sort(values, axis=None).tobytes()).digest()
 
 
 def _check_inputs(specs: Sequence[tf.TensorSpec]) -> None:
