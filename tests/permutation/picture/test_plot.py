@@ -28,7 +28,7 @@ from tests.small_models import convnet
 from tfmot_asp.permutation import PermutationReport, plan_model
 from tfmot_asp.permutation.picture.drawn import DrawnOp, Outline
 from tfmot_asp.permutation.picture.fold import fold
-from tfmot_asp.permutation.picture.legend import COLOURS, PERMUTED
+from tfmot_asp.permutation.picture.legend import COLOURS, PERMUTED, legend
 from tfmot_asp.permutation.picture.outline import outline
 from tfmot_asp.permutation.picture.plot import check_plot_path, plot, to_dot
 from tfmot_asp.permutation.report import finish
@@ -117,6 +117,19 @@ def test_any_name_can_be_drawn(drawn, tmp_path):
     plot(drawn, tmp_path / "x.svg")
     text = "".join(ElementTree.parse(tmp_path / "x.svg").getroot().itertext())
     assert re.sub(r"\s+", " ", drawn.title) in re.sub(r"\s+", " ", text)
+
+
+def test_the_legend_of_a_plan_says_nothing_was_done():
+    plan, done = described(lrn())
+    planned = outline(plan, lrn(), planned=True)
+    assert "its input channels are permuted" in legend(done)
+    assert "input channels stay" in legend(done)
+    assert "S: pruned" in legend(done)
+    assert "would be permuted" not in legend(done)
+    assert not re.search(r"(are|no) permuted|>pruned|input channels stay|S: pruned|>reorders", legend(planned))
+    assert "its input channels would be permuted" in legend(planned)
+    assert Outline.from_dict(planned.to_dict()) == planned
+    assert "planned" not in done.to_dict()
 
 
 @needs_graphviz

@@ -59,13 +59,16 @@ class Outline:
     Attributes:
         title: the name of the model and the counts.
         ops: in execution order: each op comes after those whose result it reads.
+        planned: whether nothing of it was done.
     """
 
     title: str
     ops: tuple[DrawnOp, ...]
+    planned: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return {"title": self.title, "ops": [op.to_dict() for op in self.ops]}
+        planned = {"planned": True} if self.planned else {}
+        return {"title": self.title, "ops": [op.to_dict() for op in self.ops], **planned}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Outline:
@@ -77,4 +80,4 @@ class Outline:
                 )
             if any(not 0 <= j < i for j in op.inputs):
                 raise ValueError(f"op {i} of the outline, {op.name!r}, reads an op that does not come before it")
-        return cls(str(data["title"]), ops)
+        return cls(str(data["title"]), ops, bool(data.get("planned", False)))

@@ -55,7 +55,7 @@ def outline(plan: ModelPlan, model: Any = None, *, planned: bool = False) -> Out
         title = "no kernel would be pruned"
     if planned:
         title = f"plan, nothing was changed: {title}"
-    return Outline(f"{name}: {title}", tuple(ops))
+    return Outline(f"{name}: {title}", tuple(ops), planned)
 
 
 def _why_dense(plan: ModelPlan, model: Any) -> dict[int, str]:
