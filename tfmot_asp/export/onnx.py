@@ -148,7 +148,12 @@ def onnx(
         if precision == "int8" or calibration_data is not None:
             data = CalibrationBatches(calibration_data, list(original.structured_input_signature[0]))
         function = inference_function(
-            plain, batch_size, input_shapes, fold_batch_norm=fold_batch_norm, distinct_names=True
+            plain,
+            batch_size,
+            input_shapes,
+            fold_batch_norm=fold_batch_norm,
+            distinct_names=True,
+            real_numbers=True,
         )
         left_out = check_outputs(uncompared, original)
         converted = convert(

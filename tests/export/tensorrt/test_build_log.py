@@ -324,6 +324,18 @@ def test_paths_and_names_are_quoted(tmp_path):
     assert found[-1] == "--maxShapes='x:0':64x4"
 
 
+def test_all_open_axes_are_asked_for_at_once(tmp_path):
+    x = layers.Input((None, None, 16))
+    image = tf_keras.Model(x, layers.Conv2D(8, 3)(x))
+    asked = r"shapes=\{'height': \(smallest, most frequent, largest\), 'width': \(smallest, most frequent, largest\)\}"
+    tfmot_asp.export.onnx(image, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=asked):
+        command(tmp_path / "m.onnx")
+    assert "5x6x7x16" in command(
+        tmp_path / "m.onnx", shapes={"height": (6, 6, 6), "width": (7, 7, 7)}, batch_sizes=(5, 5, 5)
+    )
+
+
 def test_axes_other_than_the_batch_need_shapes(tmp_path):
     x = layers.Input((None, 16), name="sequence")
     tfmot_asp.export.onnx(tf_keras.Model(x, layers.Dense(8)(x)), tmp_path / "m.onnx")

@@ -91,6 +91,7 @@ def inference_function(
     weights_dtype: tf.DType | None = None,
     inline_xla: bool = True,
     distinct_names: bool = False,
+    real_numbers: bool = False,
 ) -> Any:
     """The same as ``serving_function``, made plain for converters, and compared with it on a random input.
 
@@ -108,6 +109,7 @@ def inference_function(
         inline_xla: whether functions that ask for XLA are inlined, as converters need it. tf_keras wraps grouped
             convolutions so, because TensorFlow's CPU kernels cannot run all graphs that have them.
         distinct_names: as in ``serving_function``.
+        real_numbers: whether what is complex is computed in real numbers, see ``spectra``.
 
     Returns:
         A ``ConcreteFunction`` without variables, with the inputs and outputs of ``serving_function``.
@@ -129,7 +131,9 @@ def inference_function(
     # Folding first; what it cannot do must not keep the rest from being done.
     for fold in (True, False) if fold_batch_norm else (False,):
         try:
-            lowered = lower(frozen, fold_batch_norm=fold, names=names, weights_dtype=weights_dtype)
+            lowered = lower(
+                frozen, fold_batch_norm=fold, names=names, weights_dtype=weights_dtype, real_numbers=real_numbers
+            )
         except OverflowError as error:
             raise ValueError(
                 f"{model.name!r} cannot be exported in {weights_dtype.name if weights_dtype else 'float32'}: {error}"

@@ -1,7 +1,8 @@
 """Makes a frozen graph plain for what reads it: constants as constants, one matrix product per layer.
 
-Five steps, each exact in real arithmetic:
+Six steps, each exact in real arithmetic:
 
+0. for ONNX, Fourier transforms and what else is complex become products and other ops of real numbers (``spectra``);
 1. slices that move, such as ``keras.ops.slice_update`` writes, become ops that converters know (``slices``);
 2. whatever is the same for every input becomes a constant: reads, casts, transposes and masks between a weight and its
    product, batch norm's scale and shift, shape arithmetic;
@@ -30,6 +31,7 @@ from tfmot_asp.export.lowering.frozen import Frozen
 from tfmot_asp.export.lowering.graph_edit import GraphEdit, node_of
 from tfmot_asp.export.lowering.invariants import Analysis, open_groups
 from tfmot_asp.export.lowering.slices import SLICES, lower_slices
+from tfmot_asp.export.lowering.spectra import SPECTRA, lower_spectra
 from tfmot_asp.graph.flat_graph import Op, Tensor
 from tfmot_asp.graph.ops import EINSUM, product_of, types_of
 
@@ -39,7 +41,12 @@ _LARGEST = 1 << 16  # elements of a constant that step 2 makes of what is no wei
 
 
 def lower(
-    frozen: Frozen, *, fold_batch_norm: bool, names: dict[str, str], weights_dtype: tf.DType | None = None
+    frozen: Frozen,
+    *,
+    fold_batch_norm: bool,
+    names: dict[str, str],
+    weights_dtype: tf.DType | None = None,
+    real_numbers: bool = False,
 ) -> Frozen:
     """Applies the steps.
 
@@ -48,6 +55,7 @@ def lower(
         fold_batch_norm: whether to do the last.
         names: op name of a product → what to call its constant weight.
         weights_dtype: a narrower type to store float32 and float64 weights in, each followed by a ``Cast`` back.
+        real_numbers: whether to do the first.
 
     Returns:
         A graph of the same inputs and outputs that computes the same.
@@ -60,6 +68,8 @@ def lower(
     steps: list[Callable[[Analysis, GraphEdit], None]] = [partial(_constants, names=names)]
     if types & SLICES:
         steps.insert(0, lower_slices)
+    if real_numbers and types & SPECTRA:
+        steps.insert(0, lower_spectra)
     if types.intersection(types_of(EINSUM)):
         steps.append(lower_einsums)
     if fold_batch_norm:

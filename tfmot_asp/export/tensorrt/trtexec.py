@@ -239,11 +239,9 @@ def shape_profiles(model: onnx.ModelProto, batches: tuple[int, int, int], shapes
         left = [axis for axis, dim in enumerate(dims) if axis and dim is None and named[axis] not in sizes]
         if left or not value.type.tensor_type.HasField("shape"):
             size = "x".join("?" if dim is None else str(dim) for dim in dims) or "an unknown shape"
-            which = next((named[axis] for axis in left if named[axis] in axes), name)
-            raise ValueError(
-                f"input {name!r} is {size}: open beyond the batch, so give "
-                f"shapes={{{which!r}: (smallest, most frequent, largest)}}"
-            )
+            which = list(dict.fromkeys(named[axis] for axis in left if named[axis] in axes)) or [name]
+            asked = ", ".join(f"{axis!r}: (smallest, most frequent, largest)" for axis in which)
+            raise ValueError(f"input {name!r} is {size}: open beyond the batch, so give shapes={{{asked}}}")
         found[name] = [
             tuple(dim or sizes.get(named[axis], batches)[place] for axis, dim in enumerate(dims)) for place in range(3)
         ]

@@ -1,0 +1,273 @@
+"""Writes discrete Fourier transforms as matrix products, and complex numbers as two tensors: their parts.
+
+ONNX has no complex numbers, and TensorRT no transforms. Spectrograms in a model (``keras.ops.stft``, ``tf.signal``) and
+mixing by transforms (FNet) begin and end in real numbers: every op that makes real numbers of complex ones (a real
+part, a magnitude, an inverse transform) is computed from the parts instead, back to where they come from. A transform
+along an axis of n is a product with the n x n matrix of its cosines and sines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfmot_asp.export.lowering.graph_edit import GraphEdit
+from tfmot_asp.export.lowering.invariants import Analysis
+from tfmot_asp.graph.flat_graph import Op, Tensor
+
+_PARTS = frozenset({"Real", "Imag", "ComplexAbs", "Angle"})
+_INVERSES = frozenset({"IRFFT", "IRFFT2D", "IRFFT3D"})
+SPECTRA = _PARTS | _INVERSES
+"""Ops that make real numbers of complex ones."""
+
+# What is done to each part alone, by what gives the type of the parts.
+_ELEMENTWISE = ("Identity", "Neg", "AddV2", "Add", "Sub", "SelectV2", "Sum", "Mean")
+_MOVING = (
+    "Reshape",
+    "ExpandDims",
+    "Squeeze",
+    "Transpose",
+    "BroadcastTo",
+    "Tile",
+    "ConcatV2",
+    "Pack",
+    "Pad",
+    "MirrorPad",
+)
+_TAKING = ("StridedSlice", "Slice", "ReverseV2", "Roll")
+_PART_BY_PART = {**dict.fromkeys((*_ELEMENTWISE, *_MOVING, *_TAKING), "T"), "GatherV2": "Tparams"}
+
+_Parts = tuple[str, str]
+_ToParts = Callable[..., tuple[tf.Tensor, ...]]
+
+
+def lower_spectra(analysis: Analysis, edit: GraphEdit) -> None:
+    """Replaces what makes real numbers of complex ones, where all that is complex before it is known here."""
+    lowering = _Lowering(analysis, edit)
+    for op in analysis.graph.ops:
+        if op.name in edit.nodes and op.type in SPECTRA:
+            lowering.replace(op)
+
+
+class _Lowering:
+    """The parts of complex tensors, each made once."""
+
+    def __init__(self, analysis: Analysis, edit: GraphEdit) -> None:
+        self._analysis, self._edit = analysis, edit
+        self._made: dict[int, _Parts | None] = {}
+
+    def replace(self, op: Op) -> None:
+        """Computes an op from the parts of its input, if they are known."""
+        parts = self._parts(op.inputs[0])
+        if parts is None:
+            return
+        if op.type in ("Real", "Imag"):
+            real = op.outputs[0].dtype
+            self._edit.replace(op.name, "Identity", [parts[op.type == "Imag"]], T=real)
+        elif op.type in _PARTS:
+            self._graft(op.name, _magnitude if op.type == "ComplexAbs" else _angle, parts, op.inputs[0])
+        else:
+            self._inverse_to_real(op, parts)
+
+    def _parts(self, tensor: Tensor) -> _Parts | None:
+        """The names of a complex tensor's real and imaginary part; None if it comes from what is not known here."""
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = self._of(tensor)
+        return self._made[id(tensor)]
+
+    def _of(self, tensor: Tensor) -> _Parts | None:
+        op, edit = tensor.op, self._edit
+        if op is None or op.name not in edit.nodes or self._analysis.shape(tensor) is None:
+            return None
+        value = self._analysis.value(tensor)
+        if value is not None:
+            real = _real(tensor)
+            return tuple(
+                edit.constant(f"{op.name}/{name}", part.astype(real.as_numpy_dtype), real)
+                for name, part in (("real", np.real(value)), ("imaginary", np.imag(value)))
+            )  # type: ignore[return-value]
+        inputs = [name for name in edit.nodes[op.name].input if not name.startswith("^")]
+        if op.type == "Complex":
+            return inputs[0], inputs[1]
+        if op.type == "Cast" and not op.inputs[0].dtype.is_complex:
+            cast = edit.add("Cast", f"{op.name}/real", inputs[:1], SrcT=op.inputs[0].dtype, DstT=_real(tensor))
+            return cast, edit.add("ZerosLike", f"{op.name}/imaginary", [cast], T=_real(tensor))
+        if op.type in ("RFFT", "RFFT2D", "RFFT3D"):
+            return self._transform_of_real(op, inputs[0])
+        given = [self._parts(t) if t.dtype.is_complex else (n, n) for t, n in zip(op.inputs, inputs, strict=True)]
+        if any(parts is None for parts in given):
+            return None
+        operands = [parts for parts in given if parts is not None]
+        if op.type in _PART_BY_PART:
+            attributes = dict(edit.nodes[op.name].attr) | {_PART_BY_PART[op.type]: _real(tensor)}
+            real, imaginary = (
+                edit.add(op.type, f"{op.name}/{name}", [parts[place] for parts in operands], **attributes)
+                for place, name in enumerate(("real", "imaginary"))
+            )
+            return real, imaginary
+        if op.type == "Conj":
+            return operands[0][0], edit.add("Neg", f"{op.name}/imaginary", operands[0][1:], T=_real(tensor))
+        if op.type == "Mul":
+            specs = [self._spec(factor) for factor in op.inputs for _ in range(2)]
+            return self._both(op, _product, [*operands[0], *operands[1]], specs)
+        if op.type in ("FFT", "FFT2D", "FFT3D", "IFFT", "IFFT2D", "IFFT3D"):
+            return self._transform(op, operands[0])
+        return None
+
+    # Transforms
+
+    def _transform_of_real(self, op: Op, data: str) -> _Parts | None:
+        lengths = self._analysis.value(op.inputs[1])
+        axes = None if lengths is None else self._axes(op.inputs[0], len(lengths), but=len(lengths))
+        if lengths is None or axes is None:
+            return None
+        sizes = [int(length) for length in lengths]
+        kept = sizes[-1] // 2 + 1
+        cosines, sines = _waves(sizes[-1])
+        bases = [self._basis(op, sizes[-1], wave[:, :kept], op.inputs[0].dtype) for wave in (cosines, -sines)]
+        others = self._bases(op, sizes[:-1], op.inputs[0].dtype)
+
+        def transformed(x: tf.Tensor, cosine: tf.Tensor, sine: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            x = _resized(x, sizes)
+            return _along_axes((tf.matmul(x, cosine), tf.matmul(x, sine)), rest, inverse=False, last=False)
+
+        specs = [self._spec(op.inputs[0]), *self._specs([*bases, *others], op.inputs[0].dtype)]
+        return self._both(op, transformed, [data, *bases, *others], specs)
+
+    def _transform(self, op: Op, parts: _Parts) -> _Parts | None:
+        sizes = self._axes(op.inputs[0], _dimensions(op))
+        if sizes is None:
+            return None
+        bases, real = self._bases(op, sizes, _real(op.inputs[0])), _real(op.inputs[0])
+        inverse = op.type.startswith("I")
+
+        def transformed(re: tf.Tensor, im: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return _along_axes((re, im), rest, inverse=inverse, last=True)
+
+        specs = [*[self._spec(op.inputs[0])] * 2, *self._specs(bases, real)]
+        return self._both(op, transformed, [*parts, *bases], specs)
+
+    def _inverse_to_real(self, op: Op, parts: _Parts) -> None:
+        lengths, real = self._analysis.value(op.inputs[1]), _real(op.inputs[0])
+        if lengths is None or self._axes(op.inputs[0], len(lengths), but=len(lengths)) is None:
+            return
+        sizes = [int(length) for length in lengths]
+        kept = sizes[-1] // 2 + 1
+        cosines, sines = _waves(sizes[-1])
+        twice = np.full((kept, 1), 2.0 / sizes[-1])  # the other half is the conjugate of this one
+        twice[0] = 1.0 / sizes[-1]
+        if sizes[-1] % 2 == 0:
+            twice[-1] = 1.0 / sizes[-1]
+        bases = [self._basis(op, sizes[-1], twice * wave[:kept], real) for wave in (cosines, -sines)]
+        others = self._bases(op, sizes[:-1], real)
+
+        def restored(re: tf.Tensor, im: tf.Tensor, cosine: tf.Tensor, sine: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+            resized = (_resized(part, [*sizes[:-1], kept]) for part in (re, im))
+            re, im = _along_axes(tuple(resized), rest, inverse=True, last=False)
+            return tf.matmul(re, cosine) + tf.matmul(im, sine)
+
+        specs = [*[self._spec(op.inputs[0])] * 2, *self._specs([*bases, *others], real)]
+        self._edit.graft(op.name, restored, [*parts, *bases, *others], specs)
+
+    def _axes(self, tensor: Tensor, count: int, but: int = 0) -> list[int] | None:
+        """The sizes of the last ``count`` axes; None if one but the last ``but`` of them is open."""
+        shape = self._analysis.shape(tensor)
+        if shape is None or len(shape) < count or -1 in shape[len(shape) - count : len(shape) - but]:
+            return None
+        return list(shape[len(shape) - count :])
+
+    def _basis(self, op: Op, size: int, wave: npt.NDArray[np.float64], dtype: tf.DType) -> str:
+        return self._edit.constant(f"{op.name}/waves_of_{size}", wave.astype(dtype.as_numpy_dtype), dtype)
+
+    def _bases(self, op: Op, sizes: Sequence[int], dtype: tf.DType) -> list[str]:
+        """Cosines and sines for each size."""
+        return [self._basis(op, size, wave, dtype) for size in sizes for wave in _waves(size)]
+
+    # Nodes
+
+    def _graft(self, name: str, function: Callable[..., tf.Tensor], parts: _Parts, like: Tensor) -> str:
+        return self._edit.graft(name, function, parts, [self._spec(like)] * 2)
+
+    def _both(self, op: Op, function: _ToParts, names: Sequence[str], specs: Sequence[tf.TensorSpec]) -> _Parts:
+        real, imaginary = (
+            self._edit.graft(f"{op.name}/{name}", lambda *given, at=at: function(*given)[at], names, specs)
+            for at, name in enumerate(("real", "imaginary"))
+        )
+        return real, imaginary
+
+    def _spec(self, tensor: Tensor) -> tf.TensorSpec:
+        shape = self._analysis.shape(tensor)
+        assert shape is not None
+        return tf.TensorSpec([None if size == -1 else size for size in shape], _real(tensor))
+
+    def _specs(self, bases: Sequence[str], dtype: tf.DType) -> list[tf.TensorSpec]:
+        return [tf.TensorSpec([None, None], dtype) for _ in bases]
+
+
+def _real(tensor: Tensor) -> tf.DType:
+    return tensor.dtype.real_dtype
+
+
+def _dimensions(op: Op) -> int:
+    return int(op.type[-2]) if op.type.endswith("D") else 1
+
+
+def _waves(size: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Cosines and sines of 2 pi n k / size, (size, size)."""
+    turns = np.outer(np.arange(size), np.arange(size)) % size * (2 * np.pi / size)
+    return np.cos(turns), np.sin(turns)
+
+
+def _resized(x: tf.Tensor, sizes: Sequence[int]) -> tf.Tensor:
+    """The first values along the last axes, or zeros after them: what a transform of other lengths takes."""
+    for back, size in enumerate(reversed(sizes), 1):
+        axis = x.shape.rank - back
+        if x.shape[axis] == size:
+            continue
+        before = [[0, 0]] * axis
+        x = tf.pad(x, [*before, [0, size], *[[0, 0]] * (back - 1)]) if (x.shape[axis] or 0) < size else x
+        x = tf.slice(x, [0] * x.shape.rank, [size if place == axis else -1 for place in range(x.shape.rank)])
+    return x
+
+
+def _along_axes(
+    parts: tuple[tf.Tensor, ...], bases: Sequence[tf.Tensor], *, inverse: bool, last: bool
+) -> tuple[tf.Tensor, ...]:
+    """Transforms along the axes that there are cosines and sines for: the last ones, or those before the last."""
+    re, im = parts
+    count, sign = len(bases) // 2, -1.0 if inverse else 1.0
+    for number in range(count):
+        cosine, sine = bases[2 * number], sign * bases[2 * number + 1]
+        axis = re.shape.rank - count + number - (not last)
+        swap = list(range(re.shape.rank))
+        swap[axis], swap[-1] = swap[-1], swap[axis]
+
+        def moved(x: tf.Tensor, swap: list[int] = swap) -> tf.Tensor:
+            return x if swap == sorted(swap) else tf.transpose(x, swap)
+
+        re, im = moved(re), moved(im)
+        re, im = tf.matmul(re, cosine) + tf.matmul(im, sine), tf.matmul(im, cosine) - tf.matmul(re, sine)
+        if inverse:
+            size = tf.cast(tf.shape(cosine)[0], re.dtype)
+            re, im = re / size, im / size
+        re, im = moved(re), moved(im)
+    return re, im
+
+
+def _product(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    return a * c - b * d, a * d + b * c
+
+
+def _magnitude(re: tf.Tensor, im: tf.Tensor) -> tf.Tensor:
+    """Without squares of either part, which half precision may not hold."""
+    re, im = tf.abs(re), tf.abs(im)
+    larger, smaller = tf.maximum(re, im), tf.minimum(re, im)
+    ratio = smaller / tf.where(tf.equal(larger, 0), tf.ones_like(larger), larger)
+    return larger * tf.sqrt(1 + ratio * ratio)
+
+
+def _angle(re: tf.Tensor, im: tf.Tensor) -> tf.Tensor:
+    return tf.atan2(im, re)
