@@ -116,3 +116,14 @@ def test_a_model_that_begins_with_a_spectrogram(tmp_path, kind, precision):
     written = onnx.load(tmp_path / "m.onnx")
     assert {node.op_type for node in written.graph.node}.isdisjoint({"DFT", "STFT"})
     assert len(report.layers) >= 2
+
+
+def test_open_lengths_say_what_to_do(tmp_path):
+    x = tf_keras.Input((None, 8))
+    mixing = tf_keras.layers.Lambda(lambda t: tf.math.real(tf.signal.fft2d(tf.cast(t, tf.complex64))))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(16)(mixing(x)))
+    with pytest.raises(
+        ValueError, match=r"ONNX has no complex numbers, which Cast .*known lengths \(give input_shapes\)"
+    ):
+        tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp32")
+    tfmot_asp.export.onnx(model, tmp_path / "m.onnx", precision="fp32", input_shapes=(None, 6, 8))

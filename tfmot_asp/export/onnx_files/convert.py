@@ -130,9 +130,11 @@ def convert(
         try:
             model = _optimized(converted)
         except Exception as error:  # handlers fail in as many ways as there are ops
-            raise ValueError(f"tf2onnx cannot convert the model to opset {opset}: {error}") from error
+            raise ValueError(
+                f"tf2onnx cannot convert the model to opset {opset}: {error}{_on_complex_numbers(function)}"
+            ) from error
     gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
-    _check_ops(model, opset)
+    _check_ops(model, opset, _on_complex_numbers(function))
     restore_names(model, function, variables)
     suit_tensorrt(model)
     _tidy(model, list(output_order or function.structured_outputs), specs, axes)
@@ -194,7 +196,18 @@ def _check_not_quantized(function: Any) -> None:
         )
 
 
-def _check_ops(model: onnx.ModelProto, opset: int) -> None:
+def _on_complex_numbers(function: Any) -> str:
+    """What to do about complex numbers that were left in a function, as an end of a message."""
+    left = [op for op in trace_function(function).ops if any(tensor.dtype.is_complex for tensor in op.outputs)]
+    if not left:
+        return ""
+    return (
+        f". ONNX has no complex numbers, which {left[0].type} ({left[0].name}) makes: Fourier transforms are written "
+        "without, outside of loops, along axes of known lengths (give input_shapes), up to what makes them real again"
+    )
+
+
+def _check_ops(model: onnx.ModelProto, opset: int, on_complex_numbers: str) -> None:
     """Raises if the model holds ops that tf2onnx passed on as they were."""
     onnx = import_onnx()
     unknown: dict[str, list[str]] = {}
@@ -206,7 +219,10 @@ def _check_ops(model: onnx.ModelProto, opset: int) -> None:
         if any(op.startswith("Xla") for op in unknown):
             hint = "In loops they are not rewritten: export one step of the loop, and repeat it where the file runs"
         ops = "; ".join(f"{op} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for op, names in unknown.items())
-        raise ValueError(f"tf2onnx has no counterpart in ONNX opset {opset} for these TensorFlow ops: {ops}. {hint}")
+        raise ValueError(
+            f"tf2onnx has no counterpart in ONNX opset {opset} for these TensorFlow ops: {ops}"
+            + (on_complex_numbers or f". {hint}")
+        )
 
 
 def _tidy(
