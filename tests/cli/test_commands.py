@@ -518,7 +518,9 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
     for name in ("onnx", "tflite", "saved_model"):
         monkeypatch.setattr(
             f"tfmot_asp.export.{name}",
-            lambda model, path, name=name, sparsity_m_by_n=None, **o: calls.update({name: o}) or Report(),
+            lambda model, path, name=name, sparsity_m_by_n=None, progress=None, **o: (
+                calls.update({name: o}) or Report()
+            ),
             raising=False,
         )
     np.save("images.npy", np.zeros((5, 8, 8, 3), np.float32))
@@ -573,7 +575,7 @@ def test_export_passes_its_options_on(here, run, monkeypatch):
 
 @pytest.mark.parametrize("target", ["onnx", "tflite", "saved_model", "tftrt"])
 def test_every_option_of_the_exporters_is_on_the_command_line(target):
-    by_the_command = {"model", "path", "overwrite", "input_shapes", "sparsity_m_by_n"}
+    by_the_command = {"model", "path", "overwrite", "input_shapes", "sparsity_m_by_n", "progress"}
     if target == "tftrt":  # which reads a SavedModel, made here if need be
         by_the_command = by_the_command - {"model", "path"} | {"saved_model_dir", "out_dir", "allow_unsafe"}
     function = getattr(tfmot_asp.export, target)

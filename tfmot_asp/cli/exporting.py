@@ -59,6 +59,7 @@ def export(arguments: argparse.Namespace, console: Console) -> int:
             overwrite=arguments.force,
             input_shapes=input_shapes(arguments.input_shape),
             sparsity_m_by_n=arguments.pattern,
+            progress=console.progress,
             **given,
         )
     console.result(report.document(), {"output": str(arguments.output), **report.to_dict()})
@@ -82,7 +83,12 @@ def _tftrt(arguments: argparse.Namespace, given: dict[str, Any], console: Consol
         if not is_saved_model(source) or (source / "keras_metadata.pb").exists():
             source = folder / "saved_model"
             exporters.saved_model(
-                load(arguments), source, batch_size=batch, input_shapes=shapes, sparsity_m_by_n=arguments.pattern
+                load(arguments),
+                source,
+                batch_size=batch,
+                input_shapes=shapes,
+                sparsity_m_by_n=arguments.pattern,
+                progress=console.progress,
             )
         report = exporters.verify(source, sparsity_m_by_n=pattern, allow_unsafe=allow_unsafe)
         exporters.tftrt(
@@ -93,6 +99,7 @@ def _tftrt(arguments: argparse.Namespace, given: dict[str, Any], console: Consol
             overwrite=arguments.force,
             allow_unsafe=allow_unsafe,
             sparsity_m_by_n=pattern,
+            progress=console.progress,
         )
     report = dataclasses.replace(report, path=str(arguments.model))
     console.result(written(arguments, report.document()), {"output": str(arguments.output), **report.to_dict()})

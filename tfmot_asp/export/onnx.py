@@ -31,6 +31,7 @@ from tfmot_asp.files import replacing
 from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import PatternLike
+from tfmot_asp.reports.progress_bar import Stages
 from tfmot_asp.reports.table import Marked
 from tfmot_asp.reports.verification import VerificationReport
 from tfmot_asp.types import CalibrationData, InputShapes, StrPath
@@ -63,6 +64,7 @@ def onnx(
     check: str | None = None,
     sparsity_m_by_n: PatternLike | None = None,
     overwrite: bool = False,
+    progress: bool | None = None,
 ) -> VerificationReport:
     """Writes a model as an ONNX file that TensorRT can run with sparse kernels.
 
@@ -110,6 +112,7 @@ def onnx(
         sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
             keep; by default that of its pruning wrappers, and 2:4 for a model without.
         overwrite: replace an existing file.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Returns:
         The ``VerificationReport`` of the written file. Its ``op`` names are those of TensorRT's log, for
@@ -141,12 +144,19 @@ def onnx(
         raise ValueError(f"check must be 'tensorrt' or None, got {check!r}")
     if check:
         check_installed()
-    with replacing(path, overwrite=overwrite, what="an ONNX file") as written:
+    stages = ["tracing", "rewriting", "converting", "comparing", f"writing {precision}", "checking"]
+    stages += ["TensorRT"] if check else []
+    with (
+        replacing(path, overwrite=overwrite, what="an ONNX file") as written,
+        Stages("onnx", stages, progress) as at,
+    ):
+        at.begin("tracing")
         plain, pattern = plain_model(model, sparsity_m_by_n)
         original = serving_function(plain, batch_size, input_shapes, distinct_names=True)
         data = None
         if precision == "int8" or calibration_data is not None:
             data = CalibrationBatches(calibration_data, list(original.structured_input_signature[0]))
+        at.begin("rewriting")
         function = inference_function(
             plain,
             batch_size,
@@ -156,6 +166,7 @@ def onnx(
             real_numbers=True,
         )
         left_out = check_outputs(uncompared, original)
+        at.begin("converting")
         converted = convert(
             function,
             opset,
@@ -164,8 +175,10 @@ def onnx(
             outputs_as_nchw,
             original.variables,
         )
+        at.begin("comparing")
         outputs = OutputCheck(original, inputs_as_nchw, outputs_as_nchw, left_out)
         outputs.compare(session(converted))
+        at.begin(f"writing {precision}")
         if precision == "fp32":
             notes = write_float(converted, written, outputs, data)
         elif precision == "fp16":
@@ -173,9 +186,11 @@ def onnx(
         else:
             assert data is not None
             notes = write_int8(converted, written, outputs, data, int8, pattern)
+        at.begin("checking")
         report = verify(written, sparsity_m_by_n=pattern, allow_unsafe=True)
         check_nothing_lost(original, report, "the ONNX file")
         if check:
+            at.begin("TensorRT")
             taken = check_with_tensorrt(written, batch_sizes=batch_sizes, shapes=shapes)
             if not taken.ok:
                 raise RuntimeError(f"{str(path)!r} is not written: {taken}")

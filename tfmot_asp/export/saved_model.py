@@ -27,6 +27,7 @@ from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import PatternLike
+from tfmot_asp.reports.progress_bar import Stages
 from tfmot_asp.reports.verification import VerificationReport
 from tfmot_asp.types import InputShapes, StrPath
 
@@ -46,6 +47,7 @@ def saved_model(
     input_shapes: InputShapes | None = None,
     precision: str = "fp32",
     sparsity_m_by_n: PatternLike | None = None,
+    progress: bool | None = None,
 ) -> VerificationReport:
     """Writes a model as a SavedModel with the inference signature ``serving_default``, in the form that TF-TRT takes.
 
@@ -72,6 +74,7 @@ def saved_model(
             ``dtype=`` is the same.
         sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
             keep; by default that of its pruning wrappers, and 2:4 for a model without.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Returns:
         The ``VerificationReport`` of the written file.
@@ -89,10 +92,16 @@ def saved_model(
     """
     path = Path(path)
     narrow = _STORED[check_precision(precision, tuple(_STORED))]
-    with replacing(path, overwrite=overwrite, what="a SavedModel", folder=True) as written:
+    stages = ("tracing", "rewriting", "writing", "comparing", "checking")
+    with (
+        replacing(path, overwrite=overwrite, what="a SavedModel", folder=True) as written,
+        Stages("saved_model", stages, progress) as at,
+    ):
+        at.begin("tracing")
         plain, pattern = plain_model(model, sparsity_m_by_n)
         original = serving_function(plain, batch_size, input_shapes)
         function = original
+        at.begin("rewriting")
         try:
             function = inference_function(
                 plain,
@@ -106,11 +115,14 @@ def saved_model(
             if narrow is not None:
                 raise ValueError(f"weights cannot be stored in {narrow.name}: {error}") from error
             logger.warning("Exported with variables, and batch norm as it is: %s", error)
+        at.begin("writing")
         holder = holder_of(function, plain if function is original else None)
         # Custom gradients (tf_keras' swish has one) capture what is no part of the function, and are not for inference.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(holder, str(written), signatures={"serving_default": function}, options=options)
+        at.begin("comparing")
         _compare(function, written)
+        at.begin("checking")
         report = verify(written, sparsity_m_by_n=pattern, allow_unsafe=True)
         check_nothing_lost(original, report, "the SavedModel")
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))

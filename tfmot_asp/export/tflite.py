@@ -28,6 +28,7 @@ from tfmot_asp.graph.gemms import find_gemms
 from tfmot_asp.hardware.precision import check_precision
 from tfmot_asp.keras_models.plain import plain_model
 from tfmot_asp.pattern import PatternLike
+from tfmot_asp.reports.progress_bar import Stages
 from tfmot_asp.reports.verification import VerificationReport
 from tfmot_asp.types import CalibrationData, InputShapes, StrPath
 
@@ -55,6 +56,7 @@ def tflite(
     uncompared: Iterable[str] = (),
     sparsity_m_by_n: PatternLike | None = None,
     overwrite: bool = False,
+    progress: bool | None = None,
 ) -> VerificationReport:
     """Writes a model as a TFLite file with the signature ``serving_default``, and reads it back.
 
@@ -84,6 +86,7 @@ def tflite(
         sparsity_m_by_n: the pattern that the model's kernels have, ``(zeros, block)`` or ``"N:M"``, which the file must
             keep; by default that of its pruning wrappers, and 2:4 for a model without.
         overwrite: replace an existing file.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Returns:
         The ``VerificationReport`` of the file. Its ``notes`` give the file's size, also compressed, how far its outputs
@@ -102,7 +105,12 @@ def tflite(
     """
     path = Path(path)
     precision = _check_arguments(path, precision, io_dtype)
-    with replacing(path, overwrite=overwrite, what="a TFLite file") as written:
+    stages = ("tracing", "rewriting", "converting", "checking", "comparing")
+    with (
+        replacing(path, overwrite=overwrite, what="a TFLite file") as written,
+        Stages("tflite", stages, progress) as at,
+    ):
+        at.begin("tracing")
         plain, pattern = plain_model(model, sparsity_m_by_n)
         function = serving_function(plain, batch_size, input_shapes)
         left_out = check_outputs(uncompared, function)
@@ -119,16 +127,21 @@ def tflite(
         job = Conversion(plain, precision, samples, trained, _IO_DTYPES[io_dtype], select_tf_ops)
 
         def convert(source: Any) -> VerificationReport:
+            at.begin("converting")
             source = widened(source) if half else source
             job.run(suit_int8(source, plain.name, samples) if precision == "int8" and not trained else source, written)
+            at.begin("checking")
             return verify(written, sparsity_m_by_n=pattern, allow_unsafe=True)
 
+        at.begin("rewriting")
         lowered = inference_function(plain, batch_size, input_shapes) if needs_lowering(function) else None
         report = convert(lowered or function)
         if lowered is None and lost_kernels(function, report) and not trained:
             # The converter sums over the letters of an einsum in an order of its own; a lowered one has none left.
+            at.begin("rewriting")
             report = convert(inference_function(plain, batch_size, input_shapes))
         check_nothing_lost(function, report, "the TFLite file")
+        at.begin("comparing")
         reached = "trained int8" if trained else "fp16" if half and precision == "fp32" else precision
         notes = compare(function, written, precision, samples, TOLERANCES["tflite"][reached], job.better, left_out)
         notes += in_float(written) if precision == "int8" else []

@@ -26,6 +26,7 @@ from tfmot_asp.graph.flat_graph import Op
 from tfmot_asp.graph.flatten import trace_function
 from tfmot_asp.graph.ops import product_of
 from tfmot_asp.pattern import TWO_FOUR, PatternLike
+from tfmot_asp.reports.progress_bar import Stages
 from tfmot_asp.types import CalibrationData, InputShapes
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def tftrt(
     overwrite: bool = False,
     allow_unsafe: bool = False,
     sparsity_m_by_n: PatternLike = TWO_FOUR,
+    progress: bool | None = None,
 ) -> Any:
     """Converts a SavedModel to one whose graph runs in TensorRT, sparse where that is faster.
 
@@ -70,6 +72,7 @@ def tftrt(
         allow_unsafe: convert a SavedModel that can run code when it is loaded, as in ``export.verify``.
         sparsity_m_by_n: the pattern that the SavedModel is checked for, as in ``export.verify``. TensorRT's sparse
             kernels are for 2:4, or for what has more zeros, such as ``"1:4"``.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Returns:
         TF-TRT's converter, after ``convert``, ``build`` and ``save``; its ``summary()`` prints what became an engine.
@@ -114,12 +117,18 @@ def tftrt(
         )
     batches = example_inputs(function, input_shapes)
     converter = new_converter(source, parameters, dynamic=_has_open_axes(function))
-    with replacing(out, overwrite=overwrite, what="a SavedModel", folder=True) as new:
+    with (
+        replacing(out, overwrite=overwrite, what="a SavedModel", folder=True) as new,
+        Stages("tftrt", ("converting", "building", "writing"), progress) as at,
+    ):
+        at.begin("converting")
         if calibration_data is None:
             converter.convert()
         else:
             converter.convert(calibration_input_fn=lambda: calibration_batches(calibration_data, _specs(function)))
+        at.begin("building")
         converter.build(input_fn=lambda: iter(batches))
+        at.begin("writing")
         converter.save(str(new))
     if os.environ.get(SPARSE_MODE) == "0":
         logger.warning("%s=0 is set: the engines were built without sparse kernels", SPARSE_MODE)

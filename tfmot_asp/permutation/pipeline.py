@@ -29,7 +29,7 @@ from tfmot_asp.permutation.search import SearchResult, search, search_many
 from tfmot_asp.permutation.search.api import check_options, choose_device
 from tfmot_asp.permutation.search.batches import batches
 from tfmot_asp.permutation.weave import weave
-from tfmot_asp.reports.progress_bar import progress_bar
+from tfmot_asp.reports.progress_bar import check_progress, progress_bar
 from tfmot_asp.types import InputShapes, Policy
 
 logger = logging.getLogger(__name__)
@@ -133,8 +133,7 @@ def check_permute_options(
 ) -> None:
     """Refuses options that the search would refuse, before the model is looked at, whether or not it has groups."""
     check_options(m_by_n, device, effort, seed, "sparsity_m_by_n")
-    if not (progress is None or isinstance(progress, bool)):
-        raise TypeError(f"progress must be True, False or None; got {progress!r}")
+    check_progress(progress)
     if executor is None:
         if device == "cuda":
             choose_device(device, 0, 0)  # raises if there is none

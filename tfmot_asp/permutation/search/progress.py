@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tfmot_asp.reports.progress_bar import progress_bar
+
+_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
 
 class Progress:
     """A context manager whose value is the tick: it shows the fraction done, and says whether time is up.
@@ -18,13 +22,7 @@ class Progress:
     ) -> None:
         self._report: Callable[[float], Any] | None = progress if callable(progress) else None
         self._deadline = None if time_limit is None else started + time_limit
-        self._bar: Any = None
-        if progress is True:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(
-                total=1.0, desc="search", bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-            )
+        self._bar = progress_bar(1.0, "search", True, bar_format=_FORMAT) if progress is True else None
 
     def __enter__(self) -> Callable[[float], bool]:
         return self._tick
