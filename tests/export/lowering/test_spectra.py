@@ -81,6 +81,18 @@ def test_what_is_done_between_transforms():
         return tf.signal.irfft(tf.gather(spectrum, [0, 2, 1, 3, 4, 5, 6, 7, 8], axis=1))
 
     same(filtered, x, opened=False)
+    same(lambda a, b: tf.math.real(tf.signal.ifft(tf.complex(a, b)) / tf.complex(b + 3.0, a)), x, values(2, 16, seed=1))
+
+
+def test_a_rotary_embedding_in_complex_numbers():
+    turns = np.exp(1j * np.outer(np.arange(5), 10.0 ** -np.arange(4))).astype(np.complex64)
+
+    def rotated(x):
+        pairs = tf.reshape(x, [-1, 5, 4, 2])
+        turned = tf.complex(pairs[..., 0], pairs[..., 1]) * turns
+        return tf.reshape(tf.stack([tf.math.real(turned), tf.math.imag(turned)], axis=-1), [-1, 5, 8])
+
+    same(rotated, values(3, 5, 8))
 
 
 def test_magnitudes_that_half_precision_holds():

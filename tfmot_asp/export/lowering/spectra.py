@@ -84,11 +84,8 @@ class _Lowering:
             return None
         value = self._analysis.value(tensor)
         if value is not None:
-            real = _real(tensor)
-            return tuple(
-                edit.constant(f"{op.name}/{name}", part.astype(real.as_numpy_dtype), real)
-                for name, part in (("real", np.real(value)), ("imaginary", np.imag(value)))
-            )  # type: ignore[return-value]
+            real = edit.constant(f"{op.name}/real", np.real(value), _real(tensor))
+            return real, edit.constant(f"{op.name}/imaginary", np.imag(value), _real(tensor))
         inputs = [name for name in edit.nodes[op.name].input if not name.startswith("^")]
         if op.type == "Complex":
             return inputs[0], inputs[1]
@@ -103,16 +100,13 @@ class _Lowering:
         operands = [parts for parts in given if parts is not None]
         if op.type in _PART_BY_PART:
             attributes = dict(edit.nodes[op.name].attr) | {_PART_BY_PART[op.type]: _real(tensor)}
-            real, imaginary = (
-                edit.add(op.type, f"{op.name}/{name}", [parts[place] for parts in operands], **attributes)
-                for place, name in enumerate(("real", "imaginary"))
-            )
-            return real, imaginary
+            real = edit.add(op.type, f"{op.name}/real", [real for real, _ in operands], **attributes)
+            return real, edit.add(op.type, f"{op.name}/imaginary", [part for _, part in operands], **attributes)
         if op.type == "Conj":
             return operands[0][0], edit.add("Neg", f"{op.name}/imaginary", operands[0][1:], T=_real(tensor))
-        if op.type == "Mul":
+        if op.type in ("Mul", "RealDiv"):
             specs = [self._spec(factor) for factor in op.inputs for _ in range(2)]
-            return self._both(op, _product, [*operands[0], *operands[1]], specs)
+            return self._both(op, _product if op.type == "Mul" else _quotient, [*operands[0], *operands[1]], specs)
         if op.type in ("FFT", "FFT2D", "FFT3D", "IFFT", "IFFT2D", "IFFT3D"):
             return self._transform(op, operands[0])
         return None
@@ -259,6 +253,11 @@ def _along_axes(
 
 def _product(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return a * c - b * d, a * d + b * c
+
+
+def _quotient(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    square = c * c + d * d
+    return (a * c + b * d) / square, (b * c - a * d) / square
 
 
 def _magnitude(re: tf.Tensor, im: tf.Tensor) -> tf.Tensor:
