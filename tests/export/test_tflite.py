@@ -308,6 +308,18 @@ def test_models_that_cannot_be_written_are_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_products_of_one_hot_vectors_become_tables(tmp_path, precision):
+    ids = layers.Input((16,), dtype="int32")
+    x = layers.Dense(32, bias_initializer="normal")(layers.Lambda(lambda t: tf.one_hot(t, 32))(ids))
+    model = tf_keras.Model(ids, layers.Dense(16)(layers.ReLU()(x)))
+    tfmot_asp.prune_trained_model(model, permute=False)
+    data = {"calibration_data": np.arange(64).reshape(4, 16).astype("int32") % 32} if precision == "int8" else {}
+    report = tfmot_asp.export.tflite(model, tmp_path / "m.tflite", precision=precision, **data)
+    assert (report.sparse, len(report.layers)) == (1, 1)
+    assert any("TFLite looks up its rows" in note for note in report.notes)
+
+
 def test_loops_that_crash_tensorflows_calibrator_are_refused(tmp_path):
     looped = tf_keras.Sequential([layers.Input((4, 16)), layers.GRU(8), layers.Dense(8)], name="looped")
     dataset = {"precision": "int8", "calibration_data": inputs(4, 16)}

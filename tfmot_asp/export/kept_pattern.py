@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def has_pattern(gemm: Gemm, pattern: Pattern) -> bool:
     return weight is not None and bool(np.any(weight)) and standing(weight, gemm.reduction_axes, pattern).holds
 
 
-def lost_kernels(function: Any, report: VerificationReport) -> list[str]:
+def lost_kernels(function: Any, report: VerificationReport, tables: Iterable[int] = ()) -> list[str]:
     """The kernels that have the pattern in a function, and of whose size not as many have it in a file.
 
     Only the number of weights is compared: a converter may transpose and rename kernels, cut them in another way, write
@@ -32,6 +33,7 @@ def lost_kernels(function: Any, report: VerificationReport) -> list[str]:
     Args:
         function: of the Keras model as it is.
         report: of the file.
+        tables: sizes of kernels that the file multiplies with no longer, since it looks up their rows.
 
     Returns:
         Their names.
@@ -41,18 +43,19 @@ def lost_kernels(function: Any, report: VerificationReport) -> list[str]:
         if gemm.weight is not None and has_pattern(gemm, report.sparsity_m_by_n):
             sparse[gemm.weight.size, hashlib.sha256(gemm.weight.tobytes()).digest()] = gemm.weight_name
     needed = Counter(size for size, _ in sparse)
-    found = Counter(math.prod(layer.shape) for layer in report.layers if layer.holds)
+    found = Counter([*tables, *(math.prod(layer.shape) for layer in report.layers if layer.holds)])
     return [name for (size, _), name in sparse.items() if needed[size] > found[size]]
 
 
-def check_nothing_lost(function: Any, report: VerificationReport, what: str) -> None:
+def check_nothing_lost(function: Any, report: VerificationReport, what: str, tables: Iterable[int] = ()) -> None:
     """Raises RuntimeError if a file lost the pattern of a kernel.
 
     Args:
         function: of the Keras model as it is.
         report: of the file.
         what: the file, for the error, such as ``"the ONNX file"``.
+        tables: as in ``lost_kernels``.
     """
-    if lost := lost_kernels(function, report):
+    if lost := lost_kernels(function, report, tables):
         names = f"{', '.join(lost[:3])}{', ...' * (len(lost) > 3)}"
         raise RuntimeError(f"{what} lost the pattern {report.sparsity_m_by_n} of {names}; it says:\n{report}")

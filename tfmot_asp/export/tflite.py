@@ -18,7 +18,7 @@ from tfmot_asp.export.lowering.inference import check_outputs, inference_functio
 from tfmot_asp.export.lowering.slices import needs_lowering
 from tfmot_asp.export.lowering.widening import computes_in_half, widened
 from tfmot_asp.export.tflite_files.convert import Conversion
-from tfmot_asp.export.tflite_files.file_checks import Samples, compare, in_float, sizes, state
+from tfmot_asp.export.tflite_files.file_checks import Samples, compare, in_float, looked_up, sizes, state
 from tfmot_asp.export.tflite_files.int8_forms import suit_int8
 from tfmot_asp.export.verify import verify
 from tfmot_asp.files import replacing
@@ -136,16 +136,20 @@ def tflite(
         at.begin("rewriting")
         lowered = inference_function(plain, batch_size, input_shapes) if needs_lowering(function) else None
         report = convert(lowered or function)
-        if lowered is None and lost_kernels(function, report) and not trained:
+        if lowered is None and lost_kernels(function, report, looked_up(written).values()) and not trained:
             # The converter sums over the letters of an einsum in an order of its own; a lowered one has none left.
             at.begin("rewriting")
             report = convert(inference_function(plain, batch_size, input_shapes))
-        check_nothing_lost(function, report, "the TFLite file")
+        tables = looked_up(written)
+        check_nothing_lost(function, report, "the TFLite file", tables.values())
         at.begin("comparing")
         reached = "trained int8" if trained else "fp16" if half and precision == "fp32" else precision
         notes = compare(function, written, precision, samples, TOLERANCES["tflite"][reached], job.better, left_out)
         notes += in_float(written) if precision == "int8" else []
         notes += [f"Output {name!r} was not compared with the model's." for name in left_out]
+        notes += [
+            f"{name!r} multiplies one-hot vectors: TFLite looks up its rows, so no product is left." for name in tables
+        ]
         notes += [*state(written), sizes(written), _NO_SPEEDUP]
     logger.info("Wrote %s: %d of %d weights sparse.", path, report.sparse, len(report.layers))
     return dataclasses.replace(report, path=str(path), notes=(*report.notes, *notes))

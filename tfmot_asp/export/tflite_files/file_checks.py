@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import warnings
 from collections import Counter
@@ -222,6 +223,13 @@ def in_float(written: Path) -> list[str]:
     products = [gemm.weight_name for gemm in read_tflite(written) if gemm.op in names]
     listed = f"; the weights of {', '.join(products)} are not quantized" if products else ""
     return [f"Computed in float: {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}{listed}."]
+
+
+def looked_up(written: Path) -> dict[str, int]:
+    """Names and sizes of the kernels that became tables: TFLite looks up the rows that one-hot vectors would take."""
+    graphs = TfliteFile(written).subgraphs
+    tables = (graph.tensors[op.inputs[1]] for graph in graphs for op in graph.ops if op.type == "EMBEDDING_LOOKUP")
+    return {tensor.name.split(";")[0]: math.prod(tensor.shape) for tensor in tables}
 
 
 def state(written: Path) -> list[str]:
