@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tfmot_asp.cli import main
+from tfmot_asp.cli import help_texts, main
 from tfmot_asp.cli.parser import make_parser, parse
 from tfmot_asp.cli.wording import spoken
 
@@ -20,7 +20,7 @@ from tfmot_asp.cli.wording import spoken
         (["export", "m.keras", "--to", "onxn", "-o", "x"], "did you mean 'onnx'?"),
         (["inspect", "m.keras", "--kinds", "dens"], "did you mean 'Dense'?"),
         (["inspect", "m.keras", "--kinds", "Dense,Conv2d"], "did you mean 'Conv2D'?"),
-        (["help", "inpsect"], "did you mean 'inspect'?"),
+        (["help", "inpsect"], "did you mean 'inspect'? (`tfmot-asp help` has"),
         (["verify"], "the following arguments are required: FILE"),
         (["verify", "a", "b"], "unrecognized arguments: b"),
         (["estimate", "1", "2", "none"], "'none' is no positive integer"),
@@ -59,6 +59,17 @@ def test_help_is_a_command_too(capsys):
     assert "--calibration FILE" in shown[2]
     assert main([]) == 2
     assert "the following arguments are required: COMMAND (`tfmot-asp help`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("topic", ["", "verify", "measure", "permute_shards"])
+def test_prose_in_help_fits_the_terminal_and_examples_stay_on_one_line(capsys, monkeypatch, topic):
+    monkeypatch.setenv("COLUMNS", "60")
+    main(["help", *topic.replace("_", "-").split()])
+    lines = capsys.readouterr().out.splitlines()
+    prose = [line for line in lines[lines.index("examples:") :] if not line.startswith(" ")]
+    assert max(map(len, prose)) <= 60
+    text = getattr(help_texts, topic.upper() or "EPILOG")
+    assert {line for line in text.splitlines() if line.startswith(" ")} <= set(lines)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

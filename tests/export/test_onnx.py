@@ -568,6 +568,8 @@ def test_errors_are_measured_channel_by_channel_against_their_spread():
     assert found.worst == pytest.approx(expected[3])
     assert expected[1] < found.overall < expected[3]
     assert "in the worst channel, 'y'[..., 3] of 4, and" in str(found)
+    far = compare.SpreadError(1.14, "y", 3, 4, 0.9949)
+    assert str(far) == "by 114 % of its spread (RMS) in the worst channel, 'y'[..., 3] of 4, and 99 % over all"
 
 
 def test_channels_of_small_spread_have_errors_of_their_own():

@@ -48,7 +48,7 @@ def _run(argv: Sequence[str] | None) -> int:
         try:
             arguments = parse(argv)
         except UsageError as error:
-            command = " ".join(["tfmot-asp help", *error.prog.split()[1:]])
+            command = " ".join(["tfmot-asp help", *error.prog.removesuffix(" help").split()[1:]])
             fail(f"{error} (`{command}` has what there is)", error.prog, json="--json" in given)
             return FAILED
         except SystemExit as end:  # argparse's way of ending, after usage errors, --help and --version

@@ -67,7 +67,9 @@ examples:
   tfmot-asp export sparse.keras --to tflite -o model.tflite --precision int8 --calibration images.npy
   tfmot-asp export exported --to tftrt -o converted --precision fp16
 
-The file is read back and checked before it takes its place. ONNX needs: pip install "tfmot-asp[onnx]"
+The file is read back and checked before it takes its place. ONNX needs:
+
+  pip install "tfmot-asp[onnx]"
 """
 
 SEARCH = """\
@@ -87,7 +89,8 @@ examples:
   tfmot-asp measure -o mine.json --precision fp16 --force
 
 Needs Linux and an NVIDIA GPU of compute capability 8.0 or newer, which nothing else uses meanwhile; a few minutes:
-pip install "tfmot-asp[cuda12]" nvidia-cusparselt-cu12 (or the two for CUDA 13)
+
+  pip install "tfmot-asp[cuda12]" nvidia-cusparselt-cu12 (or the two for CUDA 13)
 """
 
 PERMUTE_SHARDS = """\
@@ -130,7 +133,9 @@ examples:
   tfmot-asp completion zsh > ~/.zfunc/_tfmot-asp
   tfmot-asp completion fish > ~/.config/fish/completions/tfmot-asp.fish
 
-Needs: pip install "tfmot-asp[completion]"
+Needs:
+
+  pip install "tfmot-asp[completion]"
 """
 
 HELP = """\

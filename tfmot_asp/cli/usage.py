@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -28,11 +29,25 @@ def did_you_mean(given: str, known: Iterable[str], several: int = 1) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps prose at the terminal's width, and leaves what is indented (examples, options) as it stands."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = text.strip("\n").split("\n\n")
+        filled = (
+            block
+            if any(line.startswith(" ") for line in block.splitlines())
+            else textwrap.fill(block, width, break_long_words=False, break_on_hyphens=False)
+            for block in blocks
+        )
+        return textwrap.indent("\n\n".join(filled), indent)
+
+
 class Parser(argparse.ArgumentParser):
     """Raises UsageError for mistakes."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(self.prog, message)

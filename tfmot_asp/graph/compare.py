@@ -82,10 +82,14 @@ class SpreadError:
 
     def __str__(self) -> str:
         if self.channels == 1:
-            return f"by {100 * self.worst:.2g} % of the spread (RMS) of {self.output!r}"
+            return f"by {_percent(self.worst)} of the spread (RMS) of {self.output!r}"
         place = f"{self.output!r}[..., {self.channel}] of {self.channels}"
-        share = f"{100 * self.worst:.2g} % of its spread (RMS) in the worst channel"
-        return f"by {share}, {place}, and {100 * self.overall:.2g} % over all"
+        share = f"{_percent(self.worst)} of its spread (RMS) in the worst channel"
+        return f"by {share}, {place}, and {_percent(self.overall)} over all"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"  # no 1.1e+02
 
 
 class SpreadErrors:
