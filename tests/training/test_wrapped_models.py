@@ -233,6 +233,18 @@ def said():
     logger.removeHandler(handler)
 
 
+def test_layers_that_stay_dense_for_one_reason_share_it(said):
+    x = y = layers.Input((8, 8, 16))
+    for i in range(6):
+        y = layers.DepthwiseConv2D(3, padding="same", name=f"dw{i}")(layers.Conv2D(16, 1, name=f"pw{i}")(y))
+    tfmot_asp.prune_low_magnitude(tf_keras.Model(x, layers.Conv2D(7, 1, name="head")(y)), permute=False)
+    (line,) = said
+    assert "'dw0', 'dw1', 'dw2', 'dw3' and 2 more: each has a depthwise kernel, which sums over no channels" in line
+    assert line.count("depthwise kernel") == 1
+    assert "'head' has 7 output channels" in line
+    assert line.endswith(" (sparsity_report(model) lists all)")
+
+
 def test_one_line_says_what_stays_dense_and_why_and_what_takes_it(said):
     model = tf_keras.Sequential(
         [layers.Input((32,)), Block(name="block"), layers.Dense(16, name="fc"), layers.Dense(7, name="head")]

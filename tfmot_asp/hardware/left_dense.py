@@ -12,7 +12,7 @@ from tfmot_asp.keras_models.wrappers import is_called
 from tfmot_asp.reason import Reason
 from tfmot_asp.types import Policy
 
-_MAX_REASONS = 12
+_MAX_REASONS, _MAX_NAMES = 12, 4
 
 
 class LeftDense(NamedTuple):
@@ -40,16 +40,32 @@ class LeftDense(NamedTuple):
         return f"{names}: inside a custom layer, where no wrapper reaches; tfmot_asp.prune_trained_model prunes them"
 
     def line(self, model: Any) -> str:
-        """All of it in one line."""
+        """All of it in one line, each reason once."""
+        alike: dict[str, list[str]] = {}
+        for name, reason in self.by_policy:
+            alike.setdefault(reason.why, []).append(name)
+        said = list(alike.items())[:_MAX_REASONS]
         shown = [self.remedy] if self.remedy else []
-        shown += [f"{name!r} {reason.why}" for name, reason in self.by_policy[:_MAX_REASONS]]
-        if len(self.by_policy) > _MAX_REASONS:
-            shown.append(f"{len(self.by_policy) - _MAX_REASONS} more (sparsity_report(model) lists all)")
+        shown += [f"{_listed(names)} {why}" for why, names in said]
+        rest = len(self.by_policy) - sum(len(names) for _, names in said)
+        if rest:
+            shown.append(f"{rest} more")
+        lists_all = (
+            " (sparsity_report(model) lists all)" if rest or any(len(names) > _MAX_NAMES for _, names in said) else ""
+        )
         total = self.wrapped + len(self.by_policy) + len(self.out_of_reach)
         return (
             f"{self.wrapped} of {total} layers with kernels in model {model.name!r} are pruned, the others stay dense: "
-            f"{'; '.join(shown)}"
+            f"{'; '.join(shown)}{lists_all}"
         )
+
+
+def _listed(names: list[str]) -> str:
+    """The subject of a reason that these layers share."""
+    if len(names) == 1:
+        return repr(names[0])
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{', '.join(map(repr, names[:_MAX_NAMES]))}{more}: each"
 
 
 def left_dense(model: Any, policy: Policy, wrapped: Collection[int], otherwise: str = "is not wrapped") -> LeftDense:
