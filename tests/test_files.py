@@ -49,6 +49,31 @@ def test_ctrl_c_between_the_steps_of_replacing_never_loses_what_was_there(tmp_pa
     assert content == "old" or method == "replace" or writer is write
 
 
+@pytest.mark.parametrize("function", ["mkdir", "open", "close", "unlink", "rmdir"])
+def test_ctrl_c_while_the_temporary_folder_comes_or_goes_leaves_nothing_of_it(tmp_path, monkeypatch, function):
+    write_saved_model(tmp_path / "m", "old")
+    original = getattr(os, function)
+
+    def interrupted(*args, **options):
+        original(*args, **options)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def write_new():
+        with replacing(tmp_path / "m", overwrite=True, what="a SavedModel", folder=True) as written:
+            written.mkdir()
+            (written / "saved_model.pb").write_text("new")
+            monkeypatch.setattr(os, function, interrupted)
+
+    comes = function in ("mkdir", "open")
+    if comes:
+        monkeypatch.setattr(os, function, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_new()
+    assert os.listdir(tmp_path) == ["m"]
+    assert (tmp_path / "m" / "saved_model.pb").read_text() == ("old" if comes else "new")
+
+
 def test_folders_that_were_made_for_the_file_go_with_it(tmp_path):
     (tmp_path / "kept").mkdir()
     with pytest.raises(RuntimeError, match="no"), replacing(tmp_path / "kept/a/b/m", overwrite=False, what="a file"):
@@ -196,10 +221,14 @@ def test_a_full_disk_is_named_after_the_file(tmp_path, error):
 
 
 def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
-    def refuse(*_, prefix, dir):
-        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/{prefix}abc")
+    mkdir = os.mkdir
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    def refuse(path, *args):
+        if ".tfmot-asp-" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        mkdir(path, *args)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(PermissionError) as raised, replacing(tmp_path / "a/m", overwrite=True, what="x"):
         pass
     assert raised.value.filename == str(tmp_path / "a/m")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -103,20 +104,28 @@ def temporary_folder(
     try:
         yield folder
     finally:
-        os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.close(lock)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:  # stopped on the way: once more, before the stop goes on
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        folder = parent.absolute() / f"{prefix}{secrets.token_hex(4)}"  # known before it is there: a stop may come then
         try:
+            folder.mkdir(mode=0o700)
             lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
             if _take(lock) and (folder / _LOCK).exists():
                 return folder, lock
             os.close(lock)  # another process took it for stale, in the moment before it was locked
-        except FileNotFoundError:
+        except FileExistsError:
             pass
+        except FileNotFoundError:
+            if not parent.exists():
+                raise
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
