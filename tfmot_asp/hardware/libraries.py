@@ -19,8 +19,8 @@ GROUPED_CONVOLUTIONS = "NVIDIA on grouped convolutions: https://github.com/NVIDI
 CHANNELS = "NVIDIA on channels: https://github.com/NVIDIA/TensorRT/issues/3849 and /4065"
 END_TO_END = "https://github.com/NVIDIA/TensorRT/issues/2310"
 CUSPARSELT = (
-    "cuSPARSELt: https://docs.nvidia.com/cuda/cusparselt/functions.html, and PyTorch's table of what it asks for, "
-    "torch/sparse/semi_structured.py"
+    "whether N and K are multiples of what cuSPARSELt asks for (no: these are not), and M (pad M): "
+    "https://docs.nvidia.com/cuda/cusparselt/functions.html, and PyTorch's table, torch/sparse/semi_structured.py"
 )
 
 # Both counts from which NVIDIA's engineers saw sparse convolution kernels win: input and output channels, where the

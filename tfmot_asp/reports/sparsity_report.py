@@ -339,7 +339,7 @@ def _summary(report: SparsityReport) -> list[str]:
             "Best case on sparse Tensor Cores (fp16 or int8; Amdahl's law, with half the time for what they do):",
             f"  with what is 2:4 now                   {_bound(report.best_now)}",
             f"  if all prunable kernels were 2:4       {_bound(report.best_prunable)}",
-            f"  of these, large enough to gain likely  {_bound(report.best_likely)}",
+            f"  of these, likely large enough to gain  {_bound(report.best_likely)}",
             "A bound, no estimate: time is not multiply-adds, and TensorRT times both kernels and takes the faster.",
             f"NVIDIA's experience is 15% end to end with convolutions, usually less: {libraries.END_TO_END}",
         ]
