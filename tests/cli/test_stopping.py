@@ -47,6 +47,21 @@ def test_it_is_raised_again_where_a_library_caught_it(monkeypatch):
         caught()
 
 
+def test_it_is_raised_again_at_once_where_python_dropped_it(capfd):
+    class Finalized:
+        def __del__(self):
+            terminate()
+
+    def dropped():
+        with terminable():
+            Finalized()
+            time.sleep(stopping._AGAIN / 2)
+
+    with pytest.raises(Terminated):
+        dropped()
+    assert capfd.readouterr().err == ""  # no "Exception ignored in ..."
+
+
 def test_other_handlers_and_threads_are_left_alone():
     heard = []
     signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
