@@ -50,6 +50,11 @@ class Analysis:
             return None
         return tuple(a if a == b else -1 for a, b in zip(tensor.shape, twin.shape, strict=True))
 
+    def spec(self, tensor: Tensor) -> tf.TensorSpec:
+        """Its shape, with None for what varies, and its dtype."""
+        shape = self.shape(tensor)
+        return tf.TensorSpec(None if shape is None else [None if n == -1 else n for n in shape], tensor.dtype)
+
     def value(self, tensor: Tensor) -> np.ndarray | None:
         """The value of a constant; None for what varies, and for what fake quantization has touched."""
         twin = self._twins.get(id(tensor))

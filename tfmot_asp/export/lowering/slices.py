@@ -62,7 +62,7 @@ def _replace(analysis: Analysis, edit: GraphEdit, op: Op, place: int, function: 
         left = iter(tensors[place:])
         return function(*tensors[:place], [next(left) if isinstance(start, str) else start for start in starts])
 
-    specs = [_spec(analysis, tensor) for tensor in op.inputs[:place]]
+    specs = [analysis.spec(tensor) for tensor in op.inputs[:place]]
     number = tf.TensorSpec([], op.inputs[place].dtype)
     edit.graft(op.name, result, [*names[:place], *given], [*specs, *[number] * len(given)])
 
@@ -101,7 +101,7 @@ def _merge_axes(analysis: Analysis, edit: GraphEdit, op: Op) -> None:
     def take(whole: Any) -> Any:
         return tf.reshape(tf.reshape(whole, merged)[tuple(index)], made)
 
-    edit.graft(op.name, take, edit.nodes[op.name].input[:1], [_spec(analysis, op.inputs[0])])
+    edit.graft(op.name, take, edit.nodes[op.name].input[:1], [analysis.spec(op.inputs[0])])
 
 
 def _updated(whole: Any, part: Any, starts: Sequence[Any]) -> Any:
@@ -150,10 +150,5 @@ def _numbers(analysis: Analysis, edit: GraphEdit, vector: Tensor, name: str) -> 
         known = [analysis.value(tensor) for tensor in vector.op.inputs]
         given = edit.nodes[vector.op.name].input
         return [tensor if number is None else int(number) for tensor, number in zip(given, known, strict=True)]
-    spec, count = _spec(analysis, vector), (vector.shape or (0,))[0]
+    spec, count = analysis.spec(vector), (vector.shape or (0,))[0]
     return [edit.graft(f"{node_of(name)}/{at}", operator.itemgetter(at), [name], [spec]) for at in range(count)]
-
-
-def _spec(analysis: Analysis, tensor: Tensor) -> tf.TensorSpec:
-    shape = analysis.shape(tensor)
-    return tf.TensorSpec(None if shape is None else [None if n == -1 else n for n in shape], tensor.dtype)

@@ -42,6 +42,7 @@ _PART_BY_PART = {**dict.fromkeys((*_ELEMENTWISE, *_MOVING, *_TAKING), "T"), "Gat
 
 _Parts = tuple[str, str]
 _ToParts = Callable[..., tuple[tf.Tensor, ...]]
+_Wave = npt.NDArray[np.float64]
 
 
 def lower_spectra(analysis: Analysis, edit: GraphEdit) -> None:
@@ -68,7 +69,8 @@ class _Lowering:
             real = op.outputs[0].dtype
             self._edit.replace(op.name, "Identity", [parts[op.type == "Imag"]], T=real)
         elif op.type in _PARTS:
-            self._graft(op.name, _magnitude if op.type == "ComplexAbs" else _angle, parts, op.inputs[0])
+            function = _magnitude if op.type == "ComplexAbs" else _angle
+            self._edit.graft(op.name, function, parts, [self._spec(op.inputs[0])] * 2)
         else:
             self._inverse_to_real(op, parts)
 
@@ -114,76 +116,58 @@ class _Lowering:
     # Transforms
 
     def _transform_of_real(self, op: Op, data: str) -> _Parts | None:
-        lengths = self._analysis.value(op.inputs[1])
-        axes = None if lengths is None else self._axes(op.inputs[0], len(lengths), but=len(lengths))
-        if lengths is None or axes is None:
+        lengths, real = self._analysis.value(op.inputs[1]), op.inputs[0].dtype
+        if lengths is None or self._analysis.shape(op.inputs[0]) is None:
             return None
-        sizes = [int(length) for length in lengths]
-        kept = sizes[-1] // 2 + 1
-        cosines, sines = _waves(sizes[-1])
-        bases = [self._basis(op, sizes[-1], wave[:, :kept], op.inputs[0].dtype) for wave in (cosines, -sines)]
-        others = self._bases(op, sizes[:-1], op.inputs[0].dtype)
+        *others, last = sizes = [int(length) for length in lengths]
+        cosines, sines = _waves(last)
+        waves = [cosines[:, : last // 2 + 1], -sines[:, : last // 2 + 1], *_all_waves(others)]
 
         def transformed(x: tf.Tensor, cosine: tf.Tensor, sine: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
             x = _resized(x, sizes)
-            return _along_axes((tf.matmul(x, cosine), tf.matmul(x, sine)), rest, inverse=False, last=False)
+            return _along_axes((tf.matmul(x, cosine), tf.matmul(x, sine)), rest, last=False)
 
-        specs = [self._spec(op.inputs[0]), *self._specs([*bases, *others], op.inputs[0].dtype)]
-        return self._both(op, transformed, [data, *bases, *others], specs)
+        bases = self._bases(op, waves, real)
+        return self._both(op, transformed, [data, *bases], [self._spec(op.inputs[0]), *_specs(bases, real)])
 
     def _transform(self, op: Op, parts: _Parts) -> _Parts | None:
-        sizes = self._axes(op.inputs[0], _dimensions(op))
-        if sizes is None:
+        shape = self._analysis.shape(op.inputs[0]) or ()
+        sizes = shape[len(shape) - _dimensions(op) :]
+        if -1 in sizes:
             return None
-        bases, real = self._bases(op, sizes, _real(op.inputs[0])), _real(op.inputs[0])
-        inverse = op.type.startswith("I")
+        bases = self._bases(op, _all_waves(sizes, inverse=op.type.startswith("I")), _real(op.inputs[0]))
 
         def transformed(re: tf.Tensor, im: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return _along_axes((re, im), rest, inverse=inverse, last=True)
+            return _along_axes((re, im), rest, last=True)
 
-        specs = [*[self._spec(op.inputs[0])] * 2, *self._specs(bases, real)]
+        specs = [*[self._spec(op.inputs[0])] * 2, *_specs(bases, _real(op.inputs[0]))]
         return self._both(op, transformed, [*parts, *bases], specs)
 
     def _inverse_to_real(self, op: Op, parts: _Parts) -> None:
         lengths, real = self._analysis.value(op.inputs[1]), _real(op.inputs[0])
-        if lengths is None or self._axes(op.inputs[0], len(lengths), but=len(lengths)) is None:
+        if lengths is None:
             return
-        sizes = [int(length) for length in lengths]
-        kept = sizes[-1] // 2 + 1
-        cosines, sines = _waves(sizes[-1])
-        twice = np.full((kept, 1), 2.0 / sizes[-1])  # the other half is the conjugate of this one
-        twice[0] = 1.0 / sizes[-1]
-        if sizes[-1] % 2 == 0:
-            twice[-1] = 1.0 / sizes[-1]
-        bases = [self._basis(op, sizes[-1], twice * wave[:kept], real) for wave in (cosines, -sines)]
-        others = self._bases(op, sizes[:-1], real)
+        *others, last = [int(length) for length in lengths]
+        kept = last // 2 + 1
+        twice = np.full((kept, 1), 2.0)  # the other half is the conjugate of this one
+        twice[0] = 1.0
+        if last % 2 == 0:
+            twice[-1] = 1.0
+        waves = [twice * wave[:kept] for wave in _waves(last, inverse=True)]
 
         def restored(re: tf.Tensor, im: tf.Tensor, cosine: tf.Tensor, sine: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
-            resized = (_resized(part, [*sizes[:-1], kept]) for part in (re, im))
-            re, im = _along_axes(tuple(resized), rest, inverse=True, last=False)
+            resized = (_resized(part, [*others, kept]) for part in (re, im))
+            re, im = _along_axes(tuple(resized), rest, last=False)
             return tf.matmul(re, cosine) + tf.matmul(im, sine)
 
-        specs = [*[self._spec(op.inputs[0])] * 2, *self._specs([*bases, *others], real)]
-        self._edit.graft(op.name, restored, [*parts, *bases, *others], specs)
-
-    def _axes(self, tensor: Tensor, count: int, but: int = 0) -> list[int] | None:
-        """The sizes of the last ``count`` axes; None if one but the last ``but`` of them is open."""
-        shape = self._analysis.shape(tensor)
-        if shape is None or len(shape) < count or -1 in shape[len(shape) - count : len(shape) - but]:
-            return None
-        return list(shape[len(shape) - count :])
-
-    def _basis(self, op: Op, size: int, wave: npt.NDArray[np.float64], dtype: tf.DType) -> str:
-        return self._edit.constant(f"{op.name}/waves_of_{size}", wave.astype(dtype.as_numpy_dtype), dtype)
-
-    def _bases(self, op: Op, sizes: Sequence[int], dtype: tf.DType) -> list[str]:
-        """Cosines and sines for each size."""
-        return [self._basis(op, size, wave, dtype) for size in sizes for wave in _waves(size)]
+        bases = self._bases(op, [*waves, *_all_waves(others, inverse=True)], real)
+        specs = [*[self._spec(op.inputs[0])] * 2, *_specs(bases, real)]
+        self._edit.graft(op.name, restored, [*parts, *bases], specs)
 
     # Nodes
 
-    def _graft(self, name: str, function: Callable[..., tf.Tensor], parts: _Parts, like: Tensor) -> str:
-        return self._edit.graft(name, function, parts, [self._spec(like)] * 2)
+    def _bases(self, op: Op, waves: Sequence[_Wave], dtype: tf.DType) -> list[str]:
+        return [self._edit.constant(f"{op.name}/waves", wave.astype(dtype.as_numpy_dtype), dtype) for wave in waves]
 
     def _both(self, op: Op, function: _ToParts, names: Sequence[str], specs: Sequence[tf.TensorSpec]) -> _Parts:
         real, imaginary = (
@@ -193,12 +177,11 @@ class _Lowering:
         return real, imaginary
 
     def _spec(self, tensor: Tensor) -> tf.TensorSpec:
-        shape = self._analysis.shape(tensor)
-        assert shape is not None
-        return tf.TensorSpec([None if size == -1 else size for size in shape], _real(tensor))
+        return tf.TensorSpec(self._analysis.spec(tensor).shape, _real(tensor))
 
-    def _specs(self, bases: Sequence[str], dtype: tf.DType) -> list[tf.TensorSpec]:
-        return [tf.TensorSpec([None, None], dtype) for _ in bases]
+
+def _specs(bases: Sequence[str], dtype: tf.DType) -> list[tf.TensorSpec]:
+    return [tf.TensorSpec([None, None], dtype)] * len(bases)
 
 
 def _real(tensor: Tensor) -> tf.DType:
@@ -209,10 +192,15 @@ def _dimensions(op: Op) -> int:
     return int(op.type[-2]) if op.type.endswith("D") else 1
 
 
-def _waves(size: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Cosines and sines of 2 pi n k / size, (size, size)."""
+def _waves(size: int, *, inverse: bool = False) -> tuple[_Wave, _Wave]:
+    """Cosines and sines of 2 pi n k / size, (size, size), with the sign and the share that the inverse has."""
     turns = np.outer(np.arange(size), np.arange(size)) % size * (2 * np.pi / size)
-    return np.cos(turns), np.sin(turns)
+    cosines, sines = np.cos(turns), np.sin(turns)
+    return (cosines / size, -sines / size) if inverse else (cosines, sines)
+
+
+def _all_waves(sizes: Sequence[int], *, inverse: bool = False) -> list[_Wave]:
+    return [wave for size in sizes for wave in _waves(size, inverse=inverse)]
 
 
 def _resized(x: tf.Tensor, sizes: Sequence[int]) -> tf.Tensor:
@@ -227,14 +215,12 @@ def _resized(x: tf.Tensor, sizes: Sequence[int]) -> tf.Tensor:
     return x
 
 
-def _along_axes(
-    parts: tuple[tf.Tensor, ...], bases: Sequence[tf.Tensor], *, inverse: bool, last: bool
-) -> tuple[tf.Tensor, ...]:
+def _along_axes(parts: tuple[tf.Tensor, ...], bases: Sequence[tf.Tensor], *, last: bool) -> tuple[tf.Tensor, ...]:
     """Transforms along the axes that there are cosines and sines for: the last ones, or those before the last."""
     re, im = parts
-    count, sign = len(bases) // 2, -1.0 if inverse else 1.0
+    count = len(bases) // 2
     for number in range(count):
-        cosine, sine = bases[2 * number], sign * bases[2 * number + 1]
+        cosine, sine = bases[2 * number], bases[2 * number + 1]
         axis = re.shape.rank - count + number - (not last)
         swap = list(range(re.shape.rank))
         swap[axis], swap[-1] = swap[-1], swap[axis]
@@ -244,9 +230,6 @@ def _along_axes(
 
         re, im = moved(re), moved(im)
         re, im = tf.matmul(re, cosine) + tf.matmul(im, sine), tf.matmul(im, cosine) - tf.matmul(re, sine)
-        if inverse:
-            size = tf.cast(tf.shape(cosine)[0], re.dtype)
-            re, im = re / size, im / size
         re, im = moved(re), moved(im)
     return re, im
 
