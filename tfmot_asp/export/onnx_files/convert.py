@@ -134,7 +134,7 @@ def convert(
                 f"tf2onnx cannot convert the model to opset {opset}: {error}{_on_complex_numbers(function)}"
             ) from error
     gc.collect()  # the graphs refer to themselves, and hold several copies of the weights
-    _check_ops(model, opset, _on_complex_numbers(function))
+    _check_ops(model, opset, function)
     restore_names(model, function, variables)
     suit_tensorrt(model)
     _tidy(model, list(output_order or function.structured_outputs), specs, axes)
@@ -207,7 +207,7 @@ def _on_complex_numbers(function: Any) -> str:
     )
 
 
-def _check_ops(model: onnx.ModelProto, opset: int, on_complex_numbers: str) -> None:
+def _check_ops(model: onnx.ModelProto, opset: int, function: Any) -> None:
     """Raises if the model holds ops that tf2onnx passed on as they were."""
     onnx = import_onnx()
     unknown: dict[str, list[str]] = {}
@@ -221,7 +221,7 @@ def _check_ops(model: onnx.ModelProto, opset: int, on_complex_numbers: str) -> N
         ops = "; ".join(f"{op} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for op, names in unknown.items())
         raise ValueError(
             f"tf2onnx has no counterpart in ONNX opset {opset} for these TensorFlow ops: {ops}"
-            + (on_complex_numbers or f". {hint}")
+            + (_on_complex_numbers(function) or f". {hint}")
         )
 
 
