@@ -126,21 +126,20 @@ def tflite(
         half = computes_in_half(function)
         job = Conversion(plain, precision, samples, trained, _IO_DTYPES[io_dtype], select_tf_ops)
 
-        def convert(source: Any) -> VerificationReport:
+        def convert(source: Any) -> tuple[VerificationReport, dict[str, int]]:
             at.begin("converting")
             source = widened(source) if half else source
             job.run(suit_int8(source, plain.name, samples) if precision == "int8" and not trained else source, written)
             at.begin("checking")
-            return verify(written, sparsity_m_by_n=pattern, allow_unsafe=True)
+            return verify(written, sparsity_m_by_n=pattern, allow_unsafe=True), looked_up(written)
 
         at.begin("rewriting")
         lowered = inference_function(plain, batch_size, input_shapes) if needs_lowering(function) else None
-        report = convert(lowered or function)
-        if lowered is None and lost_kernels(function, report, looked_up(written).values()) and not trained:
+        report, tables = convert(lowered or function)
+        if lowered is None and lost_kernels(function, report, tables.values()) and not trained:
             # The converter sums over the letters of an einsum in an order of its own; a lowered one has none left.
             at.begin("rewriting")
-            report = convert(inference_function(plain, batch_size, input_shapes))
-        tables = looked_up(written)
+            report, tables = convert(inference_function(plain, batch_size, input_shapes))
         check_nothing_lost(function, report, "the TFLite file", tables.values())
         at.begin("comparing")
         reached = "trained int8" if trained else "fp16" if half and precision == "fp32" else precision
