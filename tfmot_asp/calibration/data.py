@@ -157,15 +157,22 @@ class Inputs:
         """Several inputs of a model that knows them: as many, or by their names."""
         if not self.strict or self.specs is None or len(self.specs) < 2:
             return
-        names = sorted(self.known) if isinstance(self.known, Mapping) else [spec.name for spec in self.specs]
-        if isinstance(x, Mapping):
-            if not set(names) <= set(x):
-                raise ValueError(f"{where} of calibration_data has the inputs {sorted(x)}, {self.title} takes {names}")
-        elif len(leaves) != len(names):
+        if not isinstance(x, Mapping):
+            self.check_number(len(leaves), f"{where} of calibration_data")
+        elif not set(names := self._names()) <= set(x):
+            raise ValueError(f"{where} of calibration_data has the inputs {sorted(x)}, {self.title} takes {names}")
+
+    def check_number(self, given: int, what: str) -> None:
+        """Raises ValueError if data, called ``what``, is not for as many inputs as the model is known to have."""
+        names = self._names()
+        if given != len(names):
             raise ValueError(
-                f"{where} of calibration_data gives {len(leaves)} inputs, {self.title} takes {len(names)}: {names}. "
-                "Several inputs are a list or dict of arrays, for all samples or for each batch"
+                f"{what} gives {given} inputs, {self.title} takes {len(names)}: {names}. Several inputs are a list or "
+                "dict of arrays, for all samples or for each batch"
             )
+
+    def _names(self) -> list[str]:
+        return sorted(self.known) if isinstance(self.known, Mapping) else [spec.name for spec in self.specs or ()]
 
     def _tensor(self, leaf: Any, spec: Any, where: str) -> tf.Tensor:
         array = leaf if tf.is_tensor(leaf) else np.asarray(leaf)

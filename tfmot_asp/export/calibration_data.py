@@ -86,11 +86,7 @@ def _by_name(batch: Any, specs: Sequence[tf.TensorSpec], inputs: Inputs) -> Name
             raise ValueError(f"calibration_data has the inputs {sorted(map(str, batch))}, the model {sorted(names)}")
         return {name: np.asarray(batch[name]) for name in names}
     values = list(batch) if isinstance(batch, (tuple, list)) and len(names) > 1 else [batch]
-    if len(values) != len(names):
-        raise ValueError(
-            f"calibration_data gives {len(values)} inputs, the model takes {len(names)}: {names}. Several inputs are a "
-            "list or dict of arrays, for all samples or for each batch"
-        )
+    inputs.check_number(len(values), "calibration_data")
     return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
 

@@ -63,8 +63,7 @@ def sparsity_report(
         input_shapes: shapes to trace with: one shape such as ``(None, 224, 224, 3)``, or a list or dict of shapes as
             the model is called. For models that do not know theirs, and those that leave sizes open, where it is
             otherwise 224 (images) or 128 (texts, signals), or another size if the model takes none of these.
-        gpu: to estimate times for: ``"H100"``, or what else ``hardware.estimate`` takes. None leaves
-            times out.
+        gpu: to estimate times for: ``"H100"``, or what else ``hardware.estimate`` takes. None leaves times out.
         precision: of these times, ``"fp16"`` or ``"int8"``.
 
     Returns:
